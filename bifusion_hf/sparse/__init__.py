@@ -1,0 +1,20 @@
+"""Sparse 3-D convolution on voxel grids, in plain torch or through spconv.
+
+Knows nothing of the networks that are built with it.
+"""
+
+from .convolution import StridedConv3d, SubmanifoldConv3d, TransposedConv3d, set_sparse_backend
+from .neighbors import radius_neighbors
+from .voxels import SparseTensor, VoxelGrid, voxelize
+
+
+__all__ = [
+    "SparseTensor",
+    "StridedConv3d",
+    "SubmanifoldConv3d",
+    "TransposedConv3d",
+    "VoxelGrid",
+    "radius_neighbors",
+    "set_sparse_backend",
+    "voxelize",
+]

@@ -1,0 +1,132 @@
+"""Sparse convolutions on voxel grids, with kernels in MinkowskiEngine's layout.
+
+Bias-free throughout: every convolution of the networks in view is followed by a normalisation.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from . import backends
+from .voxels import SparseTensor, VoxelGrid
+
+
+class _SparseConvolution(nn.Module):
+    kind: str
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1):
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel_size
+        self.dilation = dilation
+        self.backend = "auto"
+        shape = (in_channels, out_channels) if kernel_size == 1 else (kernel_size**3, in_channels, out_channels)
+        self.kernel = nn.Parameter(torch.empty(shape))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """He's normal initialisation with the fan of the output."""
+        volume = 1 if self.kind == "transposed" else self.kernel_size**3
+        nn.init.normal_(self.kernel, std=math.sqrt(2 / (self.out_channels * volume)))
+
+    def extra_repr(self) -> str:
+        dilation = f", dilation={self.dilation}" if self.dilation != 1 else ""
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}{dilation}"
+
+    def output_grid(self, grid: VoxelGrid) -> VoxelGrid:
+        return grid
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        features = x.features
+        if features.shape[1] != self.in_channels:
+            raise ValueError(f"features have {features.shape[1]} channels; this layer expects {self.in_channels}")
+        if features.device != self.kernel.device:
+            raise ValueError(f"features are on {features.device} and the kernel on {self.kernel.device}")
+        kernel = self.kernel
+        if torch.is_autocast_enabled(features.device.type):
+            dtype = torch.get_autocast_dtype(features.device.type)
+            features, kernel = features.to(dtype), kernel.to(dtype)
+        if features.dtype != kernel.dtype:
+            raise ValueError(f"features have dtype {features.dtype} and the kernel {kernel.dtype}; expected one")
+        if self.kernel_size == 1:
+            return SparseTensor(features @ kernel, x.grid)
+        out = self.output_grid(x.grid)
+        return SparseTensor(backends.convolve(features, kernel, x.grid, self), out)
+
+
+class SubmanifoldConv3d(_SparseConvolution):
+    """A convolution whose output has the voxels of its input.
+
+    Graham, Engelcke, van der Maaten: 3D Semantic Segmentation with Submanifold Sparse Convolutional Networks,
+    CVPR 2018.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: 1, or another odd size. A size of 1 is a plain matrix product, with a 2-D kernel.
+        dilation: Spacing of the kernel's offsets in voxels.
+
+    Raises:
+        ValueError: An even kernel size, or a dilation under 1.
+    """
+
+    kind = "submanifold"
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1):
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is {kernel_size}; expected an odd number")
+        if dilation < 1:
+            raise ValueError(f"dilation is {dilation}; expected at least 1")
+        super().__init__(in_channels, out_channels, kernel_size, dilation)
+
+
+class StridedConv3d(_SparseConvolution):
+    """A convolution of kernel 2 and stride 2: each voxel of the coarser grid sums over its up to 8 children.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+    """
+
+    kind = "strided"
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=2)
+
+    def output_grid(self, grid: VoxelGrid) -> VoxelGrid:
+        return grid.coarser()
+
+
+class TransposedConv3d(_SparseConvolution):
+    """The transposed convolution of kernel 2 and stride 2, back onto the finer grid that the input's was made from.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+    """
+
+    kind = "transposed"
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=2)
+
+    def output_grid(self, grid: VoxelGrid) -> VoxelGrid:
+        return grid.finer()
+
+
+def set_sparse_backend(module: nn.Module, name: str) -> None:
+    """Chooses the backend of every sparse convolution in `module`.
+
+    Args:
+        module: Any module.
+        name: `"auto"` (spconv on CUDA tensors where it is installed, torch otherwise), `"torch"` or `"spconv"`.
+
+    Raises:
+        ValueError: No such backend.
+    """
+    backends.check_backend(name)
+    for part in module.modules():
+        if isinstance(part, _SparseConvolution):
+            part.backend = name

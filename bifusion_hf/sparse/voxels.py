@@ -1,0 +1,250 @@
+"""Voxel grids, and features on them."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from .coordinates import (
+    COORDINATE_LIMIT,
+    check_batch_size,
+    check_coordinates,
+    check_samples,
+    pack,
+    unpack,
+)
+
+
+if TYPE_CHECKING:
+    from .kernel_maps import KernelMap
+
+
+class VoxelGrid:
+    """A set of occupied voxels of a batch, and what is derived from it.
+
+    The coarser grids and the kernel maps of a grid are made once and kept with it, so that all layers of a forward
+    pass share them.
+
+    Args:
+        coordinates: int32 or int64 [V, 4] (sample, x, y, z), unique, in finest voxels, in any order: features on the
+            grid have their rows in this order.
+        batch_size: Number of samples; a sample may have no voxel.
+        stride: Spacing of this grid; x, y, z are multiples of it.
+
+    Raises:
+        ValueError: Wrong dtype or shape, values out of range, off the grid, or repeated.
+    """
+
+    def __init__(self, coordinates: torch.Tensor, batch_size: int, stride: int = 1):
+        check_batch_size(batch_size)
+        if not isinstance(stride, int) or stride < 1:
+            raise ValueError(f"stride is {stride!r}; expected a positive int")
+        check_coordinates(coordinates, batch_size, stride)
+        keys, order = torch.sort(pack(coordinates))
+        if repeated := int((keys[1:] == keys[:-1]).sum()):
+            raise ValueError(f"{repeated} of {len(coordinates)} coordinates are repeated; expected unique ones")
+        is_sorted = bool((order[1:] > order[:-1]).all())
+        self._set(coordinates.int(), keys, None if is_sorted else order, batch_size, stride, levels={})
+
+    @classmethod
+    def _from_sorted_keys(
+        cls, keys: torch.Tensor, batch_size: int, stride: int, levels: dict[int, "VoxelGrid"]
+    ) -> "VoxelGrid":
+        grid = cls.__new__(cls)
+        grid._set(unpack(keys), keys, None, batch_size, stride, levels)
+        return grid
+
+    def _set(self, coordinates, keys, order, batch_size, stride, levels):
+        self.coordinates = coordinates
+        self.batch_size = batch_size
+        self.stride = stride
+        # int64 [P], voxel row of each point; None where the grid was not made from points.
+        self.inverse: torch.Tensor | None = None
+        # int64 [V], ascending.
+        self.sorted_keys = keys
+        # Row of each sorted key; None = rows are in the order of their keys.
+        self._order = order
+        self._levels = levels
+        self._levels[stride] = self
+        self._maps: dict[tuple, KernelMap] = {}
+        self._parents: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.coordinates)
+
+    def __repr__(self) -> str:
+        return f"VoxelGrid({len(self)} voxels, batch_size={self.batch_size}, stride={self.stride}, {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        return self.coordinates.device
+
+    @property
+    def sample_indices(self) -> torch.Tensor:
+        """Sample of each voxel, int64 [V]."""
+        return self.coordinates[:, 0].long()
+
+    @property
+    def keys_by_row(self) -> torch.Tensor:
+        """Key of each voxel, int64 [V], in the order of the rows."""
+        return self.sorted_keys if self._order is None else pack(self.coordinates)
+
+    def find(self, keys: torch.Tensor) -> torch.Tensor:
+        """Rows of the voxels with these keys, int64 of the same shape; len(self) where there is none."""
+        if not len(self):
+            return torch.zeros_like(keys)
+        position = torch.searchsorted(self.sorted_keys, keys).clamp_(max=len(self) - 1)
+        found = self.sorted_keys[position] == keys
+        return torch.where(found, self.rows_of_sorted(position), len(self))
+
+    def rows_of_sorted(self, position: torch.Tensor) -> torch.Tensor:
+        """Rows of the voxels at these places of `sorted_keys`."""
+        return position if self._order is None else self._order[position]
+
+    def coarser(self) -> "VoxelGrid":
+        """The grid of twice the stride: the voxels at floor(c / s) * s, sorted by key."""
+        stride = 2 * self.stride
+        if stride not in self._levels:
+            floored = self.coordinates.long()
+            floored[:, 1:] -= floored[:, 1:].remainder(stride)
+            keys, self._parents = torch.unique(pack(floored), return_inverse=True)
+            VoxelGrid._from_sorted_keys(keys, self.batch_size, stride, self._levels)
+        return self._levels[stride]
+
+    def finer(self) -> "VoxelGrid":
+        """The grid of half the stride that this one was made from.
+
+        Raises:
+            ValueError: There is none; this is the finest grid.
+        """
+        if self.stride % 2 or self.stride // 2 not in self._levels:
+            raise ValueError(
+                f"no grid of stride {self.stride / 2:g} was made before this one of stride {self.stride}; "
+                f"known strides: {sorted(self._levels)}"
+            )
+        return self._levels[self.stride // 2]
+
+    @property
+    def parents(self) -> torch.Tensor:
+        """Row of each voxel's parent in `coarser()`, int64 [V]."""
+        self.coarser()
+        return self._parents
+
+    def kernel_map(self, kind: str, kernel_size: int, dilation: int = 1) -> "KernelMap":
+        """The kernel map that a convolution on this grid needs, made at the first call; see `kernel_maps`."""
+        from .kernel_maps import build_kernel_map
+
+        key = (kind, kernel_size, dilation)
+        if key not in self._maps:
+            self._maps[key] = build_kernel_map(self, kind, kernel_size, dilation)
+        return self._maps[key]
+
+    def mean(self, features: torch.Tensor) -> torch.Tensor:
+        """Mean over each voxel's points.
+
+        Args:
+            features: [P, C], rows as the points given to `voxelize`.
+
+        Returns:
+            [V, C] of the same dtype (summed in float32 at least).
+
+        Raises:
+            ValueError: The grid was not made from points, or the number of rows is not theirs.
+        """
+        inverse = self._checked_inverse()
+        if features.ndim != 2 or len(features) != len(inverse):
+            raise ValueError(f"features have shape {tuple(features.shape)}; expected [{len(inverse)}, C]")
+        summed = features if features.dtype == torch.float64 else features.float()
+        total = summed.new_zeros(len(self), features.shape[1]).index_add(0, inverse, summed)
+        count = torch.bincount(inverse, minlength=len(self)).to(total.dtype)
+        return (total / count[:, None]).to(features.dtype)
+
+    def to_points(self, features: torch.Tensor) -> torch.Tensor:
+        """Each point gets its voxel's features: [V, C] -> [P, C]."""
+        inverse = self._checked_inverse()
+        if features.ndim != 2 or len(features) != len(self):
+            raise ValueError(f"features have shape {tuple(features.shape)}; expected [{len(self)}, C]")
+        return features[inverse]
+
+    def _checked_inverse(self) -> torch.Tensor:
+        if self.inverse is None:
+            raise ValueError("this grid was not made from points by voxelize, so it has no inverse map")
+        return self.inverse
+
+
+def voxelize(points: torch.Tensor, batch_indices: torch.Tensor, voxel_size: float, batch_size: int) -> VoxelGrid:
+    """The occupied voxels of a batch of point clouds.
+
+    A point lies in the voxel floor(xyz * float32(1 / voxel_size)): a product with the rounded reciprocal, as
+    MinkowskiEngine's CUDA build has it, and not a division, which differs for points on voxel borders.
+
+    Args:
+        points: float32 or float64 [P, 3] metres. Ragged batches come concatenated; leave padding out.
+        batch_indices: int64 [P], sample of each point.
+        voxel_size: Metres.
+        batch_size: Number of samples.
+
+    Returns:
+        The grid, stride 1, sorted by (sample, z, y, x), with `.inverse` set.
+
+    Raises:
+        ValueError: Wrong dtype, shape or device, a point that is not finite or beyond +-2^17 voxels, or a sample index
+            out of range.
+    """
+    check_batch_size(batch_size)
+    if points.dtype not in (torch.float32, torch.float64) or points.ndim != 2 or points.shape[1] != 3:
+        raise ValueError(
+            f"points have shape {tuple(points.shape)} and dtype {points.dtype}; expected float32 or float64 [P, 3]"
+        )
+    if batch_indices.dtype != torch.int64 or batch_indices.shape != points.shape[:1]:
+        raise ValueError(
+            f"batch_indices have shape {tuple(batch_indices.shape)} and dtype {batch_indices.dtype}; "
+            f"expected int64 [{len(points)}]"
+        )
+    if batch_indices.device != points.device:
+        raise ValueError(f"points are on {points.device} and batch_indices on {batch_indices.device}; expected one")
+    if not (np.isfinite(voxel_size) and voxel_size > 0):
+        raise ValueError(f"voxel_size is {voxel_size}; expected a positive number of metres")
+    cells = torch.floor(points.detach() * float(np.float32(1 / voxel_size)))
+    if len(cells):
+        lowest, highest = (float(value) for value in cells.aminmax())
+        if not (lowest >= -COORDINATE_LIMIT and highest <= COORDINATE_LIMIT):  # NaN fails too
+            raise ValueError(
+                f"points reach from voxel {lowest:g} to {highest:g} at {voxel_size} m; "
+                f"expected -{COORDINATE_LIMIT} to {COORDINATE_LIMIT}"
+            )
+        check_samples(int(batch_indices.min()), int(batch_indices.max()), batch_size)
+    keys, inverse = torch.unique(pack(torch.cat([batch_indices[:, None], cells.long()], dim=1)), return_inverse=True)
+    grid = VoxelGrid._from_sorted_keys(keys, batch_size, stride=1, levels={})
+    grid.inverse = inverse
+    return grid
+
+
+class SparseTensor:
+    """Features on a voxel grid.
+
+    Args:
+        features: [V, C] floating point, one row per voxel of `grid`.
+        grid: The grid.
+
+    Raises:
+        ValueError: The shape, dtype or device does not fit the grid.
+    """
+
+    def __init__(self, features: torch.Tensor, grid: VoxelGrid):
+        if features.ndim != 2 or len(features) != len(grid) or not features.is_floating_point():
+            raise ValueError(
+                f"features have shape {tuple(features.shape)} and dtype {features.dtype}; "
+                f"expected floating point [{len(grid)}, C]"
+            )
+        if features.device != grid.device:
+            raise ValueError(f"features are on {features.device} and the grid on {grid.device}; expected one device")
+        self.features = features
+        self.grid = grid
+
+    def __repr__(self) -> str:
+        return f"SparseTensor({tuple(self.features.shape)} {self.features.dtype}, {self.grid})"
+
+    def replace(self, features: torch.Tensor) -> "SparseTensor":
+        """The same grid with other features [V, C']."""
+        return SparseTensor(features, self.grid)
