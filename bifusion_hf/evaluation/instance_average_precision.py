@@ -15,7 +15,7 @@ The protocol, which differs from COCO's in every step:
   differences. A class without instances has no value (NaN) and is left out of means; one with instances and without
   predictions has 0.
 
-Source: the benchmark's evaluation script (ScanNet, BenchmarkScripts/3d_evaluation) and its form in mmdetection3d, which
+Source: the benchmark's evaluation script (ScanNet, BenchmarkScripts/3d_evaluation) and its form in mmdetection3d that
 ESAM uses; both agree with this module on the stored reference to rounding.
 """
 

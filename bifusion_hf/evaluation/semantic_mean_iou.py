@@ -12,8 +12,8 @@ class SemanticMeanIoU:
     """Mean IoU over classes, from one confusion matrix over all points of all frames.
 
     IoU = true positives / (true positives + false positives + false negatives), as in ScanNet's evaluation of semantic
-    labels. A class that occurs neither in the ground truth nor in the predictions has no value (NaN) and is left out of
-    the mean.
+    labels. A class that occurs neither in the ground truth nor in the predictions has no value (NaN) and is left
+    out of the mean.
 
     Args:
         class_names: Names of the semantic labels 0..C-1.
