@@ -50,7 +50,7 @@ def segment_superpoints(
     Raises:
         ValueError: An argument is malformed.
     """
-    image, depth = _check_frame(image, depth)
+    image, depth, intrinsics = _check_frame(image, depth, intrinsics)
     if num_segments < 1:
         raise ValueError(f"num_segments is {num_segments}; expected at least 1")
     height, width = depth.shape
@@ -76,24 +76,26 @@ def segment_superpoints(
     barred = np.stack(region_pairs(regions, across)[:2], axis=1)
 
     graph = RegionGraph(sizes, means, low, high, count, BOUNDARY_WEIGHT * total, barred, SIZE_POWER)
-    graph.merge_to(num_segments, tolerance=0.0)
     graph.absorb_small(min_size)
+    graph.merge_to(num_segments, tolerance=0.0)
     merged = np.full(depth.shape, -1, np.int32)
     merged[valid] = graph.roots()[members]
     return number_segments(merged)
 
 
-def _check_frame(image: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The image at the size of the depth image, and depth as float32 with 0 where there is no measurement."""
-    image, depth = np.asarray(image), np.asarray(depth)
+def _check_frame(image, depth, intrinsics) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The image at the size of the depth image, depth as float32 with 0 for no measurement, and the intrinsics."""
+    image, depth, intrinsics = np.asarray(image), np.asarray(depth), np.asarray(intrinsics)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image has shape {image.shape} and dtype {image.dtype}; expected uint8 [H, W, 3] RGB")
     if depth.ndim != 2 or not np.issubdtype(depth.dtype, np.floating):
         raise ValueError(f"depth has shape {depth.shape} and dtype {depth.dtype}; expected float [H, W] metres")
+    if intrinsics.shape != (3, 3):
+        raise ValueError(f"intrinsics has shape {intrinsics.shape}; expected [3, 3]")
     if image.shape[:2] != depth.shape:
         size = (depth.shape[1], depth.shape[0])
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    return image, np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
+    return image, np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32), intrinsics
 
 
 def rgb_to_lab(image: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from scipy import ndimage
 EDGE_BASE = 0.02
 EDGE_SLOPE = 0.01
 EDGE_QUANTISATION = 0.0057
+MIN_EDGE_LENGTH = 6
 
 
 def depth_edges(depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -17,6 +18,7 @@ def depth_edges(depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     The step from one pixel to the next, less the slope that the surface has on its flatter side, is held against a
     threshold that grows with depth as the noise of a Kinect does: a floor seen at a grazing angle is no edge.
+    Neither is a single pixel that sticks out: a chain of fewer than `MIN_EDGE_LENGTH` steps that touches no hole.
 
     Args:
         depth: float32 [H, W] metres, 0 = no measurement.
@@ -25,7 +27,17 @@ def depth_edges(depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         bool [H, W-1] and bool [H-1, W]: an edge between a pixel and its right, and its lower, neighbour; False
         where either has no measurement.
     """
-    return _edges_along_rows(depth), _edges_along_rows(depth.T).T
+    right, down = _edges_along_rows(depth), _edges_along_rows(depth.T).T
+    valid = depth > 0
+    # Cracks between pixels on a grid of twice the size: pixels at even places, cracks between them, corners at odd.
+    cracks = np.zeros((2 * depth.shape[0] - 1, 2 * depth.shape[1] - 1), bool)
+    cracks[::2, 1::2] = right | (valid[:, :-1] != valid[:, 1:])
+    cracks[1::2, ::2] = down | (valid[:-1] != valid[1:])
+    cracks[1::2, 1::2] = cracks[:-1:2, 1::2] | cracks[2::2, 1::2] | cracks[1::2, :-1:2] | cracks[1::2, 2::2]
+    chains, number = ndimage.label(cracks)
+    # A chain of n cracks has n - 1 to n + 1 corners.
+    long = np.bincount(chains.ravel(), minlength=number + 1) >= 2 * MIN_EDGE_LENGTH
+    return right & long[chains[::2, 1::2]], down & long[chains[1::2, ::2]]
 
 
 def _edges_along_rows(depth: np.ndarray) -> np.ndarray:

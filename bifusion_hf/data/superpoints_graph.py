@@ -223,7 +223,7 @@ class RegionGraph:
 
     def roots(self) -> np.ndarray:
         """The region, int [R], that each first region has become part of."""
-        root = np.array(self.parent)
+        root = np.array(self.parent, dtype=np.intp)
         while (root[root] != root).any():
             root = root[root]
         return root
