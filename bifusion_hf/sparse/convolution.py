@@ -26,10 +26,15 @@ class _SparseConvolution(nn.Module):
         self.kernel = nn.Parameter(torch.empty(shape))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """He's normal initialisation with the fan of the output."""
+    @property
+    def initial_std(self) -> float:
+        """Standard deviation of He's normal initialisation with the fan of the output."""
         volume = 1 if self.kind == "transposed" else self.kernel_size**3
-        nn.init.normal_(self.kernel, std=math.sqrt(2 / (self.out_channels * volume)))
+        return math.sqrt(2 / (self.out_channels * volume))
+
+    def reset_parameters(self) -> None:
+        """He's normal initialisation."""
+        nn.init.normal_(self.kernel, std=self.initial_std)
 
     def extra_repr(self) -> str:
         dilation = f", dilation={self.dilation}" if self.dilation != 1 else ""

@@ -1,0 +1,326 @@
+"""Configuration of the BiFusion network and its presets."""
+
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+@strict
+class BiFusionPointConfig(PreTrainedConfig):
+    r"""The sparse-convolution U-Net of the point branch; the defaults are Res16UNet34C of sv3d.
+
+    Args:
+        in_channels (`int`): Channels of a voxel: the normalised colour.
+        stem_channels (`int`): Width of the 5x5x5 stem.
+        planes (`list[int]`): Width of the four encoder and the four decoder levels.
+        blocks (`list[int]`): Residual blocks of each of the eight levels.
+        stem_kernel_size (`int`): Kernel of the stem.
+        use_frame_adapters (`bool`): Add the adapters ("memory") that online ESAM checkpoints carry between encoder and
+            decoder; they run in the mode of a first frame.
+        batch_norm_eps (`float`): Epsilon of the batch normalisations.
+        batch_norm_momentum (`float`): Momentum of the stem, down, up and shortcut normalisations. Those inside the
+            blocks use 0.1, as in the original.
+    """
+
+    model_type = "bifusion_point"
+    base_config_key = "point_config"
+
+    in_channels: int = 3
+    stem_channels: int = 32
+    planes: list[int] | tuple[int, ...] = (32, 64, 128, 256, 256, 128, 96, 96)
+    blocks: list[int] | tuple[int, ...] = (2, 3, 4, 6, 2, 2, 2, 2)
+    stem_kernel_size: int = 5
+    use_frame_adapters: bool = False
+    batch_norm_eps: float = 1e-5
+    batch_norm_momentum: float = 0.02
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of a point feature."""
+        return self.planes[-1]
+
+    def validate_architecture(self):
+        """Part of `@strict` validation."""
+        if len(self.planes) != 8 or len(self.blocks) != 8:
+            raise ValueError(f"planes and blocks need 8 entries each, got {len(self.planes)} and {len(self.blocks)}")
+        if min(self.planes) < 1 or min(self.blocks) < 1:
+            raise ValueError(f"planes {self.planes} and blocks {self.blocks} must be positive")
+        if self.stem_kernel_size not in (3, 5):
+            raise ValueError(f"stem_kernel_size must be 3 or 5, got {self.stem_kernel_size}")
+
+
+def _vision_tower(num_hidden_layers: int) -> dict[str, Any]:
+    """CLIP ViT-B/16, cut after `num_hidden_layers` blocks."""
+    return {"model_type": "clip_vision_model", "patch_size": 16, "num_hidden_layers": num_hidden_layers}
+
+
+@strict
+class BiFusionConfig(PreTrainedConfig):
+    r"""Configuration of [`BiFusionModel`] and [`BiFusionForInstanceSegmentation`].
+
+    The names follow the original training recipe where it names a thing. `BiFusionConfig.from_preset` gives the
+    published variants; the defaults are those of the preset `simple`.
+
+    Args:
+        vision_config (`dict` or `PreTrainedConfig`, *optional*): Image tower: any vision backbone that `AutoModel`
+            builds and that yields patch tokens. `None` with `fusion_type="none"`; otherwise `None` means CLIP
+            ViT-B/16 with 4 blocks.
+        point_config (`dict` or `BiFusionPointConfig`, *optional*): Sparse U-Net of the point branch.
+        voxel_size (`float`): Edge of a voxel in metres.
+        sparse_backend (`str`): `"auto"`, `"torch"` or `"spconv"`.
+        hidden_size (`int`): Width of the fused point features, input of pooling and decoder. `none` and `residual`
+            keep the point branch's own width.
+        projection_dim (`int`): Width of the space that both branches share before the gate.
+        projection_hidden_size (`int`): Hidden width of the 2D projection head.
+        decoder_size (`int`): Width of the query decoder.
+        decoder_layers (`int`): Layers of the query decoder.
+        decoder_attention_heads (`int`): Attention heads of the query decoder.
+        decoder_intermediate_size (`int`): Hidden width of its feed-forward blocks.
+        decoder_mask_levels (`list[str]`): What each head's masks are over (`"superpoint"` or `"point"`), one entry
+            more than there are layers.
+        fusion_type (`str`): `"none"`, `"lite_gate"`, `"enhanced_gate"` or `"residual"`.
+        use_film (`bool`): Modulate both branches by the geometric encoding.
+        use_spatial_attention (`bool`): Spatial term of the enhanced gate.
+        spatial_k (`int`): Largest number of neighbours of a point in the enhanced gate.
+        spatial_radius (`float`): Radius in metres in which they are looked for.
+        use_tiny_sa_2d (`bool`): Self-attention over the image tokens before sampling.
+        use_tiny_sa_3d (`bool`): Local self-attention over the point features before fusion.
+        tiny_sa_radius (`float`): Radius in metres of the 3D form.
+        gate_warmup_steps (`int`): Optimizer updates during which the gate is held at 0.5.
+        freeze_clip_early_layers (`bool`): Freeze the first 3 blocks of the tower.
+        freeze_clip_patch_embedding (`bool`): Freeze patch, position and class embedding and the norm behind them.
+        semantic_id2label (`dict`, *optional*): Names of the semantic classes; ScanNet200's by default.
+        num_semantic_labels (`int`): Classes of the semantic head (a background class is added).
+        min_query_fraction (`float`): In training a random part of the superpoints, at least this, become queries.
+        no_object_weight (`float`): Weight of "no object" in the classification loss.
+        class_weight, mask_weight (`float`): Weights of the instance losses.
+        dice_weight (`float` or `list[float]`): Weight of the Dice loss, of all heads or one for each head.
+        semantic_weight, clip_loss_weight, spatial_loss_weight, noview_loss_weight, balance_loss_weight (`float`):
+            Weights of the other losses; 0 switches one off.
+        clip_loss_mode (`str`): `"contrastive"`, or `"positive"` for the original form without negatives.
+        clip_temperature (`float`): Temperature of the CLIP consistency loss.
+        clip_gradient_flow_ratio (`float`): Fraction of its gradient that reaches the image branch.
+        clip_negatives_across_batch (`bool`): Take negatives from the whole batch instead of from the sample.
+        stage_schedule (`str`): `"bifusion"`, `"original"` or `"none"`: how loss weights follow progress.
+        num_points (`int`): Points a frame.
+        score_threshold (`float`), mask_threshold (`float`), max_instances (`int`): Post-processing values; instances
+            need more than `num_points / 200` points.
+    """
+
+    model_type = "bifusion"
+    sub_configs_defaults: ClassVar = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model", optional=True),
+        "point_config": BiFusionPointConfig,
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    point_config: dict | PreTrainedConfig | None = None
+
+    voxel_size: float = 0.02
+    sparse_backend: Literal["auto", "torch", "spconv"] = "auto"
+    hidden_size: int = 256
+    projection_dim: int = 256
+    projection_hidden_size: int = 512
+
+    decoder_size: int = 256
+    decoder_layers: int = 3
+    decoder_attention_heads: int = 8
+    decoder_intermediate_size: int = 1024
+    decoder_mask_levels: list[str] | tuple[str, ...] = ("superpoint", "superpoint", "point", "point")
+
+    fusion_type: Literal["none", "lite_gate", "enhanced_gate", "residual"] = "lite_gate"
+    use_film: bool = True
+    use_spatial_attention: bool = False
+    spatial_k: int = 16
+    spatial_radius: float = 0.1
+    use_tiny_sa_2d: bool = False
+    use_tiny_sa_3d: bool = False
+    tiny_sa_radius: float = 0.2
+    gate_warmup_steps: int = 3000
+    freeze_clip_early_layers: bool = True
+    freeze_clip_patch_embedding: bool = True
+
+    num_semantic_labels: int = 200
+    semantic_id2label: dict | None = None
+
+    min_query_fraction: float | int = 0.5
+    no_object_weight: float | int = 0.1
+    class_weight: float | int = 0.5
+    mask_weight: float | int = 1.0
+    dice_weight: float | int | list[float] | tuple[float, ...] = 1.0
+    semantic_weight: float | int = 0.5
+    clip_loss_weight: float | int = 0.02
+    clip_loss_mode: Literal["contrastive", "positive"] = "contrastive"
+    clip_temperature: float | int = 0.07
+    clip_gradient_flow_ratio: float | int = 0.01
+    clip_negatives_across_batch: bool = False
+    spatial_loss_weight: float | int = 0.02
+    noview_loss_weight: float | int = 0.01
+    balance_loss_weight: float | int = 0.0
+    stage_schedule: Literal["bifusion", "original", "none"] = "bifusion"
+
+    num_points: int = 20000
+    score_threshold: float | int = 0.0
+    mask_threshold: float | int = 0.4
+    max_instances: int = 100
+
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.vision_config is None and self.fusion_type != "none":
+            self.vision_config = _vision_tower(4)
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            self.id2label, self.label2id = {0: "object"}, {"object": 0}
+        super().__post_init__(**kwargs)
+        if self.semantic_id2label is None and self.num_semantic_labels == 200:
+            from .data.labels import SCANNET200_CLASS_NAMES
+
+            self.semantic_id2label = dict(enumerate(SCANNET200_CLASS_NAMES))
+        elif self.semantic_id2label is not None:
+            self.semantic_id2label = {int(key): name for key, name in self.semantic_id2label.items()}
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "BiFusionConfig":
+        """The configuration of a named variant.
+
+        Args:
+            name: `"sv3d"`, `"simple"`, `"full"`, `"residual"` or `"tiny"`.
+            overrides: Fields that replace the preset's.
+
+        Raises:
+            ValueError: There is no preset, or no field, of that name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r}; there are {sorted(PRESETS)}")
+        unknown = sorted(set(overrides) - set(cls.__dataclass_fields__) - {"num_labels"})
+        if unknown:
+            raise ValueError(f"BiFusionConfig has no {', '.join(unknown)}")
+        return cls(**{**PRESETS[name], **overrides})
+
+    @property
+    def clip_num_layers(self) -> int:
+        """Blocks of the image tower; 0 without one."""
+        return 0 if self.vision_config is None else self.vision_config.num_hidden_layers
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers whose states `output_hidden_states` returns: those of the query decoder."""
+        return self.decoder_layers
+
+    @property
+    def min_instance_points(self) -> float:
+        """Instances of fewer points are neither predicted nor evaluated: 100 at 20,000 points a frame."""
+        return self.num_points / 200
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: fields that contradict each other."""
+        width = self.point_config.out_channels
+        if self.fusion_type == "none" and self.vision_config is not None:
+            raise ValueError("fusion_type 'none' has no image branch: vision_config must be None")
+        if self.fusion_type != "none" and self.vision_config is None:
+            raise ValueError(f"fusion_type {self.fusion_type!r} needs a vision_config")
+        if self.fusion_type in ("none", "residual") and self.hidden_size != width:
+            raise ValueError(
+                f"fusion_type {self.fusion_type!r} keeps the point branch's width: hidden_size must be {width}, "
+                f"not {self.hidden_size}"
+            )
+        if self.fusion_type in ("lite_gate", "enhanced_gate") and self.hidden_size != self.projection_dim:
+            raise ValueError(
+                f"fusion_type {self.fusion_type!r} mixes the projected branches: hidden_size {self.hidden_size} "
+                f"must equal projection_dim {self.projection_dim}"
+            )
+        if self.fusion_type != "enhanced_gate" and self.use_spatial_attention:
+            raise ValueError("use_spatial_attention belongs to fusion_type 'enhanced_gate'")
+        if self.fusion_type == "none" and (self.use_film or self.use_tiny_sa_2d):
+            raise ValueError("use_film and use_tiny_sa_2d need an image branch, fusion_type is 'none'")
+        if self.decoder_size % self.decoder_attention_heads:
+            raise ValueError(
+                f"decoder_size {self.decoder_size} is not a multiple of decoder_attention_heads "
+                f"{self.decoder_attention_heads}"
+            )
+        heads = self.decoder_layers + 1
+        if len(self.decoder_mask_levels) != heads or set(self.decoder_mask_levels) - {"superpoint", "point"}:
+            raise ValueError(
+                f"decoder_mask_levels needs {heads} entries 'superpoint' or 'point', got {self.decoder_mask_levels}"
+            )
+        if self.decoder_mask_levels[-1] != "point":
+            raise ValueError("the last head's masks are the result: decoder_mask_levels must end with 'point'")
+        if not isinstance(self.dice_weight, (int, float)) and len(self.dice_weight) != heads:
+            raise ValueError(f"dice_weight needs one number or {heads}, got {self.dice_weight}")
+        if not 0 < self.min_query_fraction <= 1:
+            raise ValueError(f"min_query_fraction must lie in (0, 1], got {self.min_query_fraction}")
+        if not self.voxel_size > 0:
+            raise ValueError(f"voxel_size must be positive, got {self.voxel_size}")
+        if self.num_points < 1:
+            raise ValueError(f"num_points must be positive, got {self.num_points}")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "sv3d": {
+        "fusion_type": "none",
+        "use_film": False,
+        "hidden_size": 96,
+        "gate_warmup_steps": 0,
+        # The original's 4 on the last head and 4 / batch size on the others, at its batch size of 16.
+        "dice_weight": [0.25, 0.25, 0.25, 4.0],
+        "clip_loss_weight": 0.0,
+        "spatial_loss_weight": 0.0,
+        "noview_loss_weight": 0.0,
+        "stage_schedule": "none",
+    },
+    "simple": {
+        "fusion_type": "lite_gate",
+        "vision_config": _vision_tower(4),
+        "clip_loss_weight": 0.02,
+        "clip_gradient_flow_ratio": 0.01,
+    },
+    "full": {
+        "fusion_type": "enhanced_gate",
+        "use_spatial_attention": True,
+        "vision_config": _vision_tower(6),
+        "freeze_clip_patch_embedding": False,
+        "clip_loss_weight": 0.1,
+        "clip_gradient_flow_ratio": 0.05,
+    },
+    "residual": {
+        "fusion_type": "residual",
+        "hidden_size": 96,
+        "vision_config": _vision_tower(6),
+        "freeze_clip_patch_embedding": False,
+        "clip_loss_weight": 0.02,
+        "clip_gradient_flow_ratio": 0.05,
+    },
+    "tiny": {
+        "fusion_type": "residual",
+        "voxel_size": 0.04,
+        "hidden_size": 48,
+        "projection_dim": 96,
+        "projection_hidden_size": 96,
+        "decoder_size": 96,
+        "decoder_attention_heads": 4,
+        "decoder_intermediate_size": 384,
+        "point_config": {
+            "stem_channels": 24,
+            "planes": [24, 32, 48, 64, 64, 48, 48, 48],
+            "blocks": [1, 1, 1, 1, 1, 1, 1, 1],
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 96,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": 320,
+            "patch_size": 16,
+            "hidden_act": "gelu",
+        },
+        "freeze_clip_early_layers": False,
+        "freeze_clip_patch_embedding": False,
+        "gate_warmup_steps": 100,
+        "clip_loss_weight": 0.02,
+        "clip_gradient_flow_ratio": 0.05,
+        "num_points": 8000,
+    },
+}

@@ -1,0 +1,110 @@
+"""The encoder: both branches, and their fusion into one feature for each point."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..configuration_bifusion import BiFusionConfig
+from ..sparse import VoxelGrid, voxelize
+from .fusion import Fusion, LiteFusionGate
+from .geometry import FiLM, GeometricEncoding, sample_tokens
+from .image_encoder import ImageEncoder
+from .point_encoder import Res16UNet
+
+
+@dataclass
+class PointEncoding:
+    """What the encoder gives for the P real points of a batch.
+
+    Args:
+        features: [P, hidden_size], fused.
+        grid: Voxels of the points, at stride 1.
+        fusion_weights: [P, 1], or None without an image branch; so are the next two.
+        image_embeds: [P, projection_dim], unit length, from the image.
+        point_embeds: [P, projection_dim], unit length, from the points.
+        hidden_states: Of the image tower, where asked for.
+        attentions: Of the image tower, where asked for.
+    """
+
+    features: torch.Tensor
+    grid: VoxelGrid
+    fusion_weights: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    point_embeds: torch.Tensor | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+
+
+def unit_length(features: torch.Tensor) -> torch.Tensor:
+    """Features [..., C] of length 1; the norm is taken in float32 at least."""
+    precision = torch.promote_types(features.dtype, torch.float32)
+    return nn.functional.normalize(features.to(precision), dim=-1).to(features.dtype)
+
+
+class BiFusionEncoder(nn.Module):
+    """Points and image to one feature for each point.
+
+    The point branch gives 96 channels for each voxel; its points copy them. The image branch is sampled at the
+    points' pixels. Both are projected into one space, of unit length, modulated by where the point is, and fused.
+    """
+
+    def __init__(self, config: BiFusionConfig):
+        super().__init__()
+        self.config = config
+        self.point_encoder = Res16UNet(config.point_config)
+        self.image_encoder = self.fusion = self.geometric_encoding = self.film = None
+        if config.fusion_type == "none":
+            return
+        point_size, size = config.point_config.out_channels, config.projection_dim
+        self.image_encoder = ImageEncoder(config)
+        self.point_projection = nn.Linear(point_size, size)
+        self.point_projection_norm = nn.LayerNorm(size)
+        if config.use_film:
+            self.geometric_encoding = GeometricEncoding(config.voxel_size)
+            self.film = FiLM(self.geometric_encoding.size, size)
+        self.fusion = Fusion(LiteFusionGate(size), size, point_size, residual=config.fusion_type == "residual")
+
+    def forward(
+        self,
+        points: torch.Tensor,
+        colors: torch.Tensor,
+        sample: torch.Tensor,
+        point_mask: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        point_pixels: torch.Tensor | None,
+        visible: torch.Tensor | None,
+        camera_rotations: torch.Tensor | None,
+        hold_gate: torch.Tensor,
+        **kwargs,
+    ) -> PointEncoding:
+        """Encodes the P real points of a batch.
+
+        Args:
+            points: [P, 3] metres, z up, float32 or finer.
+            colors: [P, 3], normalised.
+            sample: int64 [P].
+            point_mask: bool [B, N] with P True.
+            pixel_values: [B, 3, H, W].
+            point_pixels: [B, N, 2].
+            visible: bool [P].
+            camera_rotations: [B, 3, 3].
+            hold_gate: bool [], the gate is held at 0.5.
+            kwargs: For the image tower.
+        """
+        batch_size = point_mask.shape[0]
+        # One voxel for a point at every precision of the network: the coordinates are float32.
+        grid = voxelize(points.float(), sample, self.config.voxel_size, batch_size)
+        raw = grid.to_points(self.point_encoder(grid.mean(colors), grid))
+        if self.fusion is None:
+            return PointEncoding(raw, grid)
+
+        tokens, hidden_states, attentions = self.image_encoder(pixel_values, **kwargs)
+        image_embeds = unit_length(sample_tokens(tokens, point_pixels)[point_mask])
+        point_embeds = unit_length(self.point_projection_norm(self.point_projection(raw)))
+        modulated = (image_embeds, point_embeds)
+        if self.film is not None:
+            condition = self.geometric_encoding(points, sample, camera_rotations).to(raw.dtype)
+            modulated = self.film(condition, *modulated)
+        features, weights = self.fusion(raw, *modulated, visible, sample, batch_size, hold_gate)
+        return PointEncoding(features, grid, weights, image_embeds, point_embeds, hidden_states, attentions)

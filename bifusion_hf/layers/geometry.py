@@ -1,0 +1,112 @@
+"""Geometry in the network: sampling the image at the points, the geometric encoding, FiLM.
+
+Points are flat here: P real points of all samples, with `sample` int64 [P] telling whose they are.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+
+def sample_tokens(tokens: torch.Tensor, point_pixels: torch.Tensor) -> torch.Tensor:
+    """Features of a token map at the pixels of points, bilinear between token centres.
+
+    `point_pixels` are fractions of the image, so the rule does not depend on the map's resolution:
+    `grid = 2 * point_pixels - 1` with `align_corners=False`. Half a token at the border is extrapolated as constant.
+
+    Args:
+        tokens: [B, C, h, w] map over the whole image.
+        point_pixels: [B, N, 2] (x, y), fractions of width and height in [0, 1].
+
+    Returns:
+        [B, N, C].
+    """
+    # Half precision cannot tell neighbouring pixels apart.
+    precision = torch.promote_types(tokens.dtype, torch.float32)
+    grid = (2 * point_pixels.to(precision) - 1).unsqueeze(2)  # [B, N, 1, 2]
+    sampled = nn.functional.grid_sample(
+        tokens.to(precision), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return sampled.squeeze(3).transpose(1, 2).to(tokens.dtype)
+
+
+class GeometricEncoding(nn.Module):
+    """Where a point is, as a vector: position, size of the scene, camera rotation, height, sines and cosines.
+
+    All lengths are divided by the diagonal of the sample's bounding box. The frequencies are learnt as logarithms and
+    squashed below the voxels' Nyquist frequency: a wave shorter than two voxels would only be aliasing.
+
+    Args:
+        voxel_size: Edge of a voxel in metres.
+        num_frequencies: Number of frequencies for each axis.
+    """
+
+    def __init__(self, voxel_size: float, num_frequencies: int = 8):
+        super().__init__()
+        self.voxel_size = voxel_size
+        self.num_frequencies = num_frequencies
+        self.log_frequencies = nn.Parameter(torch.empty(num_frequencies))
+        self.reset_parameters()
+
+    @property
+    def size(self) -> int:
+        """Length of an encoding: 3 + 3 + 9 + 1 + 6 for each frequency (64 with 8)."""
+        return 16 + 6 * self.num_frequencies
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Half a wave to 64 half-waves over the diagonal."""
+        init.copy_(self.log_frequencies, torch.linspace(math.log(math.pi), math.log(64 * math.pi), self.num_frequencies))
+
+    def forward(
+        self, points: torch.Tensor, sample: torch.Tensor, camera_rotations: torch.Tensor
+    ) -> torch.Tensor:
+        """The encoding of each point.
+
+        Args:
+            points: [P, 3] metres, z up.
+            sample: int64 [P], sample of each point.
+            camera_rotations: [B, 3, 3], camera axes to point axes.
+
+        Returns:
+            [P, size], in the dtype of the points.
+        """
+        batch_size = camera_rotations.shape[0]
+        index = sample.unsqueeze(1).expand_as(points)
+        extremes = points.new_zeros(batch_size, 3)
+        low = extremes.scatter_reduce(0, index, points, "amin", include_self=False)
+        high = extremes.scatter_reduce(0, index, points, "amax", include_self=False)
+        diagonal = (high - low).norm(dim=1, keepdim=True).clamp(min=2 * self.voxel_size)  # [B, 1]
+        box = (high - low) / diagonal
+
+        per_point = diagonal[sample]
+        position = points / per_point
+        height = (points[:, 2:] - low[sample, 2:]) / per_point
+        nyquist = math.pi * diagonal / self.voxel_size
+        frequencies = nyquist * torch.tanh(self.log_frequencies.to(points.dtype).exp() / nyquist)  # [B, F]
+        waves = (position.unsqueeze(2) * frequencies[sample].unsqueeze(1)).flatten(1)  # [P, 3 F]
+        rotation = camera_rotations.to(points.dtype).flatten(1)[sample]
+        return torch.cat([position, box[sample], rotation, height, waves.sin(), waves.cos()], dim=1)
+
+
+class FiLM(nn.Module):
+    """Feature-wise linear modulation (Perez et al., AAAI 2018): (1 + gamma) f + beta, the identity at the start."""
+
+    def __init__(self, condition_size: int, feature_size: int, hidden_size: int = 128):
+        super().__init__()
+        self.hidden = nn.Linear(condition_size, hidden_size)
+        self.modulation = nn.Linear(hidden_size, 2 * feature_size)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """No modulation at the start."""
+        init.zeros_(self.modulation.weight)
+        init.zeros_(self.modulation.bias)
+
+    def forward(self, condition: torch.Tensor, *features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Modulates each of `features` ([P, C]) by the same condition [P, condition_size]."""
+        gamma, beta = self.modulation(nn.functional.silu(self.hidden(condition))).chunk(2, dim=1)
+        return tuple((1 + gamma) * feature + beta for feature in features)

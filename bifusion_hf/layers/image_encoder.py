@@ -1,0 +1,95 @@
+"""The image branch: the first blocks of a vision tower, and the head that projects its tokens."""
+
+import inspect
+
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from ..configuration_bifusion import BiFusionConfig
+
+
+# Modules of towers that nothing here reads: they are replaced, so that no parameter is left without a consumer.
+UNUSED_TOWER_MODULES = {"clip_vision_model": ["post_layernorm"]}
+UNUSED_TOWER_OPTIONS = {
+    "siglip_vision_model": {"vision_use_head": False},
+    "siglip2_vision_model": {"vision_use_head": False},
+    "dinov2": {"use_mask_token": False},
+    "dinov2_with_registers": {"use_mask_token": False},
+}
+
+
+class ProjectionHead2D(nn.Module):
+    """LayerNorm-GELU-Linear-GELU-Linear on tokens; it always trains."""
+
+    def __init__(self, in_features: int, hidden_size: int, out_features: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(in_features)
+        self.hidden = nn.Linear(in_features, hidden_size)
+        self.out = nn.Linear(hidden_size, out_features)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens [..., in_features] to [..., out_features]."""
+        tokens = nn.functional.gelu(self.norm(tokens))
+        return self.out(nn.functional.gelu(self.hidden(tokens)))
+
+
+class ImageEncoder(nn.Module):
+    """Patch tokens of the configured tower, projected, as a map over the image.
+
+    The tower is transformers' own, so attention back ends, gradient checkpointing and published weights work as
+    everywhere. The aspect of the image is kept; position embeddings are interpolated by the tower.
+    """
+
+    def __init__(self, config: BiFusionConfig):
+        super().__init__()
+        vision_config = config.vision_config
+        for name, value in UNUSED_TOWER_OPTIONS.get(vision_config.model_type, {}).items():
+            setattr(vision_config, name, value)
+        self.vision_model = AutoModel.from_config(vision_config)
+        for name in UNUSED_TOWER_MODULES.get(vision_config.model_type, ()):
+            setattr(self.vision_model, name, nn.Identity())
+        self._replace_mask_token()
+        self._interpolates = (
+            "interpolate_pos_encoding" in inspect.signature(type(self.vision_model).forward).parameters
+        )
+        patch_size = vision_config.patch_size
+        self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+        self.projection = ProjectionHead2D(
+            vision_config.hidden_size, config.projection_hidden_size, config.projection_dim
+        )
+
+    def _replace_mask_token(self) -> None:
+        # Some towers read their mask token in every forward without using it; as a buffer it is no dead parameter.
+        for module in self.vision_model.modules():
+            token = getattr(module, "mask_token", None)
+            if isinstance(token, nn.Parameter):
+                del module.mask_token
+                module.register_buffer("mask_token", torch.zeros_like(token), persistent=False)
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, tuple | None, tuple | None]:
+        """Projected tokens of images.
+
+        Args:
+            pixel_values: [B, 3, H, W], normalised RGB; H and W are multiples of the patch size.
+            kwargs: `output_hidden_states` and `output_attentions` for the tower.
+
+        Returns:
+            The map [B, projection_dim, H / patch, W / patch], and the tower's hidden states and attentions or None.
+
+        Raises:
+            ValueError: H or W is no multiple of the patch size: the map would not cover the whole image.
+        """
+        height, width = pixel_values.shape[-2:]
+        if height % self.patch_size[0] or width % self.patch_size[1]:
+            raise ValueError(
+                f"pixel_values are {height}x{width}; the tower needs multiples of its patch size {self.patch_size}"
+            )
+        if self._interpolates:
+            kwargs["interpolate_pos_encoding"] = True
+        outputs = self.vision_model(pixel_values, return_dict=True, **kwargs)
+        rows, columns = height // self.patch_size[0], width // self.patch_size[1]
+        # Class and register tokens come first in all of transformers' towers.
+        tokens = self.projection(outputs.last_hidden_state[:, -rows * columns :])
+        tokens = tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        return tokens, outputs.get("hidden_states"), outputs.get("attentions")

@@ -1,0 +1,150 @@
+"""The point branch: a sparse-convolution U-Net over colour voxels.
+
+Res16UNet is the residual U-Net of MinkowskiNet (Choy et al., "4D Spatio-Temporal ConvNets", CVPR 2019); with the default
+`BiFusionPointConfig` it is the Res16UNet34C that Mask3D, OneFormer3D and ESAM use.
+"""
+
+import torch
+from torch import nn
+
+from ..configuration_bifusion import BiFusionPointConfig
+from ..sparse import SparseTensor, StridedConv3d, SubmanifoldConv3d, TransposedConv3d, VoxelGrid
+
+
+class VoxelBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over voxels.
+
+    A level that holds a single voxel has no variance: in training it is normalised with the running statistics, and
+    leaves them as they are, instead of ending the run.
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if self.training and features.shape[0] < 2:
+            return nn.functional.batch_norm(
+                features, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
+        return super().forward(features)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3x3 convolutions with a shortcut, which is a 1x1x1 convolution where the width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: BiFusionPointConfig):
+        super().__init__()
+        eps = config.batch_norm_eps
+        self.conv1 = SubmanifoldConv3d(in_channels, out_channels, kernel_size=3)
+        self.norm1 = VoxelBatchNorm(out_channels, eps=eps)
+        self.conv2 = SubmanifoldConv3d(out_channels, out_channels, kernel_size=3)
+        self.norm2 = VoxelBatchNorm(out_channels, eps=eps)
+        self.shortcut_conv = self.shortcut_norm = None
+        if in_channels != out_channels:
+            self.shortcut_conv = SubmanifoldConv3d(in_channels, out_channels, kernel_size=1)
+            self.shortcut_norm = VoxelBatchNorm(out_channels, eps=eps, momentum=config.batch_norm_momentum)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        shortcut = x.features
+        if self.shortcut_conv is not None:
+            shortcut = self.shortcut_norm(self.shortcut_conv(x).features)
+        x = self.conv1(x)
+        x = x.replace(torch.relu(self.norm1(x.features)))
+        x = self.conv2(x)
+        return x.replace(torch.relu(self.norm2(x.features) + shortcut))
+
+
+class FrameAdapter(nn.Module):
+    """One level of an online ESAM checkpoint's memory, in the mode of a first frame.
+
+    Two 3x3x3 convolutions (dilation 1 and 3) and the mean over the sample are mixed and added to the input.
+    """
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__()
+        self.conv_near = SubmanifoldConv3d(channels, channels, kernel_size=3)
+        self.norm_near = VoxelBatchNorm(channels, eps=eps)
+        self.conv_far = SubmanifoldConv3d(channels, channels, kernel_size=3, dilation=3)
+        self.norm_far = VoxelBatchNorm(channels, eps=eps)
+        self.conv_mix = SubmanifoldConv3d(3 * channels, channels, kernel_size=1)
+        self.norm_mix = VoxelBatchNorm(channels, eps=eps)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        near = torch.relu(self.norm_near(self.conv_near(x).features))
+        far = torch.relu(self.norm_far(self.conv_far(x).features))
+        sample = x.grid.coordinates[:, 0].long()
+        mean = sample_mean(x.features, sample, x.grid.batch_size)[sample]
+        mixed = self.norm_mix(self.conv_mix(x.replace(torch.cat([near, far, mean], dim=1))).features)
+        return x.replace(torch.relu(mixed + x.features))
+
+
+def sample_mean(features: torch.Tensor, sample: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Mean of the rows of each sample: [R, C] and int64 [R] to [batch_size, C]; 0 for a sample without rows."""
+    total = features.new_zeros(batch_size, features.shape[1]).index_add_(0, sample, features)
+    count = torch.bincount(sample, minlength=batch_size).clamp(min=1)
+    return total / count.unsqueeze(1).to(total.dtype)
+
+
+class Res16UNet(nn.Module):
+    """Sparse U-Net with four halvings and four doublings; skip connections are concatenated as [upsampled, skip]."""
+
+    def __init__(self, config: BiFusionPointConfig):
+        super().__init__()
+        planes, eps, momentum = config.planes, config.batch_norm_eps, config.batch_norm_momentum
+
+        def norm(channels: int) -> VoxelBatchNorm:
+            return VoxelBatchNorm(channels, eps=eps, momentum=momentum)
+
+        def level(in_channels: int, index: int) -> nn.ModuleList:
+            widths = [in_channels] + [planes[index]] * config.blocks[index]
+            return nn.ModuleList(
+                ResidualBlock(width, planes[index], config) for width, _ in zip(widths, widths[1:], strict=False)
+            )
+
+        self.stem = SubmanifoldConv3d(config.in_channels, config.stem_channels, kernel_size=config.stem_kernel_size)
+        self.stem_norm = norm(config.stem_channels)
+
+        skips = [config.stem_channels, *planes[:3]]
+        self.down_convs = nn.ModuleList(StridedConv3d(width, width) for width in skips)
+        self.down_norms = nn.ModuleList(norm(width) for width in skips)
+        self.down_blocks = nn.ModuleList(level(width, index) for index, width in enumerate(skips))
+        self.frame_adapters = None
+        if config.use_frame_adapters:
+            self.frame_adapters = nn.ModuleList(FrameAdapter(width, eps) for width in planes[:4])
+
+        deep = [planes[3], *planes[4:7]]
+        self.up_convs = nn.ModuleList(
+            TransposedConv3d(width, planes[4 + index]) for index, width in enumerate(deep)
+        )
+        self.up_norms = nn.ModuleList(norm(width) for width in planes[4:])
+        self.up_blocks = nn.ModuleList(
+            level(planes[4 + index] + skip, 4 + index) for index, skip in enumerate(reversed(skips))
+        )
+
+    def forward(self, voxel_features: torch.Tensor, grid: VoxelGrid) -> torch.Tensor:
+        """Features of the voxels.
+
+        Args:
+            voxel_features: [V, in_channels] float, mean colour of each voxel.
+            grid: The voxels, at stride 1.
+
+        Returns:
+            [V, out_channels] in the grid's row order.
+        """
+        x = self.stem(SparseTensor(voxel_features, grid))
+        x = x.replace(torch.relu(self.stem_norm(x.features)))
+        skips = [x]
+        for index, (conv, norm, blocks) in enumerate(
+            zip(self.down_convs, self.down_norms, self.down_blocks, strict=True)
+        ):
+            x = conv(x)
+            x = x.replace(torch.relu(norm(x.features)))
+            for block in blocks:
+                x = block(x)
+            # The adapters change what the decoder reads; the next encoder level sees the unadapted features.
+            skips.append(x if self.frame_adapters is None else self.frame_adapters[index](x))
+        x = skips.pop()
+        for conv, norm, blocks in zip(self.up_convs, self.up_norms, self.up_blocks, strict=True):
+            skip = skips.pop()
+            x = conv(x)
+            x = x.replace(torch.cat([torch.relu(norm(x.features)), skip.features], dim=1))
+            for block in blocks:
+                x = block(x)
+        return x.features

@@ -1,0 +1,252 @@
+"""The query decoder: superpoints become queries, each of which predicts a class, a semantic class and a mask.
+
+A masked-attention transformer (Cheng et al., "Masked-attention Mask Transformer", CVPR 2022) in the arrangement of ESAM:
+post-norm layers of cross-attention, self-attention and feed-forward; every head masks the next layer's cross-attention.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..configuration_bifusion import BiFusionConfig
+
+
+@dataclass
+class QueryHeadOutput:
+    """What one head predicts.
+
+    Args:
+        class_logits: [B, Q, C + 1], the last column is "no object".
+        mask_logits: [B, Q, S] over superpoints or [B, Q, N] over points.
+        level: `"superpoint"` or `"point"`.
+    """
+
+    class_logits: torch.Tensor
+    mask_logits: torch.Tensor
+    level: str
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain attention; `attention_mask` is boolean, True = may attend. Softmax in float32."""
+    scores = (query @ key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    precision = torch.promote_types(scores.dtype, torch.float32)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=precision).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class QueryAttention(nn.Module):
+    """Multi-head attention from queries to keys under a boolean mask."""
+
+    def __init__(self, config: BiFusionConfig):
+        super().__init__()
+        size = config.decoder_size
+        self.config = config
+        self.head_size = size // config.decoder_attention_heads
+        self.scaling = self.head_size**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(size, size)
+        self.k_proj = nn.Linear(size, size)
+        self.v_proj = nn.Linear(size, size)
+        self.out_proj = nn.Linear(size, size)
+
+    def forward(
+        self, queries: torch.Tensor, keys: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, Q, D] attends to [B, K, D] where `attention_mask` [B, Q or 1, K] is True; a row needs one True."""
+
+        def heads(x: torch.Tensor) -> torch.Tensor:
+            return x.unflatten(2, (-1, self.head_size)).transpose(1, 2)  # [B, heads, L, head_size]
+
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attention(
+            self,
+            heads(self.q_proj(queries)),
+            heads(self.k_proj(keys)),
+            heads(self.v_proj(keys)),
+            attention_mask.unsqueeze(1).expand(-1, -1, queries.shape[1], -1),
+            scaling=self.scaling,
+            dropout=0.0,
+        )
+        return self.out_proj(attended.flatten(2)), weights
+
+
+class QueryCrossAttention(QueryAttention):
+    """Attention from queries to superpoints, within each query's own mask."""
+
+
+class QuerySelfAttention(QueryAttention):
+    """Attention among the queries of a sample."""
+
+
+class QueryDecoderLayer(GradientCheckpointingLayer):
+    """Cross-attention to the superpoints, self-attention among the queries, feed-forward; all post-norm."""
+
+    def __init__(self, config: BiFusionConfig):
+        super().__init__()
+        size = config.decoder_size
+        self.cross_attention = QueryCrossAttention(config)
+        self.cross_attention_norm = nn.LayerNorm(size)
+        self.self_attention = QuerySelfAttention(config)
+        self.self_attention_norm = nn.LayerNorm(size)
+        self.ffn_in = nn.Linear(size, config.decoder_intermediate_size)
+        self.ffn_out = nn.Linear(config.decoder_intermediate_size, size)
+        self.ffn_norm = nn.LayerNorm(size)
+
+    def forward(
+        self, queries: torch.Tensor, keys: torch.Tensor, cross_mask: torch.Tensor, self_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """[B, Q, D] to [B, Q, D]; masks are True where attention is allowed."""
+        queries = self.cross_attention_norm(queries + self.cross_attention(queries, keys, cross_mask)[0])
+        queries = self.self_attention_norm(queries + self.self_attention(queries, queries, self_mask)[0])
+        feed_forward = self.ffn_out(nn.functional.gelu(self.ffn_in(queries)))
+        return self.ffn_norm(queries + feed_forward)
+
+
+class MLP(nn.Module):
+    """Linear-ReLU-Linear."""
+
+    def __init__(self, in_features: int, hidden_size: int, out_features: int):
+        super().__init__()
+        self.hidden = nn.Linear(in_features, hidden_size)
+        self.out = nn.Linear(hidden_size, out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] to [..., out_features]."""
+        return self.out(torch.relu(self.hidden(x)))
+
+
+class QueryDecoder(nn.Module):
+    """Queries, keys and mask features from superpoints and points; heads before the first and after every layer.
+
+    The class head, the norm before it and the mask features are shared by all heads; the semantic head acts once, at
+    the end. There is no position encoding: positions enter through the point mask features.
+    """
+
+    def __init__(self, config: BiFusionConfig):
+        super().__init__()
+        size, width = config.decoder_size, config.hidden_size
+        self.mask_levels = tuple(config.decoder_mask_levels)
+        self.key_proj = nn.Linear(width, size)
+        self.key_norm = nn.LayerNorm(size)
+        self.query_proj = MLP(width, size, size)
+        # Features that no head of this configuration reads are not created.
+        self.superpoint_mask_proj = MLP(width, size, size) if "superpoint" in self.mask_levels else None
+        self.point_mask_proj = MLP(3 + width, size, size)
+        self.layers = nn.ModuleList(QueryDecoderLayer(config) for _ in range(config.decoder_layers))
+        self.out_norm = nn.LayerNorm(size)
+        self.class_head = MLP(size, size, config.num_labels + 1)
+        self.semantic_head = nn.Linear(size, config.num_semantic_labels + 1)
+
+    def forward(
+        self,
+        superpoint_features: torch.Tensor,
+        superpoint_mask: torch.Tensor,
+        points: torch.Tensor,
+        point_features: torch.Tensor,
+        point_weights: torch.Tensor,
+        superpoint_ids: torch.Tensor,
+        point_mask: torch.Tensor,
+        query_superpoints: torch.Tensor,
+    ) -> tuple[list[QueryHeadOutput], torch.Tensor, torch.Tensor]:
+        """Predictions of all heads.
+
+        Args:
+            superpoint_features: [B, S, D].
+            superpoint_mask: bool [B, S], False = padding.
+            points: [B, N, 3] metres.
+            point_features: [B, N, D].
+            point_weights: [B, N, 1], weights of the superpoint pooling.
+            superpoint_ids: int64 [B, N], -1 at padding.
+            point_mask: bool [B, N].
+            query_superpoints: int64 [B, Q], the superpoint of each query, -1 = padding.
+
+        Returns:
+            The outputs of all heads, the semantic logits [B, Q, num_semantic_labels + 1] and the normed queries.
+        """
+        query_mask = query_superpoints >= 0
+        size = superpoint_features.shape[-1]
+        start = superpoint_features.gather(1, query_superpoints.clamp(min=0).unsqueeze(2).expand(-1, -1, size))
+        queries = self.query_proj(start)
+        keys = torch.relu(self.key_norm(self.key_proj(superpoint_features)))
+        point_masks = self.point_mask_proj(torch.cat([points.to(point_features.dtype), point_features], dim=2))
+        mask_features = {"point": point_masks}
+        if self.superpoint_mask_proj is not None:
+            mask_features["superpoint"] = self.superpoint_mask_proj(superpoint_features)
+
+        heads = []
+        for index, level in enumerate(self.mask_levels):
+            if index > 0:
+                cross_mask = self._attention_mask(
+                    heads[-1], superpoint_mask, superpoint_ids, point_mask, point_weights
+                )
+                queries = self.layers[index - 1](queries, keys, cross_mask, query_mask.unsqueeze(1))
+            normed = self.out_norm(queries)
+            mask_logits = normed @ mask_features[level].transpose(1, 2)
+            heads.append(QueryHeadOutput(self.class_head(normed), mask_logits, level))
+        return heads, self.semantic_head(normed), normed
+
+    @torch.no_grad()
+    def _attention_mask(
+        self,
+        head: QueryHeadOutput,
+        superpoint_mask: torch.Tensor,
+        superpoint_ids: torch.Tensor,
+        point_mask: torch.Tensor,
+        point_weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """Which superpoints a query may attend to: those in its mask; bool [B, Q, S], True = allowed."""
+        real = superpoint_mask.unsqueeze(1)
+        if head.level == "superpoint":
+            allowed = (head.mask_logits >= 0) & real
+            nothing = ~allowed.any(dim=2, keepdim=True)
+            return allowed | (nothing & real)
+        blocked = blocked_share(head.mask_logits < 0, point_weights, superpoint_ids, point_mask, real.shape[2])
+        # Each query keeps the superpoints that are blocked least, so that no row is left without any.
+        least = blocked.masked_fill(~real, float("inf")).amin(dim=2, keepdim=True)
+        return ((blocked <= 0.5) | (blocked == least)) & real
+
+
+def blocked_share(
+    blocked: torch.Tensor,
+    point_weights: torch.Tensor,
+    superpoint_ids: torch.Tensor,
+    point_mask: torch.Tensor,
+    num_superpoints: int,
+) -> torch.Tensor:
+    """How much of each superpoint lies outside each query's point mask.
+
+    Args:
+        blocked: bool [B, Q, N], point outside the mask.
+        point_weights: [B, N, 1].
+        superpoint_ids: int64 [B, N].
+        point_mask: bool [B, N].
+        num_superpoints: S.
+
+    Returns:
+        [B, Q, S]: sum of the blocked points' weights over the number of points (weights reach 2, so may this).
+    """
+    batch_size, num_queries, _ = blocked.shape
+    sample, point = point_mask.nonzero(as_tuple=True)
+    index = sample * num_superpoints + superpoint_ids[sample, point]
+    # One row a point, so that superpoints are sums of rows.
+    rows = blocked.transpose(1, 2)[sample, point].to(point_weights.dtype) * point_weights[sample, point]
+    total = rows.new_zeros(batch_size * num_superpoints, num_queries).index_add_(0, index, rows)
+    count = torch.bincount(index, minlength=batch_size * num_superpoints).clamp(min=1).unsqueeze(1)
+    return (total / count.to(total.dtype)).unflatten(0, (batch_size, num_superpoints)).transpose(1, 2)

@@ -1,0 +1,321 @@
+"""BiFusion: RGB-D frames to 3D object instances, in the shape of a transformers model."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_bifusion import BiFusionConfig
+from .layers.encoder import BiFusionEncoder, PointEncoding
+from .layers.fusion import Fusion
+from .layers.geometry import FiLM, GeometricEncoding
+from .layers.query_decoder import QueryCrossAttention, QueryDecoder, QueryDecoderLayer
+from .layers.superpoint_pooling import SuperpointPooling
+from .sparse import StridedConv3d, SubmanifoldConv3d, TransposedConv3d, set_sparse_backend
+
+
+@dataclass
+class BiFusionModelOutput(ModelOutput):
+    """Point and superpoint features.
+
+    Args:
+        point_features (`torch.FloatTensor` of shape `(batch_size, num_points, hidden_size)`):
+            Fused features, 0 at padding.
+        superpoint_features (`torch.FloatTensor` of shape `(batch_size, num_superpoints, hidden_size)`):
+            Pooled features, 0 at padding.
+        fusion_weights (`torch.FloatTensor` of shape `(batch_size, num_points, 1)`, *optional*):
+            How much of the image feature each point takes; 0 where it is not visible.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*): Of the image tower.
+        attentions (`tuple(torch.FloatTensor)`, *optional*): Of the image tower.
+    """
+
+    point_features: torch.FloatTensor | None = None
+    superpoint_features: torch.FloatTensor | None = None
+    fusion_weights: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class BiFusionForInstanceSegmentationOutput(ModelOutput):
+    """Predictions of the last head, and what training needs.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): Weighted sum of the loss terms, with labels.
+        loss_dict (`dict[str, torch.FloatTensor]`, *optional*): The terms, unweighted.
+        class_queries_logits (`torch.FloatTensor` of shape `(batch_size, num_queries, num_labels + 1)`):
+            The last column is "no object".
+        masks_queries_logits (`torch.FloatTensor` of shape `(batch_size, num_queries, num_points)`):
+            Mask of each query over the points.
+        semantic_queries_logits (`torch.FloatTensor` of shape `(batch_size, num_queries, num_semantic_labels + 1)`):
+            Semantic class of each query's superpoint.
+        query_mask (`torch.BoolTensor` of shape `(batch_size, num_queries)`): False at padding.
+        query_superpoints (`torch.LongTensor` of shape `(batch_size, num_queries)`):
+            Superpoint of each query, -1 at padding. At inference query j is superpoint j.
+        auxiliary_logits (`list[dict[str, torch.FloatTensor]]`, *optional*): `class_queries_logits` and
+            `masks_queries_logits` of the heads before the last; masks of the first heads are over superpoints.
+        point_features (`torch.FloatTensor` of shape `(batch_size, num_points, hidden_size)`): Fused features.
+        superpoint_features (`torch.FloatTensor` of shape `(batch_size, num_superpoints, hidden_size)`): Pooled.
+        fusion_weights (`torch.FloatTensor` of shape `(batch_size, num_points, 1)`, *optional*): As in the base model.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*): Queries before and after each decoder layer.
+        attentions (`tuple(torch.FloatTensor)`, *optional*): Cross-attention of each decoder layer.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_dict: dict[str, torch.FloatTensor] | None = None
+    class_queries_logits: torch.FloatTensor | None = None
+    masks_queries_logits: torch.FloatTensor | None = None
+    semantic_queries_logits: torch.FloatTensor | None = None
+    query_mask: torch.BoolTensor | None = None
+    query_superpoints: torch.LongTensor | None = None
+    auxiliary_logits: list[dict[str, torch.FloatTensor]] | None = None
+    point_features: torch.FloatTensor | None = None
+    superpoint_features: torch.FloatTensor | None = None
+    fusion_weights: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class BiFusionPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, loading and saving."""
+
+    config: BiFusionConfig
+    base_model_prefix = "model"
+    main_input_name = "points"
+    input_modalities = ("image", "point_cloud")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["QueryDecoderLayer", "ResidualBlock"]
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.in_features)
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, (SubmanifoldConv3d, StridedConv3d, TransposedConv3d)):
+            init.normal_(module.kernel, std=module.initial_std)
+        elif isinstance(module, (GeometricEncoding, FiLM, Fusion)):
+            module.reset_parameters()
+        elif isinstance(module, BiFusionModel):
+            init.constant_(module.training_update, -1)
+            init.constant_(module.training_total, -1)
+
+    def set_training_progress(self, update: int, total: int) -> None:
+        """Tells the model how far training is; call it after each optimizer update.
+
+        The gate's warm-up and the stages of the loss schedule follow it; it is saved with the weights. A model that
+        was never told has its gate live.
+
+        Args:
+            update: Optimizer updates done.
+            total: Optimizer updates planned.
+
+        Raises:
+            ValueError: `update` is negative or beyond `total`.
+        """
+        if not 0 <= update <= total:
+            raise ValueError(f"update must lie in 0..{total}, got {update}")
+        base = self.base_model
+        base.training_update.fill_(update)
+        base.training_total.fill_(total)
+
+
+class BiFusionModel(BiFusionPreTrainedModel):
+    """Encoder and superpoint pooling: features without a head."""
+
+    def __init__(self, config: BiFusionConfig):
+        super().__init__(config)
+        self.encoder = BiFusionEncoder(config)
+        self.superpoint_pooling = SuperpointPooling(config.hidden_size)
+        # -1: never told. Buffers, so that they are saved with the weights and follow them between devices.
+        self.register_buffer("training_update", torch.tensor(-1))
+        self.register_buffer("training_total", torch.tensor(-1))
+        self.post_init()
+        set_sparse_backend(self, config.sparse_backend)
+
+    @property
+    def gate_held(self) -> torch.Tensor:
+        """bool []: training progress says that the gate is in its warm-up."""
+        return (self.training_update >= 0) & (self.training_update < self.config.gate_warmup_steps)
+
+    def encode(
+        self,
+        points: torch.Tensor,
+        point_colors: torch.Tensor,
+        point_mask: torch.Tensor,
+        superpoint_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        point_pixels: torch.Tensor | None = None,
+        point_visible: torch.Tensor | None = None,
+        camera_rotations: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[PointEncoding, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Features of the real points and of the superpoints; arguments as in `forward`.
+
+        Returns:
+            The encoding of the P real points, superpoint features [B, S, D], the superpoints' mask [B, S] and the
+            pooling weight of each real point [P, 1].
+        """
+        superpoint_mask = self._check_inputs(
+            points, point_colors, point_mask, superpoint_ids, pixel_values, point_pixels, point_visible, camera_rotations
+        )
+        sample = point_mask.nonzero(as_tuple=True)[0]
+        # Positions keep float32 in a half-precision network.
+        real_points = points[point_mask].to(torch.promote_types(self.dtype, torch.float32))
+        encoding = self.encoder(
+            real_points,
+            point_colors[point_mask].to(self.dtype),
+            sample,
+            point_mask,
+            None if pixel_values is None else pixel_values.to(self.dtype),
+            point_pixels,
+            None if point_visible is None else point_visible[point_mask],
+            camera_rotations,
+            self.gate_held,
+            **kwargs,
+        )
+        batch_size, num_superpoints = superpoint_mask.shape
+        pooled, weights = self.superpoint_pooling(
+            real_points,
+            encoding.features,
+            sample * num_superpoints + superpoint_ids[point_mask],
+            batch_size * num_superpoints,
+        )
+        pooled = pooled.unflatten(0, (batch_size, num_superpoints)) * superpoint_mask.unsqueeze(2)
+        return encoding, pooled, superpoint_mask, weights
+
+    @can_return_tuple
+    def forward(
+        self,
+        points: torch.FloatTensor,
+        point_colors: torch.FloatTensor,
+        point_mask: torch.BoolTensor,
+        superpoint_ids: torch.LongTensor,
+        pixel_values: torch.FloatTensor | None = None,
+        point_pixels: torch.FloatTensor | None = None,
+        point_visible: torch.BoolTensor | None = None,
+        camera_rotations: torch.FloatTensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BiFusionModelOutput:
+        """Point and superpoint features.
+
+        Args:
+            points: [B, N, 3] metres, z up, centred.
+            point_colors: [B, N, 3], normalised RGB.
+            point_mask: [B, N], False = padding.
+            superpoint_ids: [B, N], 0..S-1 in each sample without gaps, -1 at padding.
+            pixel_values: [B, 3, H, W], normalised RGB image; needed with an image branch, as are the next two.
+            point_pixels: [B, N, 2], place in the image as fractions of width and height.
+            point_visible: [B, N], the point is seen in the image.
+            camera_rotations: [B, 3, 3], camera axes to point axes; needed with FiLM.
+            output_hidden_states: Return the image tower's hidden states.
+            output_attentions: Return the image tower's attentions.
+            kwargs: For transformers.
+
+        Raises:
+            ValueError: An input is missing or has a wrong shape; the message names it.
+        """
+        encoding, pooled, _, _ = self.encode(
+            points, point_colors, point_mask, superpoint_ids, pixel_values, point_pixels, point_visible,
+            camera_rotations, output_hidden_states=output_hidden_states, output_attentions=output_attentions,
+        )  # fmt: skip
+        return BiFusionModelOutput(
+            point_features=pad_points(encoding.features, point_mask),
+            superpoint_features=pooled,
+            fusion_weights=None if encoding.fusion_weights is None else pad_points(encoding.fusion_weights, point_mask),
+            hidden_states=encoding.hidden_states,
+            attentions=encoding.attentions,
+        )
+
+    def _check_inputs(
+        self, points, point_colors, point_mask, superpoint_ids, pixel_values, point_pixels, point_visible,
+        camera_rotations,
+    ) -> torch.Tensor:  # fmt: skip
+        """Names what is missing or has another shape; returns the mask of real superpoints [B, S]."""
+        if points.ndim != 3 or points.shape[2] != 3:
+            raise ValueError(f"points has shape {tuple(points.shape)}; expected [B, N, 3]")
+        batch_size, num_points = points.shape[:2]
+        expected = {
+            "point_colors": (point_colors, (batch_size, num_points, self.config.point_config.in_channels)),
+            "point_mask": (point_mask, (batch_size, num_points)),
+            "superpoint_ids": (superpoint_ids, (batch_size, num_points)),
+        }
+        if self.config.fusion_type != "none":
+            expected["pixel_values"] = (pixel_values, (batch_size, 3, None, None))
+            expected["point_pixels"] = (point_pixels, (batch_size, num_points, 2))
+            expected["point_visible"] = (point_visible, (batch_size, num_points))
+            if self.config.use_film:
+                expected["camera_rotations"] = (camera_rotations, (batch_size, 3, 3))
+        for name, (value, shape) in expected.items():
+            wanted = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+            if value is None:
+                raise ValueError(f"{name} is missing; fusion_type {self.config.fusion_type!r} expects {wanted}")
+            matches = len(value.shape) == len(shape) and all(
+                size is None or size == found for found, size in zip(value.shape, shape, strict=True)
+            )
+            if not matches:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {wanted}")
+        for name in ("point_mask", "point_visible"):
+            value = expected.get(name, (None,))[0]
+            if value is not None and value.dtype != torch.bool:
+                raise ValueError(f"{name} has dtype {value.dtype}; expected torch.bool")
+        return self._superpoint_mask(superpoint_ids, point_mask)
+
+    @staticmethod
+    def _superpoint_mask(superpoint_ids: torch.Tensor, point_mask: torch.Tensor) -> torch.Tensor:
+        ids = torch.where(point_mask, superpoint_ids, -1)
+        if not bool(point_mask.any(dim=1).all()):
+            empty = (~point_mask.any(dim=1)).nonzero().flatten().tolist()
+            raise ValueError(f"point_mask has no point in samples {empty}")
+        if bool((ids < 0)[point_mask].any()):
+            raise ValueError("superpoint_ids is negative at a real point")
+        present = ids.new_zeros(len(ids), int(ids.max()) + 2, dtype=torch.bool).scatter_(1, ids + 1, True)[:, 1:]
+        counts = present.sum(dim=1)
+        gaps = (ids.amax(dim=1) + 1 != counts).nonzero().flatten().tolist()
+        if gaps:
+            raise ValueError(f"superpoint_ids of samples {gaps} have gaps; expected 0..S-1, each with a point")
+        return present
+
+
+def pad_points(features: torch.Tensor, point_mask: torch.Tensor) -> torch.Tensor:
+    """Rows of the real points [P, C] to [B, N, C], 0 at padding."""
+    padded = features.new_zeros(*point_mask.shape, features.shape[1])
+    padded[point_mask] = features
+    return padded
+
+
+def select_queries(
+    superpoint_mask: torch.Tensor, min_fraction: float | None, seeds: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Which superpoints become queries.
+
+    Args:
+        superpoint_mask: bool [B, S].
+        min_fraction: None takes all, in order; otherwise a random part of each sample's, from this fraction to all.
+        seeds: int64 [B], makes the choice of each sample reproducible; None draws from torch's default generator.
+
+    Returns:
+        int64 [B, Q], ascending, -1 = padding.
+    """
+    counts = superpoint_mask.sum(dim=1).tolist()
+    chosen = []
+    for index, count in enumerate(counts):
+        if min_fraction is None:
+            chosen.append(torch.arange(count))
+            continue
+        generator = None if seeds is None else torch.Generator().manual_seed(int(seeds[index]))
+        fraction = min_fraction + (1 - min_fraction) * torch.rand((), generator=generator).item()
+        kept = torch.randperm(count, generator=generator)[: math.ceil(fraction * count)]
+        chosen.append(kept.sort().values)
+    return nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-1).to(superpoint_mask.device)
