@@ -1,0 +1,232 @@
+"""Joint augmentation of a prepared sample: points, image, and what ties them together.
+
+Moving the points never touches `point_pixels`; flipping or cropping the image changes the image and `point_pixels`
+together. `camera_rotation` follows every rotation and mirroring, of the points or of the image, so that it keeps
+mapping the axes of the image (x right, y down, z into it) to those of the points.
+
+The point part has ESAM's values (flips, rotation, scale, translation, elastic distortion).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+Sample = dict[str, Any]
+# Weights of the luma of ITU-R BT.601, as Pillow's own "L" conversion has them.
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """What is augmented and how much; each part is off at the value stated.
+
+    Args:
+        flip_probability: Of mirroring the points along x, and again along y; 0 = off.
+        rotation_range: Half width in radians of the rotation about z; 0 = off.
+        scale_range: Bounds of the scale; (1, 1) = off.
+        translation_std: Standard deviation in metres, each axis; 0 = off.
+        elastic_probability: Of the elastic distortion; 0 = off.
+        elastic_granularity: Grid cells of its passes, in units of `elastic_voxel_size`.
+        elastic_magnitude: Strengths of its passes, in units of `elastic_voxel_size`.
+        elastic_voxel_size: Metres.
+        image_flip_probability: Of mirroring the image left to right; 0 = off.
+        crop_probability: Of a crop, resized back to the image's size; 0 = off.
+        crop_scale: Bounds of the crop's side, as a fraction of the image's; the aspect is kept.
+        brightness: Half width of the factor around 1; 0 = off.
+        contrast: As `brightness`, around the mean grey.
+        saturation: As `brightness`, around the pixel's own grey.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    flip_probability: float = 0.5
+    rotation_range: float = float(np.pi)
+    scale_range: tuple[float, float] = (0.8, 1.2)
+    translation_std: float = 0.1
+    elastic_probability: float = 0.5
+    elastic_granularity: tuple[float, ...] = (6.0, 20.0)
+    elastic_magnitude: tuple[float, ...] = (40.0, 160.0)
+    elastic_voxel_size: float = 0.02
+    image_flip_probability: float = 0.5
+    crop_probability: float = 0.5
+    crop_scale: tuple[float, float] = (0.7, 1.0)
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+
+    def __post_init__(self):
+        for name in ("flip_probability", "elastic_probability", "image_flip_probability", "crop_probability"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "a probability in [0, 1]")
+        for name in ("brightness", "contrast", "saturation"):
+            self._check(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
+        for name in ("rotation_range", "translation_std"):
+            self._check(name, getattr(self, name) >= 0, "a number that is not negative")
+        for name in ("scale_range", "crop_scale"):
+            bounds = getattr(self, name)
+            self._check(name, len(bounds) == 2 and 0 < bounds[0] <= bounds[1], "two positive bounds in order")
+        self._check("crop_scale", self.crop_scale[1] <= 1, "at most 1")
+        self._check("elastic_voxel_size", self.elastic_voxel_size > 0, "a positive length")
+        same_length = len(self.elastic_granularity) == len(self.elastic_magnitude)
+        self._check("elastic_granularity", same_length, f"as many as elastic_magnitude {self.elastic_magnitude}")
+
+    def _check(self, name: str, good: bool, expected: str):
+        if not good:
+            raise ValueError(f"AugmentationConfig: {name} is {getattr(self, name)}; expected {expected}")
+
+    @classmethod
+    def disabled(cls, **overrides: Any) -> "AugmentationConfig":
+        """Everything off but what `overrides` switches on."""
+        off = {
+            "flip_probability": 0.0,
+            "rotation_range": 0.0,
+            "scale_range": (1.0, 1.0),
+            "translation_std": 0.0,
+            "elastic_probability": 0.0,
+            "image_flip_probability": 0.0,
+            "crop_probability": 0.0,
+            "brightness": 0.0,
+            "contrast": 0.0,
+            "saturation": 0.0,
+        }
+        return cls(**{**off, **overrides})
+
+
+def resize_image(
+    image: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    """Antialiased bicubic resize of (a part of) an image; returned as it is where nothing changes.
+
+    Args:
+        image: uint8 [H, W, 3].
+        size: (height, width) of the result.
+        box: (left, top, right, bottom) of the part, in pixel edges: the whole image is (0, 0, W, H).
+
+    Returns:
+        uint8 [*size, 3].
+    """
+    if box is None and tuple(size) == image.shape[:2]:
+        return image
+    resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(resized)
+
+
+def elastic_displacement(points: np.ndarray, cell: float, magnitude: float, rng: np.random.Generator) -> np.ndarray:
+    """A smooth random displacement field at the points, float64 [N, 3].
+
+    Gaussian noise on a grid, blurred twice by a 3x3x3 box, interpolated trilinearly (Graham et al., "3D Semantic
+    Segmentation with Submanifold Sparse Convolutional Networks", CVPR 2018, and its successors).
+
+    Args:
+        points: [N, 3].
+        cell: Edge of a grid cell, in the unit of the points.
+        magnitude: Factor of the blurred unit noise, in the unit of the points.
+        rng: Source of the noise.
+    """
+    from scipy.ndimage import map_coordinates, uniform_filter
+
+    # Cells are laid out around the origin and reach one cell beyond the cloud, so that all points interpolate.
+    half = np.floor(np.abs(points).max(axis=0) / cell).astype(int) + 2
+    noise = rng.standard_normal((3, *(2 * half + 1)))
+    for _ in range(2):
+        noise = uniform_filter(noise, size=(1, 3, 3, 3), mode="constant")
+    places = (points / cell + half).T
+    field = [map_coordinates(component, places, order=1) for component in noise]
+    return np.stack(field, axis=1) * magnitude
+
+
+def _move_points(sample: Sample, matrix: np.ndarray) -> None:
+    """Applies an orthogonal matrix to points and camera axes."""
+    sample["points"] = sample["points"] @ matrix.T.astype(np.float32)
+    sample["camera_rotation"] = (matrix @ sample["camera_rotation"]).astype(np.float32)
+
+
+def _flip_image(sample: Sample) -> None:
+    sample["image"] = np.ascontiguousarray(sample["image"][:, ::-1])
+    sample["point_pixels"] = sample["point_pixels"] * np.array([-1, 1], np.float32) + np.array([1, 0], np.float32)
+    # To the right in the mirrored image is to the left of the camera.
+    sample["camera_rotation"] = sample["camera_rotation"] * np.array([-1, 1, 1], np.float32)
+
+
+def _crop_image(sample: Sample, scale: float, place: np.ndarray) -> None:
+    """Cuts out a window of `scale` times the image's sides at `place` in [0, 1]^2 and resizes it to the full size."""
+    height, width = sample["image"].shape[:2]
+    origin = (1 - scale) * place
+    box = (origin[0] * width, origin[1] * height, (origin[0] + scale) * width, (origin[1] + scale) * height)
+    sample["image"] = resize_image(sample["image"], (height, width), box)
+    pixels = (sample["point_pixels"] - origin) / scale
+    inside = ((pixels >= 0) & (pixels <= 1)).all(axis=1)
+    sample["point_visible"] = sample["point_visible"] & inside
+    sample["point_pixels"] = np.clip(pixels, 0, 1).astype(np.float32)
+
+
+class JointAugmentation:
+    """Draws and applies an augmentation; the same generator state gives the same result.
+
+    Args:
+        config: What to do; the defaults of `AugmentationConfig` if None.
+    """
+
+    def __init__(self, config: AugmentationConfig | None = None):
+        self.config = config or AugmentationConfig()
+
+    def __call__(self, sample: Mapping[str, Any], rng: np.random.Generator) -> Sample:
+        """`geometric`, then `photometric`; the sample given is left untouched."""
+        return self.photometric(self.geometric(sample, rng), rng)
+
+    def geometric(self, sample: Mapping[str, Any], rng: np.random.Generator) -> Sample:
+        """Moves the points; flips and crops the image.
+
+        Args:
+            sample: A sample of `BiFusionProcessor.prepare_frame`.
+            rng: Source of all draws.
+
+        Returns:
+            A new sample; arrays that did not change are shared with the one given.
+        """
+        config, sample = self.config, dict(sample)
+        for axis in range(2):
+            if rng.random() < config.flip_probability:
+                mirror = np.eye(3)
+                mirror[axis, axis] = -1
+                _move_points(sample, mirror)
+        if config.rotation_range > 0:
+            angle = rng.uniform(-config.rotation_range, config.rotation_range)
+            cos, sin = np.cos(angle), np.sin(angle)
+            _move_points(sample, np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]))
+        points = sample["points"].astype(np.float64)
+        points *= rng.uniform(*config.scale_range)
+        points += rng.normal(0, config.translation_std, 3)
+        if rng.random() < config.elastic_probability:
+            unit = config.elastic_voxel_size
+            for cell, magnitude in zip(config.elastic_granularity, config.elastic_magnitude, strict=True):
+                points = points + elastic_displacement(points, cell * unit, magnitude * unit, rng)
+        sample["points"] = points.astype(np.float32)
+        if sample.get("image") is not None:
+            if rng.random() < config.image_flip_probability:
+                _flip_image(sample)
+            if rng.random() < config.crop_probability:
+                _crop_image(sample, rng.uniform(*config.crop_scale), rng.random(2))
+        return sample
+
+    def photometric(self, sample: Mapping[str, Any], rng: np.random.Generator) -> Sample:
+        """Jitters brightness, contrast and saturation of the image, not of the points.
+
+        It comes after the alignment check, which compares the two.
+        """
+        config, sample = self.config, dict(sample)
+        if sample.get("image") is None or not (config.brightness or config.contrast or config.saturation):
+            return sample
+        widths = np.array([config.brightness, config.contrast, config.saturation])
+        brightness, contrast, saturation = (1 + widths * rng.uniform(-1, 1, 3)).astype(np.float32)
+        image = sample["image"].astype(np.float32) * brightness
+        mean_grey = (image.reshape(-1, 3).mean(axis=0) @ _LUMA).astype(np.float32)
+        image = mean_grey + (image - mean_grey) * contrast
+        grey = (image @ _LUMA)[..., None]
+        image = grey + (image - grey) * saturation
+        sample["image"] = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+        return sample

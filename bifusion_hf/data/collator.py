@@ -1,0 +1,150 @@
+"""From prepared samples to one padded batch: the arguments of the model's forward and what post-processing needs."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+
+if TYPE_CHECKING:
+    from ..processing_bifusion import BiFusionProcessor
+
+logger = logging.getLogger(__name__)
+
+Sample = dict[str, Any]
+# Semantic label of points that no loss and no metric counts.
+IGNORE = -100
+
+
+def normalize(values: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """uint8 [..., 3] to float32 [..., 3]: fractions of 255, minus `mean`, over `std`."""
+    mean, std = np.asarray(mean, dtype=np.float64), np.asarray(std, dtype=np.float64)
+    scaled = values * (1 / (255 * std)).astype(np.float32) - (mean / std).astype(np.float32)
+    return torch.from_numpy(scaled.astype(np.float32, copy=False))
+
+
+def _pad(rows: Sequence[torch.Tensor], value: float | int | bool) -> torch.Tensor:
+    """[N_i, ...] rows to [B, max N_i, ...], filled up with `value`."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
+
+
+def _present(samples: Sequence[Mapping], key: str) -> bool:
+    """Whether every sample has `key`; that only some have it is an error."""
+    having = [sample.get(key) is not None for sample in samples]
+    if any(having) and not all(having):
+        lacking = [sample["frame_id"] for sample, has in zip(samples, having, strict=True) if not has]
+        raise ValueError(f"{', '.join(lacking)}: {key} is missing; expected in all samples of a batch or in none")
+    return all(having)
+
+
+def _stack_images(samples: Sequence[Mapping], mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    sizes = {sample["frame_id"]: sample["image"].shape[:2] for sample in samples}
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} {size[0]}x{size[1]}" for name, size in sizes.items())
+        raise ValueError(
+            f"images of one batch have different sizes (height x width): {found}; expected one size: "
+            "set the processor's image_size"
+        )
+    images = np.stack([sample["image"] for sample in samples])
+    return normalize(images, mean, std).permute(0, 3, 1, 2).contiguous()
+
+
+def _mask_labels(sample: Mapping, num_points: int) -> torch.Tensor:
+    """The points of each ground-truth instance, bool [M, num_points]."""
+    masks = np.zeros((len(sample["class_labels"]), num_points), dtype=bool)
+    points = np.flatnonzero(sample["instance"] >= 0)
+    masks[sample["instance"][points], points] = True
+    return torch.from_numpy(masks)
+
+
+def collate_samples(
+    samples: Sequence[Sample],
+    *,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+    color_mean: Sequence[float],
+    color_std: Sequence[float],
+) -> dict[str, Any]:
+    """Pads samples of `BiFusionProcessor.prepare_frame` into a batch.
+
+    Args:
+        samples: At least one sample.
+        image_mean: Of the image branch, as fractions of 255; `image_std` likewise.
+        image_std: See `image_mean`.
+        color_mean: Of the point colours, as fractions of 255; `color_std` likewise.
+        color_std: See `color_mean`.
+
+    Returns:
+        `points` float32 [B, N, 3] metres, `point_colors` float32 [B, N, 3], `point_mask` bool [B, N],
+        `superpoint_ids` int64 [B, N] (-1 at padding); with an image `pixel_values` float32 [B, 3, H, W],
+        `point_pixels` float32 [B, N, 2], `point_visible` bool [B, N], `camera_rotations` float32 [B, 3, 3]; with
+        labels `mask_labels` list of bool [M_i, N], `class_labels` list of int64 [M_i], `semantic_labels` int64 [B, N]
+        (-100 = ignore); `point_offsets` float32 [B, 3], `pixel_indices` int64 [B, N] (-1 at padding and where a cloud
+        has no depth image), `superpoint_maps` list of int32 [H, W] or None, `frame_ids`; and, where the samples carry
+        them, `query_seeds` int64 [B] and `alignment_errors` float32 [B].
+
+    Raises:
+        ValueError: No sample, images of different size, or a field that only some of the samples have.
+    """
+    if not samples:
+        raise ValueError("a batch needs at least one sample")
+
+    def rows(key: str, fill: float | int | bool) -> torch.Tensor:
+        return _pad([torch.from_numpy(np.ascontiguousarray(sample[key])) for sample in samples], fill)
+
+    counts = torch.tensor([len(sample["points"]) for sample in samples])
+    num_points = int(counts.max())
+    batch: dict[str, Any] = {
+        "points": rows("points", 0.0),
+        "point_colors": _pad([normalize(sample["point_rgb"], color_mean, color_std) for sample in samples], 0.0),
+        "point_mask": torch.arange(num_points)[None] < counts[:, None],
+        "superpoint_ids": rows("superpoint_ids", -1),
+    }
+    if _present(samples, "image"):
+        batch["pixel_values"] = _stack_images(samples, image_mean, image_std)
+        # Padding sits at the image centre, inside [0, 1]; point_visible keeps it from being used.
+        batch["point_pixels"] = rows("point_pixels", 0.5)
+        batch["point_visible"] = rows("point_visible", False)
+        batch["camera_rotations"] = torch.from_numpy(np.stack([sample["camera_rotation"] for sample in samples]))
+    if _present(samples, "instance"):
+        batch["mask_labels"] = [_mask_labels(sample, num_points) for sample in samples]
+        batch["class_labels"] = [torch.from_numpy(sample["class_labels"]) for sample in samples]
+    if _present(samples, "semantic"):
+        batch["semantic_labels"] = rows("semantic", IGNORE)
+    batch["point_offsets"] = torch.from_numpy(np.stack([sample["point_offset"] for sample in samples]))
+    batch["pixel_indices"] = rows("pixel_indices", -1)
+    maps = [sample["superpoint_map"] for sample in samples]
+    batch["superpoint_maps"] = [None if value is None else torch.from_numpy(value) for value in maps]
+    batch["frame_ids"] = [sample["frame_id"] for sample in samples]
+    if _present(samples, "query_seed"):
+        batch["query_seeds"] = torch.tensor([sample["query_seed"] for sample in samples], dtype=torch.int64)
+    if _present(samples, "alignment_error"):
+        errors = [sample["alignment_error"] for sample in samples]
+        batch["alignment_errors"] = torch.tensor(errors, dtype=torch.float32)
+    return batch
+
+
+class BiFusionCollator:
+    """`collate_fn` of a DataLoader over `FrameDataset`.
+
+    Frames that the data set skipped (None) are left out of the batch.
+
+    Args:
+        processor: Gives the normalisation.
+    """
+
+    def __init__(self, processor: "BiFusionProcessor"):
+        self.processor = processor
+
+    def __call__(self, samples: Sequence[Sample | None]) -> dict[str, Any]:
+        """A batch as `collate_samples` describes it.
+
+        Raises:
+            ValueError: All frames of the batch were skipped, or they do not fit one batch.
+        """
+        kept = [sample for sample in samples if sample is not None]
+        if not kept:
+            raise ValueError(f"all {len(samples)} frames of the batch are broken")
+        return self.processor.collate(kept)

@@ -1,0 +1,246 @@
+"""From the network's logits to scored instances and maps, one frame at a time.
+
+Follows the inference of ESAM (Xu et al., "EmbodiedSAM", ICLR 2025), with matrix non-maximum suppression from SOLOv2
+(Wang et al., NeurIPS 2020). Q queries, C labels, N real (unpadded) points, S superpoints, K instances.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+# Value of maps and of per-point classes where there is nothing.
+NONE = -1
+
+
+def matrix_nms(
+    masks: torch.Tensor, labels: torch.Tensor, scores: torch.Tensor, *, kernel: str = "linear", sigma: float = 2.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decays scores by the overlap with better instances of the same label; removes nothing.
+
+    Args:
+        masks: float [K, N], soft masks in [0, 1].
+        labels: int64 [K].
+        scores: float [K].
+        kernel: `"linear"`: (1 - iou) / (1 - worst iou of the better one); `"gaussian"`: the same with
+            exp(-sigma * iou^2).
+        sigma: Of the Gaussian kernel.
+
+    Returns:
+        The decayed scores in descending order, float [K], and the input row of each, int64 [K]. A mask that is an
+        exact copy of a better one gets 0, however many copies there are.
+
+    Raises:
+        ValueError: Unknown kernel.
+    """
+    if kernel not in ("linear", "gaussian"):
+        raise ValueError(f"nms_kernel is {kernel!r}; expected 'linear' or 'gaussian'")
+    if len(scores) == 0:
+        return scores, torch.zeros_like(labels)
+    tiny = torch.finfo(masks.dtype).tiny
+    order = torch.sort(scores, descending=True, stable=True).indices
+    masks, labels, scores = masks[order], labels[order], scores[order]
+    intersection = masks @ masks.T
+    area = masks.sum(dim=1)
+    union = (area[:, None] + area[None, :] - intersection).clamp(min=tiny)
+    # Rounding may lift the IoU of equal masks above 1, which would turn the quotient negative.
+    iou = (intersection / union).clamp(max=1).triu(diagonal=1)
+    iou = iou * (labels[:, None] == labels[None, :])
+    # Row i decays row j > i, less so if i itself is suppressed by a still better one.
+    worst = iou.max(dim=0).values[:, None]
+    if kernel == "linear":
+        decay = (1 - iou) / (1 - worst).clamp(min=tiny)
+    else:
+        decay = torch.exp(-sigma * iou**2) / torch.exp(-sigma * worst**2)
+    scores, rank = torch.sort(scores * decay.min(dim=0).values, descending=True, stable=True)
+    return scores, order[rank]
+
+
+def select_instances(
+    class_logits: torch.Tensor,
+    mask_logits: torch.Tensor,
+    *,
+    threshold: float = 0.0,
+    mask_threshold: float = 0.4,
+    min_points: float = 100,
+    max_instances: int = 100,
+    nms_kernel: str = "linear",
+    nms_sigma: float = 2.0,
+) -> dict[str, torch.Tensor]:
+    """Scores, de-duplicates and binarises the queries of one frame.
+
+    The best (query, label) pairs are kept, their scores multiplied by the mean probability inside the mask, decayed
+    by `matrix_nms` on the soft masks, and masks cut at `mask_threshold`.
+
+    Args:
+        class_logits: [Q, C + 1], the last column is "no object".
+        mask_logits: [Q, N].
+        threshold: Only scores above it are kept.
+        mask_threshold: On the probability of a point.
+        min_points: Only masks of more points are kept.
+        max_instances: Number of (query, label) pairs.
+        nms_kernel: See `matrix_nms`.
+        nms_sigma: See `matrix_nms`.
+
+    Returns:
+        In descending order of score: `scores` float32 [K], `labels` int64 [K], `masks` bool [K, N], `queries`
+        int64 [K].
+    """
+    probabilities = class_logits.float().softmax(dim=-1)[:, :-1]
+    num_labels = probabilities.shape[1]
+    scores, pairs = probabilities.flatten().topk(min(max_instances, probabilities.numel()))
+    queries, labels = pairs // num_labels, pairs % num_labels
+    logits = mask_logits.float()[queries]
+    soft = logits.sigmoid()
+    inside = logits > 0
+    scores = scores * (soft * inside).sum(dim=1) / (inside.sum(dim=1) + 1e-6)
+    scores, rows = matrix_nms(soft, labels, scores, kernel=nms_kernel, sigma=nms_sigma)
+    masks = soft[rows] > mask_threshold
+    keep = (scores > threshold) & (masks.sum(dim=1) > min_points)
+    rows = rows[keep]
+    return {"scores": scores[keep], "labels": labels[rows], "masks": masks[keep], "queries": queries[rows]}
+
+
+def _superpoint_majority(masks: torch.Tensor, superpoint_ids: torch.Tensor, num_superpoints: int) -> torch.Tensor:
+    """Superpoints of which more than half of the points lie in the mask, bool [K, S]."""
+    votes = masks.new_zeros(len(masks), num_superpoints, dtype=torch.float32)
+    votes.index_add_(1, superpoint_ids, masks.float())
+    counts = torch.bincount(superpoint_ids, minlength=num_superpoints)
+    return votes > 0.5 * counts
+
+
+def _first_true(masks: torch.Tensor) -> torch.Tensor:
+    """The first row of bool [K, X] that is true in each column, int64 [X], `NONE` where no row is."""
+    if len(masks) == 0:
+        return torch.full((masks.shape[1],), NONE, dtype=torch.int64, device=masks.device)
+    return torch.where(masks.any(dim=0), masks.int().argmax(dim=0), NONE)
+
+
+def paint_map(
+    point_values: torch.Tensor,
+    superpoint_values: torch.Tensor,
+    pixel_indices: torch.Tensor,
+    superpoint_map: torch.Tensor,
+) -> torch.Tensor:
+    """A pixel map from the points' own values, and the superpoint's value at all other pixels.
+
+    Args:
+        point_values: int64 [N].
+        superpoint_values: int64 [S].
+        pixel_indices: int64 [N], flat pixel of each point.
+        superpoint_map: int [H, W], -1 = none.
+
+    Returns:
+        int32 [H, W], `NONE` where there is neither point nor superpoint.
+    """
+    # The entry behind the last superpoint answers for the index -1.
+    values = torch.cat([superpoint_values, superpoint_values.new_full((1,), NONE)])
+    painted = values[superpoint_map.long().flatten()]
+    painted[pixel_indices] = point_values
+    return painted.view(superpoint_map.shape).int()
+
+
+def instance_map(
+    masks: torch.Tensor, superpoint_ids: torch.Tensor, pixel_indices: torch.Tensor, superpoint_map: torch.Tensor
+) -> torch.Tensor:
+    """The pixel map of one frame's instances.
+
+    A sampled pixel takes its point's instance, every other pixel that of its superpoint (more than half of its points
+    in the mask). Where masks overlap the first row, the one of the highest score, wins.
+
+    Args:
+        masks: bool [K, N], in descending order of score.
+        superpoint_ids: int64 [N].
+        pixel_indices: int64 [N].
+        superpoint_map: int [H, W] with the same ids, -1 = none.
+
+    Returns:
+        int32 [H, W], rows of `masks`, `NONE` = no instance.
+    """
+    num_superpoints = int(superpoint_ids.max()) + 1
+    of_superpoints = _first_true(_superpoint_majority(masks, superpoint_ids, num_superpoints))
+    return paint_map(_first_true(masks), of_superpoints, pixel_indices, superpoint_map)
+
+
+def superpoint_classes(
+    semantic_logits: torch.Tensor, query_superpoints: torch.Tensor, num_superpoints: int
+) -> torch.Tensor:
+    """The semantic class of each superpoint from the query that stands for it.
+
+    Args:
+        semantic_logits: [Q, C + 1]; the last column, "none of them", is left out.
+        query_superpoints: int64 [Q].
+        num_superpoints: S.
+
+    Returns:
+        int64 [S].
+
+    Raises:
+        ValueError: A superpoint has no query (the model was in training mode).
+    """
+    classes = torch.full((num_superpoints,), NONE, dtype=torch.int64, device=semantic_logits.device)
+    classes[query_superpoints] = semantic_logits[:, :-1].argmax(dim=1)
+    missing = int((classes == NONE).sum())
+    if missing:
+        raise ValueError(
+            f"{missing} of {num_superpoints} superpoints have no query; a semantic map needs all, so run the model in "
+            "eval mode"
+        )
+    return classes
+
+
+def unpad_frames(inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The unpadded parts of a batch that post-processing needs, on the CPU.
+
+    Args:
+        inputs: A batch of the processor.
+
+    Returns:
+        For each frame `count`, the number N of its points; `points` float32 [N, 3] in the place they had in the input;
+        `superpoint_ids` and `pixel_indices` int64 [N]; `superpoint_map` int32 [H, W] or None.
+    """
+    frames = []
+    for index, mask in enumerate(torch.as_tensor(inputs["point_mask"]).cpu()):
+        count = int(mask.sum())
+        superpoint_map = inputs["superpoint_maps"][index]
+        frame = {"count": count, "superpoint_map": superpoint_map}
+        for name in ("points", "superpoint_ids", "pixel_indices"):
+            frame[name] = torch.as_tensor(inputs[name][index][:count]).cpu()
+        frame["points"] = frame["points"].float() + torch.as_tensor(inputs["point_offsets"][index]).cpu()
+        if superpoint_map is not None:
+            frame["superpoint_map"] = torch.as_tensor(superpoint_map).cpu()
+        frames.append(frame)
+    return frames
+
+
+def describe_instances(
+    found: Mapping[str, torch.Tensor], points: torch.Tensor, names: Mapping[int, str]
+) -> list[dict]:
+    """`segments_info` of one frame.
+
+    Args:
+        found: `masks` bool [K, N], `labels` int64 [K], `scores` float [K].
+        points: float32 [N, 3] metres, in the frame of the input.
+        names: Name of each label.
+
+    Returns:
+        For each instance `id` (its row), `label_id`, `label`, `score`, `num_points` and `box_3d` [min x, y, z, max x,
+        y, z]; the box of an empty mask is None.
+    """
+    segments = []
+    rows = zip(found["masks"], found["labels"].tolist(), found["scores"].tolist(), strict=True)
+    for index, (mask, label, score) in enumerate(rows):
+        inside = points[mask]
+        box = torch.cat([inside.min(dim=0).values, inside.max(dim=0).values]) if len(inside) else None
+        segments.append(
+            {
+                "id": index,
+                "label_id": label,
+                "label": names[label],
+                "score": score,
+                "num_points": len(inside),
+                "box_3d": None if box is None else box.tolist(),
+            }
+        )
+    return segments

@@ -1,0 +1,532 @@
+"""The processor: from RGB-D frames to the network's inputs, and from its outputs to instances."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+
+from .data.augmentation import resize_image
+from .data.collator import IGNORE, Sample, collate_samples
+from .data.frames import RGBDFrame
+from .data.superpoints import segment_superpoints
+from .losses.targets import point_instances_from_labels
+from .postprocessing import (
+    NONE,
+    describe_instances,
+    instance_map,
+    paint_map,
+    select_instances,
+    superpoint_classes,
+    unpad_frames,
+)
+
+
+if TYPE_CHECKING:
+    from .configuration_bifusion import BiFusionConfig
+
+# The image statistics of CLIP's training.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# The colour statistics of ScanNet's point clouds, as ESAM uses them.
+COLOR_MEAN = (0.47793125906962, 0.4303257521323044, 0.3749598901421883)
+COLOR_STD = (0.2834475483823543, 0.27566157565723015, 0.27018971370874995)
+
+
+class BiFusionProcessor(ProcessorMixin):
+    """Makes the inputs of BiFusion from RGB-D frames and instances from its outputs.
+
+    Args:
+        num_points: Points sampled from a frame; all where it has fewer. Instances need more than `num_points / 200`.
+        image_size: [height, width] of the network's image; None keeps each frame's own size. Frames of another
+            aspect are refused.
+        image_mean: Of the image branch, fractions of 255; CLIP's by default. `image_std` likewise.
+        image_std: See `image_mean`.
+        color_mean: Of the point colours, fractions of 255; those of ESAM by default. `color_std` likewise.
+        color_std: See `color_mean`.
+        stuff_classes: Semantic classes that have no instances.
+        class_to_label: Instance label of each semantic class, -1 for classes whose instances are left out; None =
+            class-agnostic, every instance has label 0.
+        label_names: Names of the instance labels.
+        num_semantic_labels: Number of semantic classes.
+        num_superpoints: Superpoints aimed at where a frame brings none.
+        sampling_seed: Seed of the point sampling at inference.
+        mask_threshold: A point with a higher mask probability belongs to the instance.
+        max_instances: Largest number of instances of a frame.
+        nms_kernel: Of the matrix non-maximum suppression, `"linear"` or `"gaussian"`.
+        nms_sigma: Of the Gaussian kernel.
+
+    Raises:
+        ValueError: A value is malformed.
+    """
+
+    def __init__(
+        self,
+        num_points: int = 20000,
+        image_size: Sequence[int] | None = None,
+        image_mean: Sequence[float] = CLIP_MEAN,
+        image_std: Sequence[float] = CLIP_STD,
+        color_mean: Sequence[float] = COLOR_MEAN,
+        color_std: Sequence[float] = COLOR_STD,
+        stuff_classes: Sequence[int] = (0, 1),
+        class_to_label: Sequence[int] | None = None,
+        label_names: Sequence[str] = ("object",),
+        num_semantic_labels: int = 200,
+        num_superpoints: int = 300,
+        sampling_seed: int = 0,
+        mask_threshold: float = 0.4,
+        max_instances: int = 100,
+        nms_kernel: str = "linear",
+        nms_sigma: float = 2.0,
+    ):
+        super().__init__()
+        self.num_points = num_points
+        self.image_size = None if image_size is None else list(image_size)
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
+        self.color_mean, self.color_std = list(color_mean), list(color_std)
+        self.stuff_classes = list(stuff_classes)
+        self.class_to_label = None if class_to_label is None else list(class_to_label)
+        self.label_names = list(label_names)
+        self.num_semantic_labels = num_semantic_labels
+        self.num_superpoints = num_superpoints
+        self.sampling_seed = sampling_seed
+        self.mask_threshold = mask_threshold
+        self.max_instances = max_instances
+        self.nms_kernel = nms_kernel
+        self.nms_sigma = nms_sigma
+        self._check()
+
+    def _check(self):
+        def expect(name: str, good: bool, expected: str):
+            if not good:
+                raise ValueError(f"BiFusionProcessor: {name} is {getattr(self, name)!r}; expected {expected}")
+
+        expect("num_points", self.num_points >= 1, "at least 1")
+        size = self.image_size
+        expect("image_size", size is None or (len(size) == 2 and min(size) > 0), "[height, width] or None")
+        for name in ("image_mean", "image_std", "color_mean", "color_std"):
+            expect(name, len(getattr(self, name)) == 3, "three numbers")
+        expect("image_std", min(self.image_std) > 0, "positive numbers")
+        expect("color_std", min(self.color_std) > 0, "positive numbers")
+        expect("nms_kernel", self.nms_kernel in ("linear", "gaussian"), "'linear' or 'gaussian'")
+        labels = self.class_to_label
+        if labels is not None:
+            expect("class_to_label", len(labels) == self.num_semantic_labels, f"{self.num_semantic_labels} entries")
+            names = range(-1, len(self.label_names))
+            expect("class_to_label", set(labels) <= set(names), f"labels below {len(self.label_names)} (label_names)")
+
+    @classmethod
+    def from_config(cls, config: "BiFusionConfig", **overrides: Any) -> "BiFusionProcessor":
+        """The processor that belongs to a model.
+
+        Takes the number of points, the label names and the post-processing values. With one label the processor is
+        class-agnostic; with as many labels as there are classes beside stuff, the labels are those classes in order.
+
+        Args:
+            config: The model's configuration.
+            overrides: Arguments of the processor that replace what the configuration gives.
+
+        Raises:
+            ValueError: Any other number of labels without `class_to_label`.
+        """
+        values = {
+            "num_points": config.num_points,
+            "num_semantic_labels": config.num_semantic_labels,
+            "label_names": [config.id2label[label] for label in range(config.num_labels)],
+            "mask_threshold": config.mask_threshold,
+            "max_instances": config.max_instances,
+            **overrides,
+        }
+        stuff = values.get("stuff_classes", (0, 1))
+        if config.num_labels > 1 and "class_to_label" not in values:
+            things = [index for index in range(config.num_semantic_labels) if index not in stuff]
+            if config.num_labels != len(things):
+                raise ValueError(
+                    f"the model has {config.num_labels} labels and {len(things)} classes beside stuff; give "
+                    "class_to_label, the label of each semantic class (-1 = none)"
+                )
+            values["class_to_label"] = [
+                things.index(index) if index in things else NONE for index in range(config.num_semantic_labels)
+            ]
+        return cls(**values)
+
+    @property
+    def min_instance_points(self) -> float:
+        """Only instances of more points are given: 100 at 20,000 points a frame."""
+        return self.num_points / 200
+
+    def __call__(
+        self,
+        images: Any,
+        depth: Any,
+        intrinsics: Any,
+        poses: Any = None,
+        depth_scale: float | Sequence[float] | None = None,
+        superpoints: Any = None,
+        instance_masks: Any = None,
+        semantic_masks: Any = None,
+        frame_ids: str | Sequence[str] | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Prepares one frame or a batch of frames; sampling is deterministic.
+
+        Every argument is one frame's value, or a list (or stacked array) of them. Optional ones may be None for some
+        frames of a list.
+
+        Args:
+            images: uint8 [H, W, 3] RGB (array, tensor or PIL image), registered to depth.
+            depth: [H, W] metres along the optical axis (array, tensor or PIL image); 0, negative, NaN and inf mean
+                "no measurement".
+            intrinsics: [3, 3] of the depth image, pixel centres at integers; one for all frames, or one for each.
+            poses: [4, 4] camera to world, z up. Without one the points are the camera's axes relabelled x right,
+                y forward, z up.
+            depth_scale: Units per metre by which depth is divided; needed where depth is of integers.
+            superpoints: int [H, W], -1 = none; found from the frame where missing.
+            instance_masks: int [H, W], -1 = none; adds `mask_labels` and `class_labels`.
+            semantic_masks: int [H, W] class index, -1 = unlabelled; adds `semantic_labels`.
+            frame_ids: Names used in messages.
+            return_tensors: `"pt"` or `"np"`.
+
+        Returns:
+            The batch that `data.collator.collate_samples` describes.
+
+        Raises:
+            ValueError: An input is malformed; the message names the frame and the field.
+        """
+        if return_tensors not in ("pt", "np"):
+            raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt' or 'np'")
+        if not _is_batch(images, 3):
+            single = (images, depth, intrinsics, poses, superpoints, instance_masks, semantic_masks, frame_ids)
+            images, depth, intrinsics, poses, superpoints, instance_masks, semantic_masks, frame_ids = (
+                [value] for value in single
+            )
+        count = len(images)
+        columns = {
+            "image": images,
+            "depth": depth,
+            "intrinsics": _broadcast(intrinsics, count, rank=2),
+            "camera_to_world": poses,
+            "depth_scale": _broadcast(depth_scale, count, rank=0),
+            "superpoints": superpoints,
+            "instance": instance_masks,
+            "semantic": semantic_masks,
+            "frame_id": frame_ids if frame_ids is not None else [f"frame {index}" for index in range(count)],
+        }
+        for name, values in columns.items():
+            if values is not None and len(values) != count:
+                raise ValueError(f"{name} has {len(values)} entries; expected one for each of {count} images")
+        frames = [
+            frame_from_arrays(**{name: values[index] for name, values in columns.items() if values is not None})
+            for index in range(count)
+        ]
+        batch = self.collate([self.prepare_frame(frame) for frame in frames])
+        if return_tensors == "np":
+            batch = {name: _to_numpy(value) for name, value in batch.items()}
+        return BatchFeature(batch)
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Normalises colours and pads the samples into a batch; see `data.collator.collate_samples`."""
+        return collate_samples(
+            samples,
+            image_mean=self.image_mean,
+            image_std=self.image_std,
+            color_mean=self.color_mean,
+            color_std=self.color_std,
+        )
+
+    def prepare_frame(self, frame: RGBDFrame, rng: np.random.Generator | None = None) -> Sample:
+        """Samples the points of a frame and ties them to their pixels.
+
+        Args:
+            frame: The frame.
+            rng: Source of the sampling; None = a new generator of `sampling_seed`, so that the same frame always
+                gives the same points.
+
+        Returns:
+            A dict of numpy arrays for N = min(num_points, measured pixels) points in the order of their pixels:
+            `points` float32 [N, 3] metres, z up, minus `point_offset` float32 [3], their mean; `point_rgb` uint8
+            [N, 3]; `point_pixels` float32 [N, 2], the pixel's centre as a fraction of width and height;
+            `point_visible` bool [N]; `superpoint_ids` int64 [N], 0..S-1; `image` uint8 [H, W, 3] of the network's
+            size; `camera_rotation` float32 [3, 3], camera axes to point axes; where there are labels `instance` int64
+            [N] (-1 = none), `class_labels` int64 [M] and `semantic` int64 [N] (-100 = ignore); `pixel_indices` int64
+            [N], `depth_size` (H, W), `superpoint_map` int32 [H, W] (-1 = none), `frame_id`.
+
+        Raises:
+            ValueError: The frame does not fit the processor; the message names the frame.
+        """
+        rng = np.random.default_rng(self.sampling_seed) if rng is None else rng
+        height, width = frame.depth.shape
+        pixels = np.flatnonzero(frame.depth)
+        if len(pixels) > self.num_points:
+            pixels = np.sort(rng.choice(pixels, self.num_points, replace=False))
+        positions = frame.unproject().reshape(-1, 3)[pixels].astype(np.float64)
+        offset = positions.mean(axis=0)
+        rows, columns = np.divmod(pixels, width)
+        centres = np.stack([(columns + 0.5) / width, (rows + 0.5) / height], axis=1)
+        superpoint_map, superpoint_ids = renumber_superpoints(self._superpoints(frame), pixels)
+        sample = {
+            "points": (positions - offset).astype(np.float32),
+            "point_rgb": resize_image(frame.image, (height, width)).reshape(-1, 3)[pixels],
+            "point_pixels": centres.astype(np.float32),
+            "point_visible": np.ones(len(pixels), dtype=bool),
+            "superpoint_ids": superpoint_ids,
+            "image": self.resize(frame.image, frame.frame_id),
+            "camera_rotation": frame.camera_rotation.astype(np.float32),
+            "point_offset": offset.astype(np.float32),
+            "pixel_indices": pixels.astype(np.int64),
+            "depth_size": (height, width),
+            "superpoint_map": superpoint_map,
+            "frame_id": frame.frame_id,
+        }
+        instance, semantic = (
+            None if labels is None else labels.reshape(-1)[pixels] for labels in (frame.instance, frame.semantic)
+        )
+        sample.update(self.point_labels(instance, semantic, frame.frame_id))
+        return sample
+
+    def resize(self, image: np.ndarray, frame_id: str = "frame") -> np.ndarray:
+        """The image at `image_size`, uint8 [H, W, 3].
+
+        Raises:
+            ValueError: The aspect of the image is another; `point_pixels` are fractions, so stretching would keep
+                them right, but the network would see objects of another shape.
+        """
+        if self.image_size is None:
+            return image
+        (height, width), (target_height, target_width) = image.shape[:2], self.image_size
+        # One pixel of rounding is allowed, at either size.
+        if abs(width * target_height - height * target_width) > max(width, height, target_width, target_height):
+            suggestion = [target_height, round(target_height * width / height)]
+            raise ValueError(
+                f"{frame_id}: image is {height}x{width} (height x width) while image_size is {self.image_size}; "
+                f"expected the same aspect ratio. Set the processor's image_size to None, or for instance to "
+                f"{suggestion} (multiples of the image tower's patch size)."
+            )
+        return resize_image(image, (target_height, target_width))
+
+    def point_labels(
+        self, instance: np.ndarray | None, semantic: np.ndarray | None, frame_id: str = "frame"
+    ) -> dict[str, np.ndarray]:
+        """Labels of points in the form the losses take.
+
+        Points of stuff and points without a class belong to no instance; the rest is renumbered, and an instance has
+        the class of its first point.
+
+        Args:
+            instance: int [N], -1 = none, or None.
+            semantic: int [N], class index, -1 = unlabelled, or None.
+            frame_id: Name used in messages.
+
+        Returns:
+            `instance` int64 [N] (-1 = none, else 0..M-1) and `class_labels` int64 [M], `semantic` int64 [N] (-100 =
+            ignore); what there are no labels for is left out.
+
+        Raises:
+            ValueError: A class is out of range, or instances without classes where labels are not class-agnostic.
+        """
+        labels = {}
+        if semantic is not None:
+            if semantic.max(initial=NONE) >= self.num_semantic_labels:
+                raise ValueError(
+                    f"{frame_id}: semantic has class {semantic.max()}; "
+                    f"expected classes below {self.num_semantic_labels}"
+                )
+            labels["semantic"] = np.where(semantic >= 0, semantic, IGNORE).astype(np.int64)
+        if instance is not None:
+            if semantic is None and self.class_to_label is not None:
+                raise ValueError(f"{frame_id}: semantic is missing; expected the classes of the instances")
+            # Without classes every instance is a thing.
+            things = np.zeros_like(instance) if semantic is None else self._thing_classes(semantic)
+            labels["instance"], classes = point_instances_from_labels(instance, things, stuff_classes=())
+            if self.class_to_label is None:
+                labels["class_labels"] = np.zeros_like(classes)
+            else:
+                labels["class_labels"] = np.asarray(self.class_to_label, dtype=np.int64)[classes]
+        return labels
+
+    def _thing_classes(self, semantic: np.ndarray) -> np.ndarray:
+        """The classes of points that may have instances; -1 at all others."""
+        is_thing = np.ones(self.num_semantic_labels + 1, dtype=bool)
+        # The last entry answers for -1.
+        is_thing[[*self.stuff_classes, NONE]] = False
+        if self.class_to_label is not None:
+            is_thing[:-1] &= np.asarray(self.class_to_label) >= 0
+        return np.where(is_thing[semantic], semantic, NONE)
+
+    def _superpoints(self, frame: RGBDFrame) -> np.ndarray:
+        """Integers [H, W]: the frame's own; measured pixels that they leave out, or all, are segmented here."""
+        measured = frame.depth > 0
+        given = np.full(frame.depth.shape, NONE) if frame.superpoints is None else frame.superpoints
+        rest = measured & (given < 0)
+        if not rest.any():
+            return given
+        share = np.count_nonzero(rest) / np.count_nonzero(measured)
+        found = segment_superpoints(
+            frame.image,
+            np.where(rest, frame.depth, 0),
+            frame.intrinsics,
+            num_segments=max(1, round(self.num_superpoints * share)),
+        )
+        return np.where(rest, found + given.max() + 1, given)
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        inputs: Mapping[str, Any],
+        threshold: float = 0.5,
+        mask_threshold: float | None = None,
+        min_points: float | None = None,
+        max_instances: int | None = None,
+        label_names: Mapping[int, str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Scored instances of each frame.
+
+        Args:
+            outputs: Of the model: `class_queries_logits` [B, Q, C + 1], `masks_queries_logits` [B, Q, N],
+                `query_mask` [B, Q].
+            inputs: The batch that the model was given, from this processor.
+            threshold: Instances need a higher score; 0 for evaluation.
+            mask_threshold: None = the processor's.
+            min_points: Instances need more points; None = `num_points / 200`.
+            max_instances: None = the processor's.
+            label_names: Name of each label, for instance `model.config.id2label`; None = the processor's.
+
+        Returns:
+            For each frame a dict on the CPU, instances in descending order of score: `segmentation` int32 [H, W] of
+            the depth image, -1 = none, else an id (None for a cloud that was not made from a depth image);
+            `segments_info`, a list of `id`, `label_id`, `label`, `score`, `num_points` and `box_3d` [min x, y, z, max
+            x, y, z] in metres, in the frame of the input's points; `point_masks` bool [K, N], `scores` float32 [K],
+            `labels` int64 [K].
+
+        Raises:
+            ValueError: The model has another number of labels than there are names.
+        """
+        names = dict(enumerate(self.label_names)) if label_names is None else dict(label_names)
+        num_labels = outputs.class_queries_logits.shape[-1] - 1
+        if len(names) != num_labels:
+            raise ValueError(
+                f"label_names has {len(names)} names; the model's class_queries_logits have {num_labels} labels"
+            )
+        results = []
+        for index, frame in enumerate(unpad_frames(inputs)):
+            queries = outputs.query_mask[index]
+            found = select_instances(
+                outputs.class_queries_logits[index][queries],
+                outputs.masks_queries_logits[index][queries][:, : frame["count"]],
+                threshold=threshold,
+                mask_threshold=self.mask_threshold if mask_threshold is None else mask_threshold,
+                min_points=self.min_instance_points if min_points is None else min_points,
+                max_instances=self.max_instances if max_instances is None else max_instances,
+                nms_kernel=self.nms_kernel,
+                nms_sigma=self.nms_sigma,
+            )
+            found = {name: value.cpu() for name, value in found.items()}
+            results.append(
+                {
+                    "segmentation": None
+                    if frame["superpoint_map"] is None
+                    else instance_map(
+                        found["masks"], frame["superpoint_ids"], frame["pixel_indices"], frame["superpoint_map"]
+                    ),
+                    "segments_info": describe_instances(found, frame["points"], names),
+                    "point_masks": found["masks"],
+                    "scores": found["scores"],
+                    "labels": found["labels"],
+                }
+            )
+        return results
+
+    def post_process_semantic_segmentation(self, outputs: Any, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The semantic class of each point and pixel: the best class of its superpoint's query.
+
+        Args:
+            outputs: Of the model in eval mode: `semantic_queries_logits` [B, Q, classes + 1], `query_mask` and
+                `query_superpoints` [B, Q].
+            inputs: The batch that the model was given, from this processor.
+
+        Returns:
+            For each frame, on the CPU: `segmentation` int32 [H, W], -1 where there is no superpoint (None for a cloud
+            that was not made from a depth image), and `point_labels` int64 [N].
+
+        Raises:
+            ValueError: A superpoint has no query.
+        """
+        results = []
+        for index, frame in enumerate(unpad_frames(inputs)):
+            queries = outputs.query_mask[index]
+            classes = superpoint_classes(
+                outputs.semantic_queries_logits[index][queries].cpu(),
+                outputs.query_superpoints[index][queries].cpu(),
+                int(frame["superpoint_ids"].max()) + 1,
+            )
+            points = classes[frame["superpoint_ids"]]
+            segmentation = None
+            if frame["superpoint_map"] is not None:
+                segmentation = paint_map(points, classes, frame["pixel_indices"], frame["superpoint_map"])
+            results.append({"segmentation": segmentation, "point_labels": points})
+        return results
+
+
+def renumber_superpoints(superpoints: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers the superpoints that hold a sampled point without gaps.
+
+    Args:
+        superpoints: int [H, W], -1 = none.
+        pixels: int [N], flat indices of sampled pixels; all lie in a superpoint.
+
+    Returns:
+        int32 [H, W] with the new ids, -1 = none or without a sampled point; int64 [N], the new id of each point.
+    """
+    used, superpoint_ids = np.unique(superpoints.reshape(-1)[pixels], return_inverse=True)
+    place = np.minimum(np.searchsorted(used, superpoints), len(used) - 1)
+    return np.where(used[place] == superpoints, place, NONE).astype(np.int32), superpoint_ids.astype(np.int64)
+
+
+def frame_from_arrays(
+    image: Any, depth: Any, intrinsics: Any, *, depth_scale: float | None = None, frame_id: str = "frame", **optional
+) -> RGBDFrame:
+    """A frame from arrays, tensors or PIL images.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        depth: [H, W], divided by `depth_scale`; without one it must be floating point, in metres.
+        intrinsics: [3, 3].
+        depth_scale: Units per metre.
+        frame_id: Name used in messages.
+        optional: Further fields of `RGBDFrame`.
+
+    Raises:
+        ValueError: Integer depth without `depth_scale`, or whatever `RGBDFrame` refuses.
+    """
+    if isinstance(image, Image.Image):
+        image = image.convert("RGB")
+    depth = np.asarray(depth)
+    if depth_scale is not None:
+        if not depth_scale > 0:
+            raise ValueError(f"{frame_id}: depth_scale is {depth_scale}; expected positive units per metre")
+        depth = depth.astype(np.float64) / depth_scale
+    elif np.issubdtype(depth.dtype, np.integer):
+        raise ValueError(
+            f"{frame_id}: depth has dtype {depth.dtype} and depth_scale is None; expected depth_scale, the units per "
+            "metre of integer depth (1000 for millimetres), or floating-point metres"
+        )
+    fields = {name: None if value is None else np.asarray(value) for name, value in optional.items()}
+    return RGBDFrame(np.asarray(image), depth, np.asarray(intrinsics), frame_id=frame_id, **fields)
+
+
+def _is_batch(value: Any, rank: int) -> bool:
+    """Whether `value` is a list, or an array of more than `rank` axes."""
+    return isinstance(value, list | tuple) or (not isinstance(value, Image.Image) and np.ndim(value) > rank)
+
+
+def _broadcast(value: Any, count: int, rank: int) -> Sequence[Any]:
+    """One entry for each of `count` frames from one value of `rank` axes (or None), or from as many as there are."""
+    return [value] * count if value is None or np.ndim(value) <= rank else value
+
+
+def _to_numpy(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_to_numpy(entry) for entry in value]
+    return value.numpy() if isinstance(value, torch.Tensor) else value
