@@ -34,14 +34,12 @@ LOW_THRESHOLD = 0.25
 # The tenth threshold of COCO.
 HIGH_THRESHOLD = 0.95
 AGNOSTIC_CLASS_NAME = "object"
-# Masks are read in blocks of about this many entries, which bounds the memory for their indices.
-_BLOCK_ENTRIES = 1 << 22
 
 
 def mask_overlaps(masks: np.ndarray, instance_ids: np.ndarray, num_instances: int) -> np.ndarray:
     """Points that each mask shares with each instance.
 
-    Counts only the points that are in a mask, all pairs in one pass, instead of a comparison of N points per pair.
+    Instances do not overlap, so one pass over the points inside a mask counts them for all instances at once.
 
     Args:
         masks: bool [K, N].
@@ -51,17 +49,10 @@ def mask_overlaps(masks: np.ndarray, instance_ids: np.ndarray, num_instances: in
     Returns:
         int64 [K, M + 1]; the last column counts the points without an instance.
     """
-    num_masks, num_points = masks.shape
-    columns = num_instances + 1
-    column_of_point = np.where(instance_ids < 0, num_instances, instance_ids)
-    overlaps = np.zeros((num_masks, columns), dtype=np.int64)
-    block = max(1, _BLOCK_ENTRIES // max(num_points, 1))
-    for start in range(0, num_masks, block):
-        part = masks[start : start + block]
-        rows = np.repeat(np.arange(len(part)), np.count_nonzero(part, axis=1))
-        points = np.flatnonzero(part) - rows * num_points
-        cells = rows * columns + column_of_point[points]
-        overlaps[start : start + block] = np.bincount(cells, minlength=len(part) * columns).reshape(-1, columns)
+    columns = np.where(instance_ids < 0, num_instances, instance_ids)
+    overlaps = np.zeros((len(masks), num_instances + 1), dtype=np.int64)
+    for row, mask in enumerate(masks):
+        overlaps[row] = np.bincount(columns[mask], minlength=num_instances + 1)
     return overlaps
 
 
@@ -145,10 +136,12 @@ class InstanceAveragePrecision:
         self.num_frames += 1
         self._num_predictions += np.bincount(labels, minlength=len(self.class_names))
         self._add_unmatched(labels, scores, iou.max(axis=1, initial=0), ignored / pred_sizes)
+        self._num_instances += np.bincount(instance_labels[~void & ~small], minlength=len(self.class_names))
         used = [set() for _ in self.thresholds]
         for instance in np.flatnonzero(~void & ~small):
-            self._num_instances[instance_labels[instance]] += 1
-            self._match(instance_labels[instance], scores, iou[:, instance], used)
+            rows = np.flatnonzero(iou[:, instance] > self.thresholds.min())
+            candidates = list(zip(rows.tolist(), iou[rows, instance].tolist(), scores[rows].tolist(), strict=True))
+            self._match(int(instance_labels[instance]), candidates, used)
 
     # The benchmark script replaces this step to time it against the plain form.
     _overlaps = staticmethod(mask_overlaps)
@@ -190,14 +183,22 @@ class InstanceAveragePrecision:
     ) -> None:
         """Enters the predictions that fit no instance as false positives, at the thresholds where they count."""
         counts = (best_iou[:, None] <= self.thresholds) & (ignored_share[:, None] <= self.thresholds)
-        bits = (counts << np.arange(len(self.thresholds))).sum(axis=1)
-        for row in np.flatnonzero(bits):
-            self._add(labels[row], scores[row], False, bits[row])
+        bits = counts @ (1 << np.arange(len(self.thresholds)))
+        rows = np.flatnonzero(bits)
+        self._classes.extend(labels[rows].tolist())
+        self._scores.extend(scores[rows].tolist())
+        self._correct.extend([0] * len(rows))
+        self._bits.extend(bits[rows].tolist())
 
-    def _match(self, label: int, scores: np.ndarray, iou: np.ndarray, used: list[set[int]]) -> None:
-        """Matches one instance at every threshold; `used` holds, per threshold, the predictions already taken."""
-        candidates = [(row, iou[row], scores[row]) for row in np.flatnonzero(iou > self.thresholds.min())]
-        for index, threshold in enumerate(self.thresholds):
+    def _match(self, label: int, candidates: list[tuple[int, float, float]], used: list[set[int]]) -> None:
+        """Matches one instance at every threshold.
+
+        Args:
+            label: Its label.
+            candidates: Row, IoU and score of the predictions above the lowest threshold, in the order given.
+            used: Per threshold, the predictions already taken.
+        """
+        for index, threshold in enumerate(self.thresholds.tolist()):
             best = None
             for row, overlap, score in candidates:
                 if overlap <= threshold or row in used[index]:
@@ -208,17 +209,17 @@ class InstanceAveragePrecision:
                 else:
                     # The row stays free for a later instance, as in the original.
                     worse, best = sorted((best, score))
-                    self._add(label, worse, False, 1 << index)
+                    self._add(label, worse, False, index)
             if best is None:
                 self._missed[label, index] += 1
             else:
-                self._add(label, best, True, 1 << index)
+                self._add(label, best, True, index)
 
-    def _add(self, label: int, score: float, correct: bool, bits: int) -> None:
-        self._classes.append(int(label))
-        self._scores.append(float(score))
-        self._correct.append(int(correct))
-        self._bits.append(int(bits))
+    def _add(self, label: int, score: float, correct: bool, threshold_index: int) -> None:
+        self._classes.append(label)
+        self._scores.append(score)
+        self._correct.append(correct)
+        self._bits.append(1 << threshold_index)
 
     def merge(self, other: "InstanceAveragePrecision") -> None:
         """Adds the frames of another metric, as of another process.
