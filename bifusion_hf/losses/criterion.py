@@ -1,0 +1,336 @@
+"""All losses of BiFusion: every term once, raw and weighted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .auxiliary import fusion_balance_loss, no_view_loss, no_view_samples, spatial_consistency_loss
+from .clip_consistency import ClipConsistencyLoss
+from .functional import no_autocast
+from .instance import QueryHeadOutput, classification_loss, mask_losses, match_batch
+from .matcher import Matches, SparseMatcher
+from .schedule import TERM_GROUPS, stage_multiplier, warmup_multiplier
+from .semantic import semantic_loss
+from .targets import IGNORE_INDEX, BatchTargets, eligible_queries, query_semantic_labels
+
+
+LOSS_TERMS = tuple(TERM_GROUPS)
+INSTANCE_TERMS = ("loss_cls", "loss_mask", "loss_dice")
+
+
+@dataclass
+class FusionOutput:
+    """What the losses on features need; the P real points of a batch lie in the order of `point_mask`.
+
+    Attributes:
+        point_visible: bool [B, N].
+        features_3d: [P, D], point branch in the space that it shares with the image branch.
+        features_2d: [P, D], image branch at the points.
+        fused_features: [P, F].
+        fusion_weights: [P, 1], weight of the image branch.
+        voxel_features: [V, F], fused features of the voxels.
+        voxel_samples: int64 [V], sample of each voxel.
+        neighbor_pairs: (row, neighbor), int64 [E] each, row ascending: pairs of neighbouring voxels.
+    """
+
+    point_visible: Tensor
+    features_3d: Tensor
+    features_2d: Tensor
+    fused_features: Tensor
+    fusion_weights: Tensor | None = None
+    voxel_features: Tensor | None = None
+    voxel_samples: Tensor | None = None
+    neighbor_pairs: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass
+class CriterionOutput:
+    """Losses of one batch.
+
+    Attributes:
+        loss: Weighted total, a scalar.
+        loss_dict: Raw terms, scalars; the instance terms are sums over the heads. A term that is switched off is 0.
+        weighted_loss_dict: The parts of `loss`.
+        head_losses: Raw instance terms of each head, [H], detached.
+        matches: Matched pairs of each head.
+    """
+
+    loss: Tensor
+    loss_dict: dict[str, Tensor]
+    weighted_loss_dict: dict[str, Tensor]
+    head_losses: dict[str, Tensor]
+    matches: list[Matches]
+
+
+class BiFusionCriterion(nn.Module):
+    """Sums the losses on queries, masks and features.
+
+    Every term is (sum over samples of the sample's mean) / count, where count is the number of samples that the term
+    applies to: all for the classes, those with an eligible query for mask and Dice, those with a supervised query for
+    the semantics, those with visible superpoints and a negative for the CLIP consistency, all for the spatial
+    consistency, those with points in and out of view for the no-view supervision, those with visible points for the
+    balance. Without such a sample it is exactly 0 and still part of the graph.
+
+    Args:
+        num_labels: Number C of instance labels.
+        num_semantic_labels: Number of semantic classes.
+        class_weight: Weight of the classification loss of every head.
+        mask_weight: Weight of the mask binary cross entropy of every head.
+        dice_weight: Weight of the Dice loss, of every head or one for each.
+        semantic_weight: Weight of the semantic loss.
+        clip_loss_weight: Weight of the CLIP consistency loss.
+        spatial_loss_weight: Weight of the spatial consistency loss.
+        noview_loss_weight: Weight of the no-view supervision.
+        balance_loss_weight: Weight of the fusion balance loss. Any weight of 0 switches its term off.
+        no_object_weight: Weight of "no object" in the classification loss.
+        clip_loss_mode: "contrastive" or "positive".
+        clip_temperature: Temperature of the CLIP consistency loss.
+        clip_gradient_flow_ratio: Fraction of its gradient that reaches the image branch.
+        clip_negatives_across_batch: Take its negatives from the whole batch.
+        clip_coverage_gate: "none", "soft" or "hard", see `ClipConsistencyLoss`.
+        clip_coverage_threshold: Fraction of visible points at which that gate is fully open.
+        clip_warmup: (start, length) of a linear warm-up of its weight, as fractions of the updates.
+        noview_similarity_threshold: Cosine below which a point without a view has no teacher.
+        balance_target: Mean gate weight that costs nothing.
+        stage_schedule: "bifusion", "original" or "none": how weights follow progress.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_labels: int = 1,
+        num_semantic_labels: int = 200,
+        class_weight: float = 0.5,
+        mask_weight: float = 1.0,
+        dice_weight: float | Sequence[float] = 1.0,
+        semantic_weight: float = 0.5,
+        clip_loss_weight: float = 0.0,
+        spatial_loss_weight: float = 0.0,
+        noview_loss_weight: float = 0.0,
+        balance_loss_weight: float = 0.0,
+        no_object_weight: float = 0.1,
+        clip_loss_mode: Literal["contrastive", "positive"] = "contrastive",
+        clip_temperature: float = 0.07,
+        clip_gradient_flow_ratio: float = 0.05,
+        clip_negatives_across_batch: bool = False,
+        clip_coverage_gate: Literal["none", "soft", "hard"] = "soft",
+        clip_coverage_threshold: float = 0.6,
+        clip_warmup: tuple[float, float] = (0.0, 0.0),
+        noview_similarity_threshold: float = 0.8,
+        balance_target: float = 0.4,
+        stage_schedule: Literal["bifusion", "original", "none"] = "bifusion",
+    ):
+        super().__init__()
+        self.num_labels = num_labels
+        self.num_semantic_labels = num_semantic_labels
+        self.weights = {
+            "loss_cls": class_weight,
+            "loss_mask": mask_weight,
+            "loss_dice": dice_weight,
+            "loss_sem": semantic_weight,
+            "loss_clip": clip_loss_weight,
+            "loss_spatial": spatial_loss_weight,
+            "loss_noview": noview_loss_weight,
+            "loss_balance": balance_loss_weight,
+        }
+        for term, weight in self.weights.items():
+            lowest = weight if isinstance(weight, (int, float)) else min(weight)
+            if lowest < 0:
+                raise ValueError(f"the weight of {term} is {weight}; expected 0 or more")
+        stage_multiplier(stage_schedule, "loss_cls", None)
+        self.no_object_weight = no_object_weight
+        self.clip_warmup = clip_warmup
+        self.noview_similarity_threshold = noview_similarity_threshold
+        self.balance_target = balance_target
+        self.stage_schedule = stage_schedule
+        self.matcher = SparseMatcher()
+        self.clip_consistency = ClipConsistencyLoss(
+            temperature=clip_temperature,
+            gradient_flow_ratio=clip_gradient_flow_ratio,
+            mode=clip_loss_mode,
+            across_batch=clip_negatives_across_batch,
+            coverage_gate=clip_coverage_gate,
+            coverage_threshold=clip_coverage_threshold,
+        )
+
+    @property
+    def active_terms(self) -> tuple[str, ...]:
+        """The terms whose weight is not 0."""
+        return tuple(term for term, weight in self.weights.items() if weight != 0)
+
+    def term_weight(self, term: str, progress: float | None = None) -> float | tuple[float, ...]:
+        """The factor that takes a raw term into the total at `progress`; for Dice it may be one for each head.
+
+        Args:
+            term: Name of the term.
+            progress: Fraction of the updates done, or None where nobody said.
+        """
+        factor = stage_multiplier(self.stage_schedule, term, progress)
+        if term == "loss_clip":
+            factor *= warmup_multiplier(progress, *self.clip_warmup)
+        weight = self.weights[term]
+        return weight * factor if isinstance(weight, (int, float)) else tuple(value * factor for value in weight)
+
+    def count_samples(
+        self, targets: BatchTargets, query_superpoints: Tensor, query_mask: Tensor, point_visible: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Number of samples that each term applies to, known without the network.
+
+        Args:
+            targets: Targets of the batch.
+            query_superpoints: int64 [B, Q], superpoint of each query, -1 at padding.
+            query_mask: bool [B, Q], False at padding.
+            point_visible: bool [B, N]; needed by the terms on features.
+
+        Returns:
+            int64 scalars by the name of the term; 0 for a term that is switched off.
+
+        Raises:
+            ValueError: A term needs `point_visible` and it is None.
+        """
+        matched = torch.stack([queries.any() for queries in eligible_queries(targets, query_superpoints, query_mask)])
+        supervised = query_semantic_labels(targets, query_superpoints, query_mask) != IGNORE_INDEX
+        every = torch.ones_like(matched)
+        applies = {"loss_cls": every, "loss_mask": matched, "loss_dice": matched, "loss_sem": supervised.any(1)}
+        active = self.active_terms
+        if "loss_spatial" in active:
+            applies["loss_spatial"] = every
+        for term in ("loss_clip", "loss_noview", "loss_balance"):
+            if term in active and point_visible is None:
+                raise ValueError(f"{term} has a weight, so point_visible is needed; it is None")
+        if "loss_clip" in active:
+            applies["loss_clip"] = self.clip_consistency.anchors(targets, point_visible).any(1)
+        if "loss_noview" in active:
+            applies["loss_noview"] = no_view_samples(targets, point_visible)
+        if "loss_balance" in active:
+            applies["loss_balance"] = (point_visible & targets.point_mask).any(1)
+        return {
+            term: applies[term].sum() if term in active else query_mask.new_zeros((), dtype=torch.int64)
+            for term in LOSS_TERMS
+        }
+
+    def forward(
+        self,
+        heads: Sequence[QueryHeadOutput],
+        semantic_logits: Tensor,
+        targets: BatchTargets,
+        query_superpoints: Tensor,
+        query_mask: Tensor,
+        fusion: FusionOutput | None = None,
+        progress: float | None = None,
+        loss_counts: Mapping[str, Tensor] | None = None,
+    ) -> CriterionOutput:
+        """Losses of a batch.
+
+        Args:
+            heads: Predictions of the H heads.
+            semantic_logits: [B, Q, K], of the last head.
+            targets: Targets of the batch.
+            query_superpoints: int64 [B, Q], superpoint of each query, -1 at padding.
+            query_mask: bool [B, Q], False at padding.
+            fusion: Needed by the terms on features.
+            progress: Fraction of the updates done, or None where nobody said.
+            loss_counts: What to divide each term by, `count_samples` summed over whatever the step covers; None takes
+                the batch's own.
+
+        Raises:
+            ValueError: An active term lacks its input or its count.
+        """
+        heads = list(heads)
+        self._check_inputs(heads, fusion, loss_counts)
+        with no_autocast(semantic_logits):
+            if loss_counts is None:
+                visible = None if fusion is None else fusion.point_visible
+                loss_counts = self.count_samples(targets, query_superpoints, query_mask, visible)
+            head_sums, matches = self._instance_sums(heads, targets, query_superpoints, query_mask)
+            sums = {term: values.sum() for term, values in head_sums.items()}
+            labels = query_semantic_labels(targets, query_superpoints, query_mask)
+            sums["loss_sem"] = semantic_loss(semantic_logits, labels, self.num_semantic_labels).sum()
+            sums.update(self._feature_sums(fusion, targets))
+
+            loss_dict, weighted = {}, {}
+            for term in LOSS_TERMS:
+                if term not in self.active_terms:
+                    loss_dict[term] = weighted[term] = sums["loss_cls"].new_zeros(())
+                    continue
+                count = torch.as_tensor(loss_counts[term], device=sums[term].device).clamp(min=1)
+                loss_dict[term] = sums[term] / count
+                weight = self.term_weight(term, progress)
+                if isinstance(weight, tuple):
+                    per_head = head_sums[term] / count
+                    weighted[term] = (per_head * per_head.new_tensor(weight)).sum()
+                else:
+                    weighted[term] = weight * loss_dict[term]
+            head_losses = {
+                term: head_sums[term].detach() / torch.as_tensor(loss_counts[term]).clamp(min=1)
+                for term in INSTANCE_TERMS
+            }
+        return CriterionOutput(sum(weighted.values()), loss_dict, weighted, head_losses, matches)
+
+    def _check_inputs(
+        self, heads: list[QueryHeadOutput], fusion: FusionOutput | None, loss_counts: Mapping[str, Tensor] | None
+    ):
+        dice_weight = self.weights["loss_dice"]
+        if not isinstance(dice_weight, (int, float)) and len(dice_weight) != len(heads):
+            raise ValueError(
+                f"dice_weight has {len(dice_weight)} entries; expected one for each of {len(heads)} heads"
+            )
+        needs = {
+            "loss_clip": ("features_3d", "features_2d"),
+            "loss_noview": ("fused_features",),
+            "loss_balance": ("fusion_weights",),
+            "loss_spatial": ("voxel_features", "voxel_samples", "neighbor_pairs"),
+        }
+        for term in self.active_terms:
+            missing = [name for name in needs.get(term, ()) if getattr(fusion, name, None) is None]
+            if missing:
+                raise ValueError(f"{term} has a weight, so {', '.join(missing)} of the fusion output is needed")
+            if loss_counts is not None and term not in loss_counts:
+                raise ValueError(f"loss_counts has no {term}; it has {sorted(loss_counts)}")
+
+    def _instance_sums(
+        self, heads: list[QueryHeadOutput], targets: BatchTargets, query_superpoints: Tensor, query_mask: Tensor
+    ) -> tuple[dict[str, Tensor], list[Matches]]:
+        """Sums over the samples, [H] for each instance term, and each head's matches."""
+        eligible = eligible_queries(targets, query_superpoints, query_mask)
+        sums: dict[str, list[Tensor]] = {term: [] for term in INSTANCE_TERMS}
+        matches = []
+        for head in heads:
+            head_matches = match_batch(self.matcher, head, targets, eligible)
+            cross_entropy, dice = mask_losses(
+                head.mask_logits, head_matches, targets.masks(head.level), targets.valid(head.level)
+            )
+            classification = classification_loss(
+                head.class_logits, query_mask, head_matches, targets.class_labels, self.no_object_weight
+            )
+            for term, values in zip(INSTANCE_TERMS, (classification, cross_entropy, dice), strict=True):
+                sums[term].append(values.sum())
+            matches.append(head_matches)
+        return {term: torch.stack(values) for term, values in sums.items()}, matches
+
+    def _feature_sums(self, fusion: FusionOutput | None, targets: BatchTargets) -> dict[str, Tensor]:
+        """Sums over the samples of the active terms on features."""
+        active, sums = self.active_terms, {}
+        if "loss_clip" in active:
+            values = self.clip_consistency(fusion.features_3d, fusion.features_2d, targets, fusion.point_visible)
+            sums["loss_clip"] = values.sum()
+        if "loss_spatial" in active:
+            values = spatial_consistency_loss(
+                fusion.voxel_features, fusion.voxel_samples, *fusion.neighbor_pairs, targets.batch_size
+            )
+            sums["loss_spatial"] = values.sum()
+        if "loss_noview" in active:
+            values = no_view_loss(
+                fusion.fused_features, targets, fusion.point_visible, self.noview_similarity_threshold
+            )
+            sums["loss_noview"] = values.sum()
+        if "loss_balance" in active:
+            values = fusion_balance_loss(fusion.fusion_weights, targets, fusion.point_visible, self.balance_target)
+            sums["loss_balance"] = values.sum()
+        return sums

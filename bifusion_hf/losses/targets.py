@@ -1,0 +1,218 @@
+"""Ground truth on superpoints and queries, from labels on points."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .functional import group_counts
+
+
+IGNORE_INDEX = -100
+
+
+def point_instances_from_labels(
+    instance: np.ndarray, semantic: np.ndarray, stuff_classes: Sequence[int] = (0, 1)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Instances of things, numbered without gaps, from raw instance and semantic labels.
+
+    Points of stuff (wall, floor) and points without a class belong to no instance, whatever id they carry. The rest
+    is renumbered in the order of the raw ids; an instance has the class of its first point. The rule is that of
+    ESAM's data pipeline, except that a frame without any background point keeps its first instance.
+
+    Args:
+        instance: int [...]; negative = none.
+        semantic: int [...], class index; negative = unlabelled.
+        stuff_classes: Class indices that have no instances; they come before all others.
+
+    Returns:
+        int64 [...], -1 = none, else 0..M-1; and int64 [M], instance labels (class index minus the number of stuff
+        classes).
+
+    Raises:
+        ValueError: The shapes differ, or the stuff classes are not the first ones.
+    """
+    instance, semantic = np.asarray(instance), np.asarray(semantic)
+    if instance.shape != semantic.shape:
+        raise ValueError(f"instance has shape {instance.shape} and semantic {semantic.shape}; expected the same")
+    if sorted(stuff_classes) != list(range(len(stuff_classes))):
+        raise ValueError(f"stuff_classes is {tuple(stuff_classes)}; expected the first class indices 0, 1, ...")
+    is_thing = (instance >= 0) & (semantic >= len(stuff_classes))
+    _, first, number = np.unique(instance[is_thing], return_index=True, return_inverse=True)
+    point_instance = np.full(instance.shape, -1, dtype=np.int64)
+    point_instance[is_thing] = number.reshape(-1)
+    return point_instance, semantic[is_thing][first].astype(np.int64) - len(stuff_classes)
+
+
+@dataclass
+class BatchTargets:
+    """Labels of a batch on points and on superpoints; B samples, N points and S superpoints, both padded.
+
+    Attributes:
+        point_masks: For each sample bool [M_i, N], the points of each instance; False at padding.
+        superpoint_masks: For each sample bool [M_i, S], the superpoints of each instance.
+        class_labels: For each sample int64 [M_i], 0..C-1.
+        superpoint_semantic: int64 [B, S], class of each superpoint, `IGNORE_INDEX` where no class has the majority.
+        superpoint_ids: int64 [B, N], -1 at padding.
+        point_mask: bool [B, N], False at padding.
+        superpoint_mask: bool [B, S], False at padding.
+    """
+
+    point_masks: list[Tensor]
+    superpoint_masks: list[Tensor]
+    class_labels: list[Tensor]
+    superpoint_semantic: Tensor
+    superpoint_ids: Tensor
+    point_mask: Tensor
+    superpoint_mask: Tensor
+
+    @property
+    def batch_size(self) -> int:
+        return self.point_mask.shape[0]
+
+    @property
+    def num_superpoints(self) -> int:
+        return self.superpoint_mask.shape[1]
+
+    def masks(self, level: str) -> list[Tensor]:
+        """Instance masks of each sample at `level` ("superpoint" or "point")."""
+        return self.point_masks if level == "point" else self.superpoint_masks
+
+    def valid(self, level: str) -> Tensor:
+        """What is not padding, bool [B, S] or [B, N], at `level` ("superpoint" or "point")."""
+        return self.point_mask if level == "point" else self.superpoint_mask
+
+    def point_superpoints(self, selected: Tensor) -> Tensor:
+        """int64 [P]: for each of the P real points sample * S + superpoint, -1 where not `selected`, bool [B, N]."""
+        rows = _flat_ids(self.superpoint_ids, selected & self.point_mask, self.num_superpoints)
+        return rows[self.point_mask]
+
+    def superpoint_instances(self) -> Tensor:
+        """int64 [B, S], the instance of each superpoint (the first, should masks overlap), -1 = none."""
+        rows = []
+        for masks in self.superpoint_masks:
+            background = masks.new_ones(1, masks.shape[1])
+            first = torch.cat([masks, background]).int().argmax(0)
+            rows.append(torch.where(first < masks.shape[0], first, -1))
+        return torch.stack(rows)
+
+
+def batch_targets(
+    mask_labels: Sequence[Tensor],
+    class_labels: Sequence[Tensor],
+    semantic_labels: Tensor | None,
+    superpoint_ids: Tensor,
+    point_mask: Tensor,
+    num_superpoints: int,
+    num_labels: int = 1,
+    num_semantic_labels: int = 200,
+) -> BatchTargets:
+    """Carries labels from points to superpoints.
+
+    A superpoint belongs to an instance, or has a class, if strictly more than half of its points do (ESAM).
+
+    Args:
+        mask_labels: For each sample bool [M_i, N], the points of each instance.
+        class_labels: For each sample int64 [M_i]. With one label they are all taken as label 0.
+        semantic_labels: int64 [B, N], `IGNORE_INDEX` = ignore; None ignores all.
+        superpoint_ids: int64 [B, N], 0..S-1 in each sample, -1 at padding.
+        point_mask: bool [B, N], False at padding.
+        num_superpoints: S, the padded number of superpoints.
+        num_labels: Number C of instance labels.
+        num_semantic_labels: Number of semantic classes.
+
+    Raises:
+        ValueError: Shapes do not fit, or a label is out of range.
+    """
+    batch_size, num_points = point_mask.shape
+    _check_labels(mask_labels, class_labels, semantic_labels, superpoint_ids, batch_size, num_points)
+    _check_range("superpoint_ids", superpoint_ids[point_mask], num_superpoints)
+    if num_labels == 1:
+        class_labels = [torch.zeros_like(labels) for labels in class_labels]
+    else:
+        _check_range("class_labels", torch.cat(list(class_labels)), num_labels)
+
+    size = batch_size, num_superpoints
+    point_counts = group_counts(_flat_ids(superpoint_ids, point_mask, num_superpoints).flatten(), math.prod(size))
+    point_counts = point_counts.view(size)
+    point_masks, superpoint_masks = [], []
+    for sample, masks in enumerate(mask_labels):
+        masks = masks.bool() & point_mask[sample]
+        # Sums of ones are exact in float32 up to 2^24, whatever their order.
+        counts = torch.zeros(masks.shape[0], num_superpoints, device=masks.device)
+        counts.index_add_(1, superpoint_ids[sample].clamp(min=0), masks.float())
+        point_masks.append(masks)
+        superpoint_masks.append(2 * counts > point_counts[sample])
+
+    superpoint_semantic = torch.full_like(point_counts, IGNORE_INDEX)
+    if semantic_labels is not None:
+        labelled = point_mask & (semantic_labels != IGNORE_INDEX)
+        _check_range("semantic_labels", semantic_labels[labelled], num_semantic_labels)
+        bins = _flat_ids(superpoint_ids, labelled, num_superpoints) * num_semantic_labels + semantic_labels
+        bins = torch.where(labelled, bins, -1).flatten()
+        histogram = group_counts(bins, math.prod(size) * num_semantic_labels)
+        count, majority = histogram.view(*size, num_semantic_labels).max(-1)
+        superpoint_semantic = torch.where(2 * count > point_counts, majority, IGNORE_INDEX)
+
+    return BatchTargets(
+        point_masks=point_masks,
+        superpoint_masks=superpoint_masks,
+        class_labels=list(class_labels),
+        superpoint_semantic=superpoint_semantic,
+        superpoint_ids=superpoint_ids,
+        point_mask=point_mask,
+        superpoint_mask=point_counts > 0,
+    )
+
+
+def eligible_queries(targets: BatchTargets, query_superpoints: Tensor, query_mask: Tensor) -> list[Tensor]:
+    """For each sample bool [M_i, Q]: whether the query's superpoint lies in the instance.
+
+    Args:
+        targets: Targets of the batch.
+        query_superpoints: int64 [B, Q], superpoint of each query, -1 at padding.
+        query_mask: bool [B, Q], False at padding.
+    """
+    return [
+        masks[:, superpoints.clamp(min=0)] & valid
+        for masks, superpoints, valid in zip(targets.superpoint_masks, query_superpoints, query_mask, strict=True)
+    ]
+
+
+def query_semantic_labels(targets: BatchTargets, query_superpoints: Tensor, query_mask: Tensor) -> Tensor:
+    """int64 [B, Q], the class of each query's superpoint, `IGNORE_INDEX` without one; arguments as above."""
+    labels = targets.superpoint_semantic.gather(1, query_superpoints.clamp(min=0))
+    return torch.where(query_mask, labels, IGNORE_INDEX)
+
+
+def _flat_ids(superpoint_ids: Tensor, selected: Tensor, num_superpoints: int) -> Tensor:
+    """int64 [B, N]: ids that differ between samples too, -1 where not selected."""
+    samples = torch.arange(superpoint_ids.shape[0], device=superpoint_ids.device)[:, None]
+    return torch.where(selected, superpoint_ids + samples * num_superpoints, -1)
+
+
+def _check_labels(mask_labels, class_labels, semantic_labels, superpoint_ids, batch_size: int, num_points: int):
+    if len(mask_labels) != batch_size or len(class_labels) != batch_size:
+        raise ValueError(
+            f"mask_labels and class_labels have {len(mask_labels)} and {len(class_labels)} entries; "
+            f"expected one for each of {batch_size} samples"
+        )
+    for sample, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
+        if masks.ndim != 2 or masks.shape[1] != num_points or labels.shape != masks.shape[:1]:
+            raise ValueError(
+                f"mask_labels[{sample}] has shape {tuple(masks.shape)} and class_labels[{sample}] "
+                f"{tuple(labels.shape)}; expected [M, {num_points}] and [M]"
+            )
+    for name, value in (("semantic_labels", semantic_labels), ("superpoint_ids", superpoint_ids)):
+        if value is not None and value.shape != (batch_size, num_points):
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {(batch_size, num_points)}")
+
+
+def _check_range(name: str, values: Tensor, size: int):
+    if values.numel():
+        low, high = torch.stack(torch.aminmax(values)).tolist()
+        if low < 0 or high >= size:
+            raise ValueError(f"{name} has values {low}..{high}; expected 0..{size - 1}")
