@@ -1,14 +1,13 @@
 """Losses of BiFusion: plain functions of predictions and labels, without parameters."""
 
 from .clip_consistency import ClipConsistencyLoss
-from .criterion import LOSS_TERMS, BiFusionCriterion, CriterionOutput, FusionOutput
+from .criterion import BiFusionCriterion, CriterionOutput, FusionOutput
 from .instance import QueryHeadOutput
 from .matcher import Matches, SparseMatcher
 from .targets import BatchTargets, batch_targets, point_instances_from_labels
 
 
 __all__ = [
-    "LOSS_TERMS",
     "BatchTargets",
     "BiFusionCriterion",
     "ClipConsistencyLoss",

@@ -17,7 +17,6 @@ from .semantic import semantic_loss
 from .targets import IGNORE_INDEX, BatchTargets, eligible_queries, query_semantic_labels
 
 
-LOSS_TERMS = tuple(TERM_GROUPS)
 INSTANCE_TERMS = ("loss_cls", "loss_mask", "loss_dice")
 
 
@@ -52,7 +51,8 @@ class CriterionOutput:
 
     Attributes:
         loss: Weighted total, a scalar.
-        loss_dict: Raw terms, scalars; the instance terms are sums over the heads. A term that is switched off is 0.
+        loss_dict: Raw terms, scalars; the instance terms are sums over the heads. A term that is switched off is 0,
+            and `loss_balance` is there only if it is on.
         weighted_loss_dict: The parts of `loss`.
         head_losses: Raw instance terms of each head, [H], detached.
         matches: Matched pairs of each head.
@@ -160,6 +160,11 @@ class BiFusionCriterion(nn.Module):
         )
 
     @property
+    def terms(self) -> tuple[str, ...]:
+        """Keys of the loss dictionaries and of the counts."""
+        return tuple(term for term in TERM_GROUPS if term != "loss_balance" or self.weights[term] != 0)
+
+    @property
     def active_terms(self) -> tuple[str, ...]:
         """The terms whose weight is not 0."""
         return tuple(term for term, weight in self.weights.items() if weight != 0)
@@ -212,7 +217,7 @@ class BiFusionCriterion(nn.Module):
             applies["loss_balance"] = (point_visible & targets.point_mask).any(1)
         return {
             term: applies[term].sum() if term in active else query_mask.new_zeros((), dtype=torch.int64)
-            for term in LOSS_TERMS
+            for term in self.terms
         }
 
     def forward(
@@ -240,7 +245,7 @@ class BiFusionCriterion(nn.Module):
                 the batch's own.
 
         Raises:
-            ValueError: An active term lacks its input or its count.
+            ValueError: An active term lacks its input or its count, or the heads do not fit the labels or Dice weights.
         """
         heads = list(heads)
         self._check_inputs(heads, fusion, loss_counts)
@@ -255,27 +260,31 @@ class BiFusionCriterion(nn.Module):
             sums.update(self._feature_sums(fusion, targets))
 
             loss_dict, weighted = {}, {}
-            for term in LOSS_TERMS:
+            head_losses = {term: torch.zeros_like(values) for term, values in head_sums.items()}
+            for term in self.terms:
                 if term not in self.active_terms:
-                    loss_dict[term] = weighted[term] = sums["loss_cls"].new_zeros(())
+                    loss_dict[term] = weighted[term] = semantic_logits.new_zeros((), dtype=head_sums["loss_cls"].dtype)
                     continue
-                count = torch.as_tensor(loss_counts[term], device=sums[term].device).clamp(min=1)
+                count = torch.as_tensor(loss_counts[term], device=semantic_logits.device).clamp(min=1)
                 loss_dict[term] = sums[term] / count
                 weight = self.term_weight(term, progress)
-                if isinstance(weight, tuple):
+                if term in head_sums:
                     per_head = head_sums[term] / count
-                    weighted[term] = (per_head * per_head.new_tensor(weight)).sum()
+                    head_losses[term] = per_head.detach()
+                    weighted[term] = (per_head * torch.as_tensor(weight).to(per_head)).sum()
                 else:
-                    weighted[term] = weight * loss_dict[term]
-            head_losses = {
-                term: head_sums[term].detach() / torch.as_tensor(loss_counts[term]).clamp(min=1)
-                for term in INSTANCE_TERMS
-            }
+                    weighted[term] = loss_dict[term] * weight
         return CriterionOutput(sum(weighted.values()), loss_dict, weighted, head_losses, matches)
 
     def _check_inputs(
         self, heads: list[QueryHeadOutput], fusion: FusionOutput | None, loss_counts: Mapping[str, Tensor] | None
     ):
+        for head in heads:
+            if head.class_logits.shape[-1] != self.num_labels + 1:
+                raise ValueError(
+                    f"class_logits has shape {tuple(head.class_logits.shape)}; expected {self.num_labels + 1} columns, "
+                    f"one for each label and one for no object"
+                )
         dice_weight = self.weights["loss_dice"]
         if not isinstance(dice_weight, (int, float)) and len(dice_weight) != len(heads):
             raise ValueError(
