@@ -6,7 +6,6 @@ A superpoint map is int32 [H, W] of the depth image, ids 0..S-1, -1 exactly wher
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-from skimage.segmentation import watershed
 
 from .superpoints_geometry import estimate_normals, surface_links
 from .superpoints_graph import RegionGraph, connected_segments, cut_at_barred_pairs, number_segments, region_pairs
@@ -50,6 +49,8 @@ def segment_superpoints(
     Raises:
         ValueError: An argument is malformed.
     """
+    from skimage.segmentation import watershed
+
     image, depth, intrinsics = _check_frame(image, depth, intrinsics)
     if num_segments < 1:
         raise ValueError(f"num_segments is {num_segments}; expected at least 1")

@@ -1,0 +1,98 @@
+"""Point clouds as binary little-endian PLY, which MeshLab, CloudCompare, Blender and Open3D read."""
+
+from pathlib import Path
+
+import numpy as np
+
+from .colors import instance_colors
+
+
+_TYPES = {
+    "char": "i1",
+    "uchar": "u1",
+    "short": "<i2",
+    "ushort": "<u2",
+    "int": "<i4",
+    "uint": "<u4",
+    "float": "<f4",
+    "double": "<f8",
+}
+
+
+def write_ply(path: str | Path, points: np.ndarray, colors: np.ndarray, *, instance: np.ndarray | None = None) -> None:
+    """Writes coloured points.
+
+    Args:
+        path: The file.
+        points: float [N, 3] metres; stored as float32.
+        colors: uint8 [N, 3] RGB.
+        instance: int [N], -1 = none; stored as the vertex property `instance`.
+
+    Raises:
+        ValueError: An array is malformed.
+    """
+    points, colors = np.asarray(points), np.asarray(colors)
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise ValueError(f"points has shape {points.shape}; expected [N, 3]")
+    if colors.shape != points.shape or colors.dtype != np.uint8:
+        raise ValueError(f"colors has shape {colors.shape} and dtype {colors.dtype}; expected uint8 {points.shape}")
+    columns = [(axis, "float", points[:, i]) for i, axis in enumerate("xyz")]
+    columns += [(name, "uchar", colors[:, i]) for i, name in enumerate(("red", "green", "blue"))]
+    if instance is not None:
+        instance = np.asarray(instance)
+        if instance.shape != points.shape[:1] or not np.issubdtype(instance.dtype, np.integer):
+            raise ValueError(
+                f"instance has shape {instance.shape} and dtype {instance.dtype}; expected integers {points.shape[:1]}"
+            )
+        columns.append(("instance", "int", instance))
+    vertices = np.empty(len(points), dtype=[(name, _TYPES[kind]) for name, kind, _ in columns])
+    for name, _, values in columns:
+        vertices[name] = values
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
+    header += [f"property {kind} {name}" for name, kind, _ in columns]
+    Path(path).write_bytes(("\n".join([*header, "end_header"]) + "\n").encode("ascii") + vertices.tobytes())
+
+
+def read_ply(path: str | Path) -> dict[str, np.ndarray]:
+    """Vertex properties of a binary little-endian PLY file such as `write_ply` writes, by name, each [N].
+
+    Raises:
+        ValueError: The file is no such PLY, or is cut short; the message names it.
+    """
+    data = Path(path).read_bytes()
+    head, found, body = data.partition(b"end_header\n")
+    lines = head.decode("ascii", errors="replace").split("\n")
+    if not found or lines[:2] != ["ply", "format binary_little_endian 1.0"]:
+        raise ValueError(f"{path}: not a binary little-endian PLY file")
+    number, fields = None, []
+    for line in lines[2:]:
+        words = line.split()
+        if words[:2] == ["element", "vertex"] and len(words) == 3 and words[2].isdecimal():
+            number = int(words[2])
+        elif words[:1] == ["property"] and len(words) == 3 and words[1] in _TYPES:
+            fields.append((words[2], _TYPES[words[1]]))
+        elif words and words[0] != "comment":
+            raise ValueError(f"{path}: cannot read header line {line!r}")
+    dtype = np.dtype(fields)
+    if number is None or len(body) != number * dtype.itemsize:
+        raise ValueError(f"{path}: has {len(body)} bytes of vertices; expected {number} of {dtype.itemsize} bytes")
+    vertices = np.frombuffer(body, dtype)
+    return {name: vertices[name].copy() for name in dtype.names or ()}
+
+
+def color_by_instance(point_colors: np.ndarray, instance: np.ndarray, colors: np.ndarray | None = None) -> np.ndarray:
+    """One colour per instance; points without one keep their own.
+
+    Args:
+        point_colors: uint8 [N, 3] RGB.
+        instance: int [N], -1 = none.
+        colors: uint8 [K, 3], the colour of each instance; `instance_colors` by default.
+
+    Returns:
+        uint8 [N, 3].
+    """
+    if colors is None:
+        colors = instance_colors(int(np.max(instance, initial=-1)) + 1)
+    result = np.array(point_colors, dtype=np.uint8)
+    result[instance >= 0] = colors[instance[instance >= 0]]
+    return result
