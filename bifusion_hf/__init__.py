@@ -1,0 +1,41 @@
+"""RGB-D frames to 3D object instances: CLIP image features fused with sparse-convolution point features."""
+
+from .import_utils import explain_torchvision_misfit
+
+
+with explain_torchvision_misfit():
+    from transformers import AutoConfig, AutoModel, AutoModelForInstanceSegmentation, AutoProcessor
+
+    from .configuration_bifusion import BiFusionConfig, BiFusionPointConfig
+    from .data.frames import RGBDFrame
+    from .evaluation import InstanceAveragePrecision
+    from .modeling_bifusion import (
+        BiFusionForInstanceSegmentation,
+        BiFusionForInstanceSegmentationOutput,
+        BiFusionModel,
+        BiFusionModelOutput,
+        BiFusionPreTrainedModel,
+    )
+    from .processing_bifusion import BiFusionProcessor
+
+
+AutoConfig.register(BiFusionPointConfig.model_type, BiFusionPointConfig, exist_ok=True)
+AutoConfig.register(BiFusionConfig.model_type, BiFusionConfig, exist_ok=True)
+AutoModel.register(BiFusionConfig, BiFusionModel, exist_ok=True)
+AutoModelForInstanceSegmentation.register(BiFusionConfig, BiFusionForInstanceSegmentation, exist_ok=True)
+AutoProcessor.register(BiFusionConfig, BiFusionProcessor, exist_ok=True)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BiFusionConfig",
+    "BiFusionForInstanceSegmentation",
+    "BiFusionForInstanceSegmentationOutput",
+    "BiFusionModel",
+    "BiFusionModelOutput",
+    "BiFusionPointConfig",
+    "BiFusionPreTrainedModel",
+    "BiFusionProcessor",
+    "InstanceAveragePrecision",
+    "RGBDFrame",
+]

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
@@ -300,16 +300,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "projection_hidden_size": 96,
         "decoder_size": 96,
         "decoder_attention_heads": 4,
-        "decoder_intermediate_size": 384,
+        "decoder_intermediate_size": 288,
         "point_config": {
             "stem_channels": 24,
-            "planes": [24, 32, 48, 64, 64, 48, 48, 48],
+            "planes": [24, 32, 48, 64, 48, 48, 48, 48],
             "blocks": [1, 1, 1, 1, 1, 1, 1, 1],
         },
         "vision_config": {
             "model_type": "clip_vision_model",
             "hidden_size": 96,
-            "intermediate_size": 384,
+            "intermediate_size": 288,
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "image_size": 320,

@@ -1,7 +1,10 @@
 """One place for every optional package: which extra brings it, and the error that says so."""
 
 import importlib
+import importlib.metadata
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
@@ -41,3 +44,39 @@ def require_package(package: str) -> ModuleType:
             f'Install it with: pip install "bifusion_hf[{extra}]"'
         )
     return importlib.import_module(package)
+
+
+def torchvision_misfit() -> str | None:
+    """What to tell a user whose torchvision was built for another torch; None where it works or is absent.
+
+    transformers imports torchvision wherever it finds one, so a broken one breaks every transformers model.
+    """
+    if not is_available("torchvision"):
+        return None
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:  # A mismatched extension fails in many ways; all of them end here with their reason.
+        versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision")}
+        return (
+            f"torchvision {versions['torchvision']} does not work with torch {versions['torch']} ({error}), and "
+            "transformers imports torchvision wherever it is installed. Either remove it (pip uninstall torchvision; "
+            "bifusion_hf needs it only for open_clip), or install the torchvision that belongs to this torch from the "
+            "same package index (0.28.0 for torch 2.13.0, 0.27.1 for 2.12.1, 0.26.0 for 2.11.0)."
+        )
+    return None
+
+
+@contextmanager
+def explain_torchvision_misfit() -> Iterator[None]:
+    """Turns an import that failed because of a misfitting torchvision into an error that says so.
+
+    Raises:
+        ImportError: torchvision does not fit torch; the message names both versions and the remedy.
+    """
+    try:
+        yield
+    except (ImportError, RuntimeError) as error:
+        misfit = torchvision_misfit()
+        if misfit is None:
+            raise
+        raise ImportError(misfit) from error

@@ -17,7 +17,9 @@ from .layers.fusion import Fusion
 from .layers.geometry import FiLM, GeometricEncoding
 from .layers.query_decoder import QueryCrossAttention, QueryDecoder, QueryDecoderLayer
 from .layers.superpoint_pooling import SuperpointPooling
-from .sparse import StridedConv3d, SubmanifoldConv3d, TransposedConv3d, set_sparse_backend
+from .losses.criterion import BiFusionCriterion, FusionOutput
+from .losses.targets import BatchTargets, batch_targets
+from .sparse import StridedConv3d, SubmanifoldConv3d, TransposedConv3d, radius_neighbors, set_sparse_backend
 
 
 @dataclass
@@ -166,7 +168,14 @@ class BiFusionModel(BiFusionPreTrainedModel):
             pooling weight of each real point [P, 1].
         """
         superpoint_mask = self._check_inputs(
-            points, point_colors, point_mask, superpoint_ids, pixel_values, point_pixels, point_visible, camera_rotations
+            points,
+            point_colors,
+            point_mask,
+            superpoint_ids,
+            pixel_values,
+            point_pixels,
+            point_visible,
+            camera_rotations,
         )
         sample = point_mask.nonzero(as_tuple=True)[0]
         # Positions keep float32 in a half-precision network.
@@ -233,7 +242,9 @@ class BiFusionModel(BiFusionPreTrainedModel):
         return BiFusionModelOutput(
             point_features=pad_points(encoding.features, point_mask),
             superpoint_features=pooled,
-            fusion_weights=None if encoding.fusion_weights is None else pad_points(encoding.fusion_weights, point_mask),
+            fusion_weights=None
+            if encoding.fusion_weights is None
+            else pad_points(encoding.fusion_weights, point_mask),
             hidden_states=encoding.hidden_states,
             attentions=encoding.attentions,
         )
@@ -319,3 +330,205 @@ def select_queries(
         kept = torch.randperm(count, generator=generator)[: math.ceil(fraction * count)]
         chosen.append(kept.sort().values)
     return nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-1).to(superpoint_mask.device)
+
+
+# Fields of the configuration that the criterion takes under the same name.
+CRITERION_FIELDS = (
+    "num_semantic_labels",
+    "class_weight",
+    "mask_weight",
+    "dice_weight",
+    "semantic_weight",
+    "clip_loss_weight",
+    "spatial_loss_weight",
+    "noview_loss_weight",
+    "balance_loss_weight",
+    "no_object_weight",
+    "clip_loss_mode",
+    "clip_temperature",
+    "clip_gradient_flow_ratio",
+    "clip_negatives_across_batch",
+    "stage_schedule",
+)
+
+
+class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
+    """BiFusion with its query decoder: 3D instances of an RGB-D frame."""
+
+    _can_record_outputs = {
+        "hidden_states": QueryDecoderLayer,
+        "attentions": OutputRecorder(QueryCrossAttention, index=1),
+    }
+
+    def __init__(self, config: BiFusionConfig):
+        super().__init__(config)
+        self.model = BiFusionModel(config)
+        self.decoder = QueryDecoder(config)
+        self.criterion = BiFusionCriterion(**{name: getattr(config, name) for name in CRITERION_FIELDS})
+        self.post_init()
+
+    @can_return_tuple
+    @capture_outputs
+    def forward(
+        self,
+        points: torch.FloatTensor,
+        point_colors: torch.FloatTensor,
+        point_mask: torch.BoolTensor,
+        superpoint_ids: torch.LongTensor,
+        pixel_values: torch.FloatTensor | None = None,
+        point_pixels: torch.FloatTensor | None = None,
+        point_visible: torch.BoolTensor | None = None,
+        camera_rotations: torch.FloatTensor | None = None,
+        mask_labels: list[torch.BoolTensor] | None = None,
+        class_labels: list[torch.LongTensor] | None = None,
+        semantic_labels: torch.LongTensor | None = None,
+        query_seeds: torch.LongTensor | None = None,
+        loss_counts: dict[str, torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BiFusionForInstanceSegmentationOutput:
+        """Predicts instances; with labels, gives the losses too.
+
+        Args:
+            points: [B, N, 3] metres, z up, centred.
+            point_colors: [B, N, 3], normalised RGB.
+            point_mask: [B, N], False = padding.
+            superpoint_ids: [B, N], 0..S-1 in each sample without gaps, -1 at padding.
+            pixel_values: [B, 3, H, W], normalised RGB image; needed with an image branch, as are the next two.
+            point_pixels: [B, N, 2], place in the image as fractions of width and height.
+            point_visible: [B, N], the point is seen in the image.
+            camera_rotations: [B, 3, 3], camera axes to point axes; needed with FiLM.
+            mask_labels: For each sample [M, N], points of each instance.
+            class_labels: For each sample [M], label of each instance.
+            semantic_labels: [B, N], semantic class of each point, -100 = ignore.
+            query_seeds: [B], seeds of the random part of the superpoints that become queries in training.
+            loss_counts: What each loss term is divided by instead of this batch's own `count_loss_samples`; for
+                gradient accumulation and several processes.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Raises:
+            ValueError: An input is missing or has a wrong shape; the message names it.
+        """
+        encoding, pooled, superpoint_mask, point_weights = self.model.encode(
+            points, point_colors, point_mask, superpoint_ids, pixel_values, point_pixels, point_visible,
+            camera_rotations,
+        )  # fmt: skip
+        point_features = pad_points(encoding.features, point_mask)
+        query_superpoints = self._select_queries(superpoint_mask, query_seeds)
+        heads, semantic_logits, _ = self.decoder(
+            pooled,
+            superpoint_mask,
+            points,
+            point_features,
+            pad_points(point_weights, point_mask),
+            superpoint_ids,
+            point_mask,
+            query_superpoints,
+        )
+        losses = None
+        if mask_labels is not None:
+            losses = self.criterion(
+                heads,
+                semantic_logits,
+                self._targets(mask_labels, class_labels, semantic_labels, superpoint_ids, point_mask, superpoint_mask),
+                query_superpoints,
+                query_superpoints >= 0,
+                fusion=self._fusion_output(encoding, point_visible),
+                progress=self._progress(),
+                loss_counts=loss_counts,
+            )
+        return BiFusionForInstanceSegmentationOutput(
+            loss=None if losses is None else losses.loss,
+            loss_dict=None if losses is None else losses.loss_dict,
+            class_queries_logits=heads[-1].class_logits,
+            masks_queries_logits=heads[-1].mask_logits,
+            semantic_queries_logits=semantic_logits,
+            query_mask=query_superpoints >= 0,
+            query_superpoints=query_superpoints,
+            auxiliary_logits=[
+                {"class_queries_logits": head.class_logits, "masks_queries_logits": head.mask_logits}
+                for head in heads[:-1]
+            ],
+            point_features=point_features,
+            superpoint_features=pooled,
+            fusion_weights=None
+            if encoding.fusion_weights is None
+            else pad_points(encoding.fusion_weights, point_mask),
+        )
+
+    @torch.no_grad()
+    def count_loss_samples(
+        self,
+        superpoint_ids: torch.LongTensor,
+        point_mask: torch.BoolTensor,
+        mask_labels: list[torch.BoolTensor],
+        class_labels: list[torch.LongTensor],
+        semantic_labels: torch.LongTensor | None = None,
+        point_visible: torch.BoolTensor | None = None,
+        query_seeds: torch.LongTensor | None = None,
+        **unused,
+    ) -> dict[str, torch.Tensor]:
+        """Number of samples that each loss term applies to, without running the network.
+
+        Summed over the micro-batches of an update and over processes it is `loss_counts` of `forward`.
+
+        Args:
+            superpoint_ids: As in `forward`, as are the others; the rest of a batch is ignored.
+            point_mask: [B, N].
+            mask_labels: For each sample [M, N].
+            class_labels: For each sample [M].
+            semantic_labels: [B, N].
+            point_visible: [B, N].
+            query_seeds: [B]; in training the choice of queries must be the one that `forward` will make.
+            unused: Other entries of the batch.
+
+        Raises:
+            ValueError: The model is training and `query_seeds` is missing.
+        """
+        if self.training and query_seeds is None and self.config.min_query_fraction < 1:
+            raise ValueError("query_seeds is missing: forward would choose other queries than were counted")
+        superpoint_mask = self.model._superpoint_mask(superpoint_ids, point_mask)
+        queries = self._select_queries(superpoint_mask, query_seeds)
+        targets = self._targets(
+            mask_labels, class_labels, semantic_labels, superpoint_ids, point_mask, superpoint_mask
+        )
+        return self.criterion.count_samples(targets, queries, queries >= 0, point_visible)
+
+    def _select_queries(self, superpoint_mask: torch.Tensor, seeds: torch.Tensor | None) -> torch.Tensor:
+        return select_queries(superpoint_mask, self.config.min_query_fraction if self.training else None, seeds)
+
+    def _targets(
+        self, mask_labels, class_labels, semantic_labels, superpoint_ids, point_mask, superpoint_mask
+    ) -> BatchTargets:
+        if class_labels is None:
+            raise ValueError("class_labels is missing beside mask_labels")
+        return batch_targets(
+            mask_labels,
+            class_labels,
+            semantic_labels,
+            superpoint_ids,
+            point_mask,
+            superpoint_mask.shape[1],
+            num_labels=self.config.num_labels,
+            num_semantic_labels=self.config.num_semantic_labels,
+        )
+
+    def _progress(self) -> float | None:
+        update, total = self.model.training_update.item(), self.model.training_total.item()
+        return None if update < 0 else update / max(total, 1)
+
+    def _fusion_output(self, encoding: PointEncoding, point_visible: torch.Tensor | None) -> FusionOutput:
+        spatial = {}
+        if "loss_spatial" in self.criterion.active_terms:
+            spatial = {
+                "voxel_features": encoding.grid.mean(encoding.features),
+                "voxel_samples": encoding.grid.coordinates[:, 0].long(),
+                "neighbor_pairs": radius_neighbors(encoding.grid, 1),
+            }
+        return FusionOutput(
+            point_visible=point_visible,
+            features_3d=encoding.point_embeds,
+            features_2d=encoding.image_embeds,
+            fused_features=encoding.features,
+            fusion_weights=encoding.fusion_weights,
+            **spatial,
+        )

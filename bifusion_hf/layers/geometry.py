@@ -58,11 +58,11 @@ class GeometricEncoding(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Half a wave to 64 half-waves over the diagonal."""
-        init.copy_(self.log_frequencies, torch.linspace(math.log(math.pi), math.log(64 * math.pi), self.num_frequencies))
+        init.copy_(
+            self.log_frequencies, torch.linspace(math.log(math.pi), math.log(64 * math.pi), self.num_frequencies)
+        )
 
-    def forward(
-        self, points: torch.Tensor, sample: torch.Tensor, camera_rotations: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, points: torch.Tensor, sample: torch.Tensor, camera_rotations: torch.Tensor) -> torch.Tensor:
         """The encoding of each point.
 
         Args:

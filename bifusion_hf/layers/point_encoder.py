@@ -1,7 +1,7 @@
 """The point branch: a sparse-convolution U-Net over colour voxels.
 
-Res16UNet is the residual U-Net of MinkowskiNet (Choy et al., "4D Spatio-Temporal ConvNets", CVPR 2019); with the default
-`BiFusionPointConfig` it is the Res16UNet34C that Mask3D, OneFormer3D and ESAM use.
+Res16UNet is the residual U-Net of MinkowskiNet (Choy et al., "4D Spatio-Temporal ConvNets", CVPR 2019); with the
+default `BiFusionPointConfig` it is the Res16UNet34C that Mask3D, OneFormer3D and ESAM use.
 """
 
 import torch
@@ -110,9 +110,7 @@ class Res16UNet(nn.Module):
             self.frame_adapters = nn.ModuleList(FrameAdapter(width, eps) for width in planes[:4])
 
         deep = [planes[3], *planes[4:7]]
-        self.up_convs = nn.ModuleList(
-            TransposedConv3d(width, planes[4 + index]) for index, width in enumerate(deep)
-        )
+        self.up_convs = nn.ModuleList(TransposedConv3d(width, planes[4 + index]) for index, width in enumerate(deep))
         self.up_norms = nn.ModuleList(norm(width) for width in planes[4:])
         self.up_blocks = nn.ModuleList(
             level(planes[4 + index] + skip, 4 + index) for index, skip in enumerate(reversed(skips))

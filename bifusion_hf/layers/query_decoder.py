@@ -1,7 +1,8 @@
 """The query decoder: superpoints become queries, each of which predicts a class, a semantic class and a mask.
 
-A masked-attention transformer (Cheng et al., "Masked-attention Mask Transformer", CVPR 2022) in the arrangement of ESAM:
-post-norm layers of cross-attention, self-attention and feed-forward; every head masks the next layer's cross-attention.
+A masked-attention transformer (Cheng et al., "Masked-attention Mask Transformer", CVPR 2022) in the arrangement of
+ESAM: post-norm layers of cross-attention, self-attention and feed-forward; every head masks the cross-attention of the
+next layer.
 """
 
 from collections.abc import Callable

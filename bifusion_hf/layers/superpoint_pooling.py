@@ -36,7 +36,8 @@ class SuperpointPooling(nn.Module):
             num_superpoints: S.
 
         Returns:
-            Superpoint features [S, C] (0 for a superpoint without points) and the weight of each point [P, 1] in (0, 2).
+            Superpoint features [S, C], of no meaning for a superpoint without points, and the weight of each point
+            [P, 1] in (0, 2).
         """
         index = superpoints.unsqueeze(1)
         count = torch.bincount(superpoints, minlength=num_superpoints).clamp(min=1).unsqueeze(1)
