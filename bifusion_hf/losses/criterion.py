@@ -245,7 +245,7 @@ class BiFusionCriterion(nn.Module):
                 the batch's own.
 
         Raises:
-            ValueError: An active term lacks its input or its count, or the heads do not fit the labels or Dice weights.
+            ValueError: An active term lacks its input or its count; the heads do not fit the labels or Dice weights.
         """
         heads = list(heads)
         self._check_inputs(heads, fusion, loss_counts)
@@ -282,8 +282,8 @@ class BiFusionCriterion(nn.Module):
         for head in heads:
             if head.class_logits.shape[-1] != self.num_labels + 1:
                 raise ValueError(
-                    f"class_logits has shape {tuple(head.class_logits.shape)}; expected {self.num_labels + 1} columns, "
-                    f"one for each label and one for no object"
+                    f"class_logits has shape {tuple(head.class_logits.shape)}; expected {self.num_labels + 1} "
+                    f"columns, one for each label and one for no object"
                 )
         dice_weight = self.weights["loss_dice"]
         if not isinstance(dice_weight, (int, float)) and len(dice_weight) != len(heads):
