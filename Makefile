@@ -1,0 +1,63 @@
+# Each target works alone on a fresh machine: it makes its own virtual environment and installs what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+OUT ?= outputs
+# Two workers suit a small machine; raise it on a larger one.
+TEST_WORKERS ?= 2
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo train-demo test test-openclip test-spconv lint format clean help
+
+help:
+	@echo "make demo           install, run the sample checkpoint on the sample frames, print AP, write pictures"
+	@echo "make train-demo     install, train the tiny preset on the sample frames for a few minutes"
+	@echo "make test           install, run the tests"
+	@echo "make test-openclip  the tests that need open_clip, in an environment of their own"
+	@echo "make test-spconv    the tests that need spconv, in an environment of their own"
+	@echo "make lint           check style with ruff"
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable ".[test]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python scripts/evaluate.py sample --data sample --split val --output $(OUT)/demo/results.json
+	$(BIN)/python scripts/predict.py --data sample --split val --rows 0 1 2 3 4 5 --output $(OUT)/demo
+	@echo "Pictures, coloured point clouds and segments: $(OUT)/demo"
+
+train-demo: $(VENV)/installed
+	$(BIN)/python scripts/train.py tiny_demo --output_dir $(OUT)/train-demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n $(TEST_WORKERS)
+
+# open_clip needs torchvision, which fits one torch only and would break the main environment of a CPU build.
+$(VENV)-openclip/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-openclip
+	$(VENV)-openclip/bin/python -m pip install --quiet --constraint constraints.txt torchvision --editable ".[test,openclip]"
+	touch $@
+
+test-openclip: $(VENV)-openclip/installed
+	$(VENV)-openclip/bin/python -m pytest tests/openclip
+
+# A wheel for CUDA 12.1 also runs its native algorithm on a CPU, which is what these tests use.
+$(VENV)-spconv/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-spconv
+	$(VENV)-spconv/bin/python -m pip install --quiet --constraint constraints.txt spconv-cu121 --editable ".[test]"
+	touch $@
+
+test-spconv: $(VENV)-spconv/installed
+	$(VENV)-spconv/bin/python -m pytest tests/sparse
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(VENV)-openclip $(VENV)-spconv $(OUT) build *.egg-info
