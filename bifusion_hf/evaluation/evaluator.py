@@ -1,0 +1,321 @@
+"""Evaluation of a network over a data set of frames.
+
+Everything is measured over the points that the processor samples from a frame, as in ESAM's single-view evaluation:
+nothing is carried to a mesh or to other frames, and superpoints play no part in the metric.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from tqdm.auto import tqdm
+
+from ..data.collator import IGNORE, BiFusionCollator
+from .arrays import to_array
+from .instance_average_precision import InstanceAveragePrecision
+from .semantic_mean_iou import SemanticMeanIoU
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..modeling_bifusion import BiFusionForInstanceSegmentation
+    from ..processing_bifusion import BiFusionProcessor
+
+# Arguments of the network's forward that are not labels.
+FORWARD_INPUTS = (
+    "points",
+    "point_colors",
+    "point_mask",
+    "superpoint_ids",
+    "pixel_values",
+    "point_pixels",
+    "point_visible",
+    "camera_rotations",
+)
+
+
+@dataclass
+class FramePrediction:
+    """What a network says about one frame, over its N sampled points.
+
+    Args:
+        frame_id: Name of the frame.
+        pixel_indices: int [N], flat pixel of the depth image that each point comes from.
+        masks: bool [K, N], in descending order of score.
+        scores: float32 [K].
+        labels: int [K], 0..C-1.
+        semantic: int [N], semantic class of each point, or None.
+    """
+
+    frame_id: str
+    pixel_indices: np.ndarray
+    masks: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    semantic: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """What is measured.
+
+    Args:
+        class_names: Names of the instance labels; None = class-agnostic only.
+        semantic_class_names: Names of the semantic classes; None = no semantic result.
+        min_points: Smallest instance and prediction that takes part.
+        include_95: See `InstanceAveragePrecision`.
+    """
+
+    class_names: tuple[str, ...] | None
+    semantic_class_names: tuple[str, ...] | None
+    min_points: int
+    include_95: bool = False
+
+    @classmethod
+    def of_model(
+        cls,
+        processor: "BiFusionProcessor",
+        semantic_names: Mapping[int, str] | None,
+        *,
+        class_agnostic: bool = False,
+        include_95: bool = False,
+    ) -> "EvaluationProtocol":
+        """The protocol that fits a processor: class-aware where it has several labels.
+
+        Args:
+            processor: Gives labels and `min_points`.
+            semantic_names: Names of the semantic classes; None numbers them.
+            class_agnostic: Leave the labels out even so.
+            include_95: See `InstanceAveragePrecision`.
+        """
+        names = tuple(processor.label_names)
+        semantic_names = semantic_names or {}
+        return cls(
+            class_names=None if class_agnostic or len(names) == 1 else names,
+            semantic_class_names=tuple(
+                semantic_names.get(index, f"class {index}") for index in range(processor.num_semantic_labels)
+            ),
+            min_points=max(1, math.ceil(processor.min_instance_points)),
+            include_95=include_95,
+        )
+
+
+class FrameEvaluator:
+    """The metrics of a protocol, fed frame by frame.
+
+    Class-agnostic AP is always measured, class-aware AP where the protocol has classes, and mean IoU over the frames
+    that have semantic labels and semantic predictions.
+    """
+
+    def __init__(self, protocol: EvaluationProtocol):
+        self.protocol = protocol
+        self.metrics: dict[str, InstanceAveragePrecision | SemanticMeanIoU] = {
+            "class_agnostic": InstanceAveragePrecision(None, protocol.min_points, include_95=protocol.include_95)
+        }
+        if protocol.class_names is not None:
+            self.metrics["class_aware"] = InstanceAveragePrecision(
+                protocol.class_names, protocol.min_points, include_95=protocol.include_95
+            )
+        if protocol.semantic_class_names is not None:
+            self.metrics["semantic"] = SemanticMeanIoU(protocol.semantic_class_names, ignore_index=IGNORE)
+
+    def update(
+        self,
+        prediction: FramePrediction,
+        instance_ids: np.ndarray,
+        instance_labels: np.ndarray,
+        semantic_labels: np.ndarray | None,
+    ) -> None:
+        """Adds a frame.
+
+        Args:
+            prediction: Of the network.
+            instance_ids: int [N], -1 = void, else 0..M-1.
+            instance_labels: int [M], 0..C-1.
+            semantic_labels: int [N], -100 = ignore, or None.
+
+        Raises:
+            ValueError: Prediction and ground truth do not fit; the message names the frame.
+        """
+        arguments = prediction.masks, prediction.scores, prediction.labels, instance_ids, instance_labels
+        try:
+            for part in ("class_agnostic", "class_aware"):
+                if part in self.metrics:
+                    self.metrics[part].update(*arguments)
+            if "semantic" in self.metrics and semantic_labels is not None and prediction.semantic is not None:
+                self.metrics["semantic"].update(prediction.semantic, semantic_labels)
+        except ValueError as error:
+            raise ValueError(f"{prediction.frame_id}: {error}") from error
+
+    def merge(self, other: "FrameEvaluator") -> None:
+        """Adds the frames of another evaluator of the same protocol."""
+        for part, metric in self.metrics.items():
+            metric.merge(other.metrics[part])
+
+    def compute(self, extra_protocol: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The result in the form that `evaluation.results` describes.
+
+        Args:
+            extra_protocol: Entries added to its `"protocol"`.
+        """
+        results = {part: metric.compute() for part, metric in self.metrics.items() if metric.num_frames}
+        instances = self.metrics["class_agnostic"]
+        results.setdefault("class_agnostic", instances.compute())
+        results["protocol"] = {
+            "num_frames": instances.num_frames,
+            "min_points": self.protocol.min_points,
+            "iou_thresholds": [round(float(threshold), 2) for threshold in instances.thresholds],
+            **(extra_protocol or {}),
+        }
+        return results
+
+
+def instance_ids_of_masks(masks: Any) -> np.ndarray:
+    """int64 [N]: the mask, of disjoint masks bool [M, N], that each point lies in; -1 = none."""
+    masks = to_array(masks)
+    ids = np.full(masks.shape[1], -1, dtype=np.int64)
+    rows, points = np.nonzero(masks)
+    ids[points] = rows
+    return ids
+
+
+def predict_batch(
+    model: "BiFusionForInstanceSegmentation", processor: "BiFusionProcessor", batch: Mapping[str, Any]
+) -> list[FramePrediction]:
+    """Runs the network on a batch and post-processes with score threshold 0.
+
+    Args:
+        model: In eval mode.
+        processor: Of the model.
+        batch: From the processor's `collate`, on the CPU; the forward's arguments are moved to the model's device.
+    """
+    inputs = {name: batch[name].to(model.device) for name in FORWARD_INPUTS if name in batch}
+    outputs = model(**inputs)
+    # Without the maps post-processing stops at the points, which are what is evaluated.
+    points_only = {**batch, "superpoint_maps": [None] * len(batch["frame_ids"])}
+    instances = processor.post_process_instance_segmentation(outputs, points_only, threshold=0.0)
+    semantic: Sequence[dict[str, Any] | None] = [None] * len(instances)
+    if outputs.semantic_queries_logits is not None:
+        semantic = processor.post_process_semantic_segmentation(outputs, points_only)
+    return [
+        FramePrediction(
+            frame_id=batch["frame_ids"][index],
+            pixel_indices=to_array(batch["pixel_indices"][index, : found["point_masks"].shape[1]]),
+            masks=to_array(found["point_masks"]),
+            scores=to_array(found["scores"]),
+            labels=to_array(found["labels"]),
+            semantic=None if classes is None else to_array(classes["point_labels"]),
+        )
+        for index, (found, classes) in enumerate(zip(instances, semantic, strict=True))
+    ]
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: "BiFusionForInstanceSegmentation",
+    processor: "BiFusionProcessor",
+    dataset: Dataset,
+    *,
+    batch_size: int = 4,
+    num_workers: int = 0,
+    limit: int | None = None,
+    class_agnostic: bool = False,
+    include_95: bool = False,
+    accelerator: "Accelerator | None" = None,
+    progress: bool = False,
+    on_prediction: Callable[[FramePrediction], None] | None = None,
+) -> dict[str, Any]:
+    """Measures a network on labelled frames.
+
+    With several processes each one takes its own frames, none of them twice, and the metrics, not the predictions,
+    are exchanged. Every process returns the result over all frames.
+
+    Args:
+        model: In eval mode, on its device; a wrapper of Accelerate is taken off.
+        processor: Of the model. Its sampling seed makes the points the same in every run.
+        dataset: `data.dataset.FrameDataset` without augmentation, or a `StreamingFrameDataset` made for this process.
+        batch_size: Frames of one forward.
+        num_workers: Worker processes of the loader.
+        limit: Evaluate the first frames only; not for a stream.
+        class_agnostic: Leave the labels of a class-aware network out.
+        include_95: See `InstanceAveragePrecision`.
+        accelerator: Of the run: processes and mixed precision; None = this process alone in the model's own precision.
+        progress: Show a bar on the main process.
+        on_prediction: Called with the prediction of every frame of this process.
+
+    Returns:
+        The result in the form that `evaluation.results` describes; `evaluation.headline` picks the few main numbers.
+
+    Raises:
+        ValueError: The model is in training mode, a frame has no instance labels, or `limit` is given for a stream.
+    """
+    if accelerator is not None:
+        model = accelerator.unwrap_model(model)
+    if model.training:
+        raise ValueError("model is in training mode; expected eval mode (call model.eval())")
+    evaluator = FrameEvaluator(
+        EvaluationProtocol.of_model(
+            processor, model.config.semantic_id2label, class_agnostic=class_agnostic, include_95=include_95
+        )
+    )
+    loader = DataLoader(
+        _frames_of_process(dataset, limit, accelerator),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=BiFusionCollator(processor),
+    )
+    show = progress and (accelerator is None or accelerator.is_main_process)
+    with contextlib.nullcontext() if accelerator is None else accelerator.autocast():
+        for batch in tqdm(loader, disable=not show, unit="batch"):
+            if "mask_labels" not in batch:
+                raise ValueError(f"{', '.join(batch['frame_ids'])}: no instance labels; expected them for evaluation")
+            for index, prediction in enumerate(predict_batch(model, processor, batch)):
+                count = len(prediction.pixel_indices)
+                evaluator.update(
+                    prediction,
+                    instance_ids_of_masks(batch["mask_labels"][index][:, :count]),
+                    to_array(batch["class_labels"][index]),
+                    to_array(batch["semantic_labels"][index, :count]) if "semantic_labels" in batch else None,
+                )
+                if on_prediction is not None:
+                    on_prediction(prediction)
+    if accelerator is not None and accelerator.num_processes > 1:
+        evaluator = _merged(evaluator)
+    return evaluator.compute(processor_protocol(processor))
+
+
+def processor_protocol(processor: "BiFusionProcessor") -> dict[str, Any]:
+    """The processor's values that a result depends on."""
+    return {
+        "points_per_frame": processor.num_points,
+        "sampling_seed": processor.sampling_seed,
+        "score_threshold": 0.0,
+        "mask_threshold": processor.mask_threshold,
+        "max_instances": processor.max_instances,
+    }
+
+
+def _frames_of_process(dataset: Dataset, limit: int | None, accelerator: "Accelerator | None") -> Dataset:
+    if isinstance(dataset, IterableDataset):
+        if limit is not None:
+            raise ValueError(f"limit is {limit}; expected None for a stream (take the rows before)")
+        return dataset
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    if accelerator is None:
+        return Subset(dataset, range(count))
+    return Subset(dataset, range(accelerator.process_index, count, accelerator.num_processes))
+
+
+def _merged(evaluator: FrameEvaluator) -> FrameEvaluator:
+    from accelerate.utils import gather_object
+
+    first, *others = gather_object([evaluator])
+    for other in others:
+        first.merge(other)
+    return first

@@ -1,0 +1,149 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from perfect_network import PerfectNetwork, readable_frame, readable_processor
+
+from bifusion_hf.data.dataset import FrameDataset
+from bifusion_hf.evaluation import evaluate_model, headline, save_results
+from bifusion_hf.evaluation.evaluator import instance_ids_of_masks
+
+
+def evaluate(processor, frames, confused=(), **options):
+    return evaluate_model(PerfectNetwork(processor, confused), processor, FrameDataset(frames, processor), **options)
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return [readable_frame(seed) for seed in range(5)]
+
+
+def test_perfect_network_scores_one_in_every_part(frames):
+    result = evaluate(readable_processor(class_aware=True), frames)
+    numbers = headline(result)
+    assert len(numbers) == 7
+    assert {name: round(value, 6) for name, value in numbers.items()} == dict.fromkeys(numbers, 1.0)
+    # Wall and unlabelled points are void; the floor's instance id does not make it an instance.
+    assert result["class_agnostic"]["num_instances"] == 15
+    assert {
+        name: row["num_instances"] for name, row in result["class_aware"]["classes"].items() if row["ap"] == 1
+    } == {
+        "chair": 5,
+        "table": 5,
+        "bed": 5,
+    }
+    assert result["semantic"]["classes"]["floor"]["iou"] == 1.0
+    assert result["protocol"] == {
+        "num_frames": 5,
+        "min_points": 15,
+        "iou_thresholds": [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.25],
+        "points_per_frame": 3000,
+        "sampling_seed": 0,
+        "score_threshold": 0.0,
+        "mask_threshold": 0.4,
+        "max_instances": 100,
+    }
+
+
+def test_wrong_classes_cost_the_class_aware_number_only(frames):
+    result = evaluate(readable_processor(class_aware=True), frames, confused=[3, 10])
+    assert result["class_agnostic"]["all_ap"] == pytest.approx(1.0)
+    classes = result["class_aware"]["classes"]
+    assert classes["table"]["ap"] == classes["bed"]["ap"] == 0.0
+    assert classes["chair"]["ap"] < 1.0
+    assert headline(result)["all_ap"] == result["class_aware"]["all_ap"] < 0.5
+    assert result["semantic"]["classes"]["table"]["iou"] == 0.0
+
+
+def test_class_agnostic_network_and_option(frames):
+    for class_aware, options in ((False, {}), (True, {"class_agnostic": True})):
+        result = evaluate(readable_processor(class_aware), frames, **options)
+        assert "class_aware" not in result
+        assert headline(result)["all_ap_50%"] == pytest.approx(1.0)
+
+
+def test_result_does_not_depend_on_batches_or_workers(frames):
+    processor = readable_processor(class_aware=True)
+    expected = json.dumps(evaluate(processor, frames, confused=[3], batch_size=1))
+    assert json.dumps(evaluate(processor, frames, confused=[3], batch_size=3)) == expected
+    assert json.dumps(evaluate(processor, frames, confused=[3], batch_size=2, num_workers=1)) == expected
+
+
+def test_frames_of_different_length_are_padded_away():
+    frames = [readable_frame(0), readable_frame(1, depth=readable_frame(1).depth * (np.arange(80) > 30))]
+    result = evaluate(readable_processor(class_aware=True, num_points=4000), frames, batch_size=2)
+    assert headline(result)["all_ap"] == pytest.approx(1.0)
+
+
+def test_limit_and_include_95(frames):
+    seen = []
+    result = evaluate(
+        readable_processor(class_aware=False), frames, limit=2, include_95=True, on_prediction=seen.append
+    )
+    assert result["protocol"]["num_frames"] == 2
+    assert [prediction.frame_id for prediction in seen] == ["synthetic 0", "synthetic 1"]
+    assert headline(result)["all_ap_50:95"] == pytest.approx(1.0)
+    assert result["protocol"]["iou_thresholds"][-1] == 0.95
+
+
+def test_without_semantic_labels_there_is_no_semantic_part(frames):
+    frame = readable_frame(0, semantic=None)
+    result = evaluate(readable_processor(class_aware=False), [frame])
+    assert "semantic" not in result
+    # Without classes the floor's id counts as an instance.
+    assert result["class_agnostic"]["num_instances"] == 4
+
+
+def test_refusals(frames):
+    processor = readable_processor(class_aware=False)
+    network = PerfectNetwork(processor)
+    with pytest.raises(ValueError, match="model is in training mode"):
+        evaluate_model(network.train(), processor, FrameDataset(frames, processor))
+    unlabelled = [readable_frame(0, instance=None)]
+    with pytest.raises(ValueError, match="synthetic 0: no instance labels"):
+        evaluate(processor, unlabelled)
+
+
+def test_instance_ids_of_masks():
+    masks = np.array([[1, 0, 0, 0], [0, 0, 1, 1]], dtype=bool)
+    np.testing.assert_array_equal(instance_ids_of_masks(masks), [0, -1, 1, 1])
+    np.testing.assert_array_equal(instance_ids_of_masks(np.zeros((0, 2), bool)), [-1, -1])
+
+
+SCRIPT = """
+import sys
+from accelerate import Accelerator
+from bifusion_hf.data.dataset import FrameDataset
+from bifusion_hf.evaluation import evaluate_model, save_results
+from perfect_network import PerfectNetwork, readable_frame, readable_processor
+
+accelerator = Accelerator(cpu=True)
+assert accelerator.num_processes == 2
+processor = readable_processor(class_aware=True)
+dataset = FrameDataset([readable_frame(seed) for seed in range(5)], processor)
+network = PerfectNetwork(processor, confused=[3])
+seen = []
+result = evaluate_model(network, processor, dataset, accelerator=accelerator, on_prediction=seen.append)
+assert len(seen) == (3 if accelerator.is_main_process else 2)
+save_results(result, f"{sys.argv[1]}.{accelerator.process_index}")
+"""
+
+
+def test_two_processes_give_the_result_of_one(frames, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launch, str(script), str(tmp_path / "result")]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, cwd=here.parent.parent
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    save_results(evaluate(readable_processor(class_aware=True), frames, confused=[3]), tmp_path / "expected")
+    for process in range(2):
+        assert (tmp_path / f"result.{process}").read_text() == (tmp_path / "expected").read_text()
