@@ -1,0 +1,254 @@
+"""bifusion-predict: object instances of RGB-D frames, as pictures, a coloured point cloud and JSON."""
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import assets
+from ..data.superpoints_masks import load_mask_generator, superpoints_from_mask_generator
+
+
+if TYPE_CHECKING:
+    from ..data.frames import RGBDFrame
+    from ..pipeline_bifusion import RGBDInstanceSegmentationPipeline
+
+EXAMPLES = """examples:
+  bifusion-predict --image color.png --depth depth.png --depth_scale 1000 \\
+      --intrinsics 577.9 577.9 319.5 239.5 --output out
+  bifusion-predict --image color.jpg --depth depth.npy --intrinsics camera.json --pose pose.txt --output out
+  bifusion-predict --data sample --split val --rows 0 1 2 --output out
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+    """
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    check_arguments(parser, arguments)
+    try:
+        segmenter = load_segmenter(arguments.checkpoint, arguments.device)
+        generator = None if arguments.mask_generator is None else load_mask_generator(arguments.mask_generator)
+        for frame in read_frames(arguments):
+            if generator is not None:
+                frame.superpoints = superpoints_from_mask_generator(
+                    generator, frame.image, frame.depth, frame.intrinsics
+                )
+            predict(segmenter, frame, arguments)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"{parser.prog}: error: {error}") from error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `main`."""
+    parser = argparse.ArgumentParser(
+        prog="bifusion-predict",
+        description="Finds the object instances of RGB-D frames. Writes NAME_overlay.png (masks, labels and scores "
+        "over the image), NAME.ply (all measured points, one colour an instance), NAME.json (the segments), and for "
+        "data set rows with ground truth NAME_comparison.png.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    files = parser.add_argument_group("a frame from files")
+    files.add_argument("--image", type=Path, help="colour image, registered to the depth image")
+    files.add_argument(
+        "--depth", type=Path, help="depth image (16-bit PNG, TIFF, ...) or .npy array; 0 = no measurement"
+    )
+    files.add_argument(
+        "--depth_scale", type=float, help="units per metre of integer depth: 1000 for millimetres, 5000 for TUM RGB-D"
+    )
+    files.add_argument(
+        "--intrinsics",
+        nargs="+",
+        metavar=("FX FY CX CY | FILE", ""),
+        help="of the depth image, in pixels: four numbers; or a JSON file with fx, fy, cx, cy or a 3x3 matrix; or a "
+        "text file with a 3x3 matrix",
+    )
+    files.add_argument("--pose", type=Path, help="4x4 camera to world, z up (text, .npy or JSON); none = camera axes")
+    files.add_argument(
+        "--superpoints",
+        type=Path,
+        help="ids in a .npy (-1 = none) or 16-bit PNG (0 = none), or a folder of masks; found from the frame by "
+        "default",
+    )
+    rows = parser.add_argument_group("frames of a data set")
+    rows.add_argument("--data", help="folder with data/SPLIT-*.parquet, id on the Hub, or 'sample'")
+    rows.add_argument("--split", default="val", help="default: val")
+    rows.add_argument("--rows", type=int, nargs="+", default=[0], help="rows to predict, default: 0")
+    parser.add_argument(
+        "--checkpoint",
+        default=str(assets.SAMPLE_CHECKPOINT),
+        help="folder or id on the Hub; the checkpoint that comes with the package by default",
+    )
+    parser.add_argument("--threshold", type=float, default=0.5, help="keep instances of a higher score, default: 0.5")
+    parser.add_argument(
+        "--mask_generator",
+        metavar="MODEL",
+        help="make superpoints from the masks of this transformers mask-generation model (SAM, SAM 2)",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    return parser
+
+
+def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Ends with a usage error unless exactly one source of frames is given, in full."""
+    of_files = ("image", "depth", "intrinsics", "depth_scale", "pose", "superpoints")
+    given = [f"--{name}" for name in of_files if getattr(arguments, name) is not None]
+    if arguments.data is not None and given:
+        parser.error(f"--data and {', '.join(given)} exclude each other")
+    if arguments.data is None:
+        missing = [f"--{name}" for name in of_files[:3] if getattr(arguments, name) is None]
+        if missing:
+            parser.error(f"{', '.join(missing)} missing; a frame needs --image, --depth and --intrinsics, or --data")
+    if arguments.superpoints is not None and arguments.mask_generator is not None:
+        parser.error("--superpoints and --mask_generator exclude each other")
+    if arguments.intrinsics is not None and len(arguments.intrinsics) > 1:
+        try:
+            arguments.intrinsics = [float(value) for value in arguments.intrinsics]
+        except ValueError:
+            parser.error(f"--intrinsics {' '.join(arguments.intrinsics)}: expected fx fy cx cy, or one file")
+        if len(arguments.intrinsics) != 4:
+            parser.error(f"--intrinsics has {len(arguments.intrinsics)} numbers; expected fx fy cx cy")
+    elif arguments.intrinsics is not None:
+        arguments.intrinsics = arguments.intrinsics[0]
+    if arguments.output.exists() and not arguments.output.is_dir():
+        parser.error(f"--output {arguments.output} is a file; expected a folder")
+
+
+def load_segmenter(checkpoint: str, device: str | None) -> "RGBDInstanceSegmentationPipeline":
+    """The pipeline of a checkpoint.
+
+    Args:
+        checkpoint: Folder, or id on the Hub.
+        device: `torch.device` string; None = a GPU if there is one.
+    """
+    import torch
+    from transformers.utils import logging
+
+    from ..modeling_bifusion import BiFusionForInstanceSegmentation
+    from ..pipeline_bifusion import RGBDInstanceSegmentationPipeline
+    from ..processing_bifusion import BiFusionProcessor
+
+    logging.disable_progress_bar()
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return RGBDInstanceSegmentationPipeline(
+        model=BiFusionForInstanceSegmentation.from_pretrained(checkpoint),
+        processor=BiFusionProcessor.from_pretrained(checkpoint),
+        device=torch.device(device),
+    )
+
+
+def read_frames(arguments: argparse.Namespace) -> Iterator["RGBDFrame"]:
+    """The frames that the arguments name."""
+    from ..data.frame_files import read_frame
+    from ..data.frames import frame_from_row, load_frames
+
+    if arguments.data is None:
+        yield read_frame(
+            arguments.image,
+            arguments.depth,
+            arguments.intrinsics,
+            depth_scale=arguments.depth_scale,
+            pose=arguments.pose,
+            superpoints=arguments.superpoints,
+        )
+        return
+    data = load_frames(arguments.data, arguments.split)
+    for row in arguments.rows:
+        if not 0 <= row < len(data):
+            raise ValueError(f"--rows {row}: {arguments.data} has {len(data)} rows in {arguments.split!r}")
+        yield frame_from_row(data[row])
+
+
+def predict(
+    segmenter: "RGBDInstanceSegmentationPipeline", frame: "RGBDFrame", arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Predicts a frame, writes the results and says where.
+
+    Returns:
+        What the JSON file holds.
+    """
+    from ..visualization import (
+        color_by_instance,
+        draw_comparison,
+        draw_instances,
+        instance_colors,
+        segments_to_json,
+        write_ply,
+    )
+
+    result = segmenter(frame, threshold=arguments.threshold)
+    segmentation, segments = result["segmentation"], result["segments_info"]
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^\w.-]+", "_", frame.frame_id)
+    paths = {kind: arguments.output / f"{name}{kind}" for kind in ("_overlay.png", ".ply", ".json", "_comparison.png")}
+    draw_instances(frame.image, segmentation, segments).save(paths["_overlay.png"])
+    measured = frame.depth > 0
+    instance = segmentation[measured]
+    colors = color_by_instance(_image_at_depth(frame)[measured], instance)
+    write_ply(paths[".ply"], frame.unproject()[measured], colors, instance=instance)
+    content = segments_to_json(
+        frame.frame_id,
+        segmentation,
+        [{**segment, "color": instance_colors(len(segments))[i]} for i, segment in enumerate(segments)],
+        checkpoint=arguments.checkpoint,
+        threshold=arguments.threshold,
+        coordinates="camera axes relabelled x right, y forward, z up" if frame.camera_to_world is None else "world",
+    )
+    paths[".json"].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if frame.instance is None:
+        del paths["_comparison.png"]
+    else:
+        truth = true_segments(frame, segmenter.processor.stuff_classes)
+        draw_comparison(frame.image, (segmentation, segments), truth).save(paths["_comparison.png"])
+    files = ", ".join(str(path) for path in paths.values())
+    print(f"{frame.frame_id}: {len(segments)} instances above {arguments.threshold:g} -> {files}")
+    return content
+
+
+def _image_at_depth(frame: "RGBDFrame") -> np.ndarray:
+    """The colours, uint8 [H, W, 3], at the size of the depth image."""
+    from ..data.augmentation import resize_image
+
+    return resize_image(frame.image, frame.depth.shape)
+
+
+def true_segments(frame: "RGBDFrame", stuff_classes: Sequence[int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Ground truth of a frame in the form of a prediction.
+
+    Args:
+        frame: With `instance`; with `semantic` the segments are named, and stuff is left out.
+        stuff_classes: Classes without instances.
+
+    Returns:
+        `segmentation` int [H, W] and `segments_info` of `id` and perhaps `label`.
+    """
+    from ..data.labels import SCANNET200_CLASS_NAMES
+
+    segmentation, segments = frame.instance.copy(), []
+    for index in np.unique(frame.instance[frame.instance >= 0]).tolist():
+        segment = {"id": index}
+        if frame.semantic is not None:
+            classes = frame.semantic[frame.instance == index]
+            label = int(np.bincount(classes[classes >= 0], minlength=1).argmax()) if (classes >= 0).any() else None
+            if label is None or label in stuff_classes:
+                segmentation[segmentation == index] = -1
+                continue
+            segment["label"] = SCANNET200_CLASS_NAMES[label]
+        segments.append(segment)
+    return segmentation, segments
+
+
+if __name__ == "__main__":
+    main()
