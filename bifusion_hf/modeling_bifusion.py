@@ -334,6 +334,7 @@ def select_queries(
 
 # Fields of the configuration that the criterion takes under the same name.
 CRITERION_FIELDS = (
+    "num_labels",
     "num_semantic_labels",
     "class_weight",
     "mask_weight",

@@ -44,3 +44,87 @@ def real_frames() -> Path:
     if not REAL_FRAMES.is_dir():
         pytest.skip(f"the real Kinect frames are absent ({REAL_FRAMES}); set BIFUSION_REAL_FRAMES")
     return REAL_FRAMES
+
+
+def _small_config(fusion_type="residual", **overrides):
+    """A network of a few thousand parameters in which every part is present."""
+    from bifusion_hf import BiFusionConfig
+
+    values = {
+        "fusion_type": fusion_type,
+        "voxel_size": 0.05,
+        "hidden_size": 12 if fusion_type in ("none", "residual") else 16,
+        "projection_dim": 16,
+        "projection_hidden_size": 16,
+        "decoder_size": 16,
+        "decoder_attention_heads": 2,
+        "decoder_intermediate_size": 32,
+        "point_config": {"stem_channels": 8, "planes": [8, 8, 12, 12, 12, 12, 12, 12], "blocks": [1] * 8},
+        "gate_warmup_steps": 0,
+        "num_points": 600,
+    }
+    if fusion_type == "none":
+        values.update(use_film=False, clip_loss_weight=0.0, spatial_loss_weight=0.0, noview_loss_weight=0.0)
+    else:
+        values["vision_config"] = {
+            "model_type": "clip_vision_model",
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+            "hidden_act": "gelu",
+        }
+    return BiFusionConfig(**{**values, **overrides})
+
+
+@pytest.fixture(scope="session")
+def small_config():
+    """Factory: `small_config(fusion_type, **overrides)`."""
+    return _small_config
+
+
+def _make_batch(num_points=(600, 450), seed=0, image_size=(24, 32), instances=3, classes=1, visible=0.9):
+    """Random rooms: points on a floor and two walls, boxes as instances, a grid of superpoints."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*size):
+        return torch.rand(*size, generator=generator)
+
+    batch_size, longest = len(num_points), max(num_points)
+    points = rand(batch_size, longest, 3) * torch.tensor([3.0, 3.0, 2.0])
+    wall = torch.randint(3, (batch_size, longest), generator=generator)
+    for axis in range(3):
+        points[..., axis] = torch.where(wall == axis, 0.02 * points[..., axis], points[..., axis])
+    mask = torch.arange(longest) < torch.tensor(num_points).unsqueeze(1)
+    cells = (points / torch.tensor([1.0, 1.0, 1.0])).long()
+    cells = cells[..., 0] + 3 * cells[..., 1] + 9 * cells[..., 2]
+    superpoints = torch.full((batch_size, longest), -1)
+    for sample in range(batch_size):
+        superpoints[sample, mask[sample]] = cells[sample, mask[sample]].unique(return_inverse=True)[1]
+    owner = torch.where(superpoints % 4 < instances, superpoints % 4, -1)
+    masks = [
+        torch.stack([(owner[sample] == index) & mask[sample] for index in range(instances)])
+        for sample in range(batch_size)
+    ]
+    points = (points - 1) * mask.unsqueeze(2)
+    return {
+        "points": points,
+        "point_colors": (rand(batch_size, longest, 3) - 0.5) * mask.unsqueeze(2),
+        "point_mask": mask,
+        "superpoint_ids": superpoints,
+        "pixel_values": torch.randn(batch_size, 3, *image_size, generator=generator),
+        "point_pixels": rand(batch_size, longest, 2),
+        "point_visible": (rand(batch_size, longest) < visible) & mask,
+        "camera_rotations": torch.linalg.qr(torch.randn(batch_size, 3, 3, generator=generator))[0],
+        "mask_labels": masks,
+        "class_labels": [torch.randint(classes, (instances,), generator=generator) for _ in range(batch_size)],
+        "semantic_labels": torch.where(mask, superpoints % 5, -100),
+    }
+
+
+@pytest.fixture(scope="session")
+def make_batch():
+    """Factory: `make_batch(num_points, seed, ...)` gives the forward arguments of a padded batch with labels."""
+    return _make_batch
