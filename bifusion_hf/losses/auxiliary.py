@@ -25,7 +25,12 @@ def spatial_consistency_loss(
 
     Returns:
         [B], mean over each sample's pairs; exactly 0, still in the graph, without any.
+
+    Raises:
+        ValueError: `row` is not ascending.
     """
+    if (row[1:] < row[:-1]).any():
+        raise ValueError("row is not ascending; expected pairs sorted by their first voxel")
     with no_autocast(features):
         unit = unit_vectors(features)
         counts = torch.bincount(row, minlength=len(unit))

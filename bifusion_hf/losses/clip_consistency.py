@@ -10,6 +10,19 @@ from .functional import group_counts, group_means, masked_mean, no_autocast, uni
 from .targets import BatchTargets
 
 
+class ScaledGradient(torch.autograd.Function):
+    """ratio * f + (1 - ratio) * stop(f), but the value is f to the last bit, whatever the ratio."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor, ratio: float) -> Tensor:
+        ctx.ratio = ratio
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.ratio * gradient, None
+
+
 class ClipConsistencyLoss(nn.Module):
     """Contrastive loss between the point branch and the image branch, pooled over the visible superpoints.
 
@@ -92,10 +105,8 @@ class ClipConsistencyLoss(nn.Module):
             rows = targets.point_superpoints(point_visible)
             size = targets.superpoint_mask.shape
             pooled_3d = unit_vectors(group_means(features_3d, rows, size.numel())).view(*size, -1)
-            pooled_2d = unit_vectors(group_means(features_2d, rows, size.numel())).view(*size, -1)
-            fixed_2d = pooled_2d.detach()
-            # Equal to r f + (1 - r) stop(f), but the value does not depend on r, not even in its last bit.
-            pooled_2d = fixed_2d + self.gradient_flow_ratio * (pooled_2d - fixed_2d)
+            means_2d = ScaledGradient.apply(group_means(features_2d, rows, size.numel()), self.gradient_flow_ratio)
+            pooled_2d = unit_vectors(means_2d).view(*size, -1)
             if self.mode == "positive":
                 losses = -F.logsigmoid((pooled_3d * pooled_2d).sum(-1) / self.temperature)
             else:

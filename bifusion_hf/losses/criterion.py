@@ -22,7 +22,9 @@ INSTANCE_TERMS = ("loss_cls", "loss_mask", "loss_dice")
 
 @dataclass
 class FusionOutput:
-    """What the losses on features need; the P real points of a batch lie in the order of `point_mask`.
+    """What the losses on features need; a term that is switched off does without.
+
+    The P real points of a batch lie in the order of `point_mask`.
 
     Attributes:
         point_visible: bool [B, N].
@@ -35,10 +37,10 @@ class FusionOutput:
         neighbor_pairs: (row, neighbor), int64 [E] each, row ascending: pairs of neighbouring voxels.
     """
 
-    point_visible: Tensor
-    features_3d: Tensor
-    features_2d: Tensor
-    fused_features: Tensor
+    point_visible: Tensor | None = None
+    features_3d: Tensor | None = None
+    features_2d: Tensor | None = None
+    fused_features: Tensor | None = None
     fusion_weights: Tensor | None = None
     voxel_features: Tensor | None = None
     voxel_samples: Tensor | None = None
@@ -291,9 +293,9 @@ class BiFusionCriterion(nn.Module):
                 f"dice_weight has {len(dice_weight)} entries; expected one for each of {len(heads)} heads"
             )
         needs = {
-            "loss_clip": ("features_3d", "features_2d"),
-            "loss_noview": ("fused_features",),
-            "loss_balance": ("fusion_weights",),
+            "loss_clip": ("point_visible", "features_3d", "features_2d"),
+            "loss_noview": ("point_visible", "fused_features"),
+            "loss_balance": ("point_visible", "fusion_weights"),
             "loss_spatial": ("voxel_features", "voxel_samples", "neighbor_pairs"),
         }
         for term in self.active_terms:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .functional import full_precision
+from .functional import full_precision, no_autocast
 
 
 # Identical queries may differ in the last bits of a matrix product, which sums some rows in another order than others.
@@ -37,17 +37,18 @@ def matching_costs(
         masks: bool [M, L], False where not valid.
         valid: bool [L], False at padding.
     """
-    scores = full_precision(class_logits).softmax(-1)
-    logits = full_precision(mask_logits).masked_fill(~valid, 0)
-    weights = valid.to(logits.dtype)
-    targets = masks.to(logits.dtype).T
-    probabilities = logits.sigmoid()
-    sizes = (probabilities @ weights)[:, None] + targets.sum(0)
-    return MatchingCosts(
-        classification=-scores[:, class_labels],
-        mask=((F.softplus(logits) @ weights)[:, None] - logits @ targets) / weights.sum(),
-        dice=1 - (2 * (probabilities @ targets) + 1) / (sizes + 1),
-    )
+    with no_autocast(mask_logits):
+        scores = full_precision(class_logits).softmax(-1)
+        logits = full_precision(mask_logits).masked_fill(~valid, 0)
+        weights = valid.to(logits.dtype)
+        targets = masks.to(logits.dtype).T
+        probabilities = logits.sigmoid()
+        sizes = (probabilities @ weights)[:, None] + targets.sum(0)
+        return MatchingCosts(
+            classification=-scores[:, class_labels],
+            mask=((F.softplus(logits) @ weights)[:, None] - logits @ targets) / weights.sum(),
+            dice=1 - (2 * (probabilities @ targets) + 1) / (sizes + 1),
+        )
 
 
 @dataclass

@@ -65,11 +65,10 @@ def test_costs_and_matches(reference_batch, name):
             assert sorted(found) == sorted(expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The original leaves the tied instance out, so its values are of fewer pairs.
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "tied_queries"])
 def test_values(reference_batch, name):
     batch = reference_batch(name, padding=50.0)
-    if name == "tied_queries":
-        pytest.skip("the original leaves the tied instance out")
     output = run(batch)
     for term, stored in (("loss_cls", "cls_loss"), ("loss_mask", "bce"), ("loss_dice", "dice")):
         # Samples without a match, NaN in the original, are left out of the mean.

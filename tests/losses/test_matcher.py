@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from bifusion_hf.losses.matcher import Matches, SparseMatcher, matching_costs
+
+
+def make_problem(seed, num_queries=9, num_instances=4, length=50, num_labels=3):
+    generator = torch.Generator().manual_seed(seed)
+    class_logits = torch.randn(num_queries, num_labels + 1, generator=generator)
+    mask_logits = 3 * torch.randn(num_queries, length, generator=generator)
+    class_labels = torch.randint(num_labels, (num_instances,), generator=generator)
+    valid = torch.rand(length, generator=generator) < 0.8
+    masks = (torch.rand(num_instances, length, generator=generator) < 0.3) & valid
+    eligible = torch.rand(num_instances, num_queries, generator=generator) < 0.4
+    return class_logits, mask_logits, class_labels, masks, valid, eligible
+
+
+def slow_costs(class_logits, mask_logits, class_labels, masks, valid):
+    costs = torch.zeros(3, len(mask_logits), len(masks))
+    for q, logits in enumerate(mask_logits):
+        for m, mask in enumerate(masks):
+            p, t = logits[valid].sigmoid(), mask[valid].float()
+            costs[0, q, m] = -class_logits[q].softmax(0)[class_labels[m]]
+            costs[1, q, m] = -(t * p.log() + (1 - t) * (1 - p).log()).mean()
+            costs[2, q, m] = 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+    return costs
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_against_pair_by_pair(seed):
+    problem = make_problem(seed)
+    eligible = problem[-1]
+    slow = slow_costs(*problem[:-1])
+    torch.testing.assert_close(torch.stack(matching_costs(*problem[:-1])), slow, atol=1e-5, rtol=1e-5)
+    total = 0.5 * slow[0] + slow[1] + slow[2]
+    expected = []
+    for m in range(len(eligible)):
+        queries = eligible[m].nonzero().flatten().tolist()
+        if queries:
+            expected.append((min(queries, key=lambda q: total[q, m].item()), m))
+    queries, instances = SparseMatcher()(*problem)
+    assert list(zip(queries.tolist(), instances.tolist(), strict=True)) == expected
+
+
+def test_values_at_padding_do_not_matter():
+    class_logits, mask_logits, *rest = make_problem(0)
+    valid = rest[2]
+    spoiled = mask_logits.masked_fill(~valid, torch.nan)
+    for clean, other in zip(
+        matching_costs(class_logits, mask_logits, *rest[:-1]),
+        matching_costs(class_logits, spoiled, *rest[:-1]),
+        strict=True,
+    ):
+        assert torch.equal(clean, other)
+
+
+@pytest.mark.parametrize("length", [7, 300, 20000])
+def test_of_identical_queries_the_first_wins(length):
+    # Long rows of a matrix product may be summed in another order at the end of a block.
+    for num_queries in (3, 17, 65):
+        generator = torch.Generator().manual_seed(num_queries)
+        logits = 4 * torch.randn(1, length, generator=generator)
+        masks = torch.rand(2, length, generator=generator) < 0.5
+        queries, instances = SparseMatcher()(
+            torch.zeros(num_queries, 2),
+            logits.repeat(num_queries, 1),
+            torch.zeros(2, dtype=torch.int64),
+            masks,
+            torch.ones(length, dtype=torch.bool),
+            torch.tensor([[True] * num_queries, [False] + [True] * (num_queries - 1)]),
+        )
+        assert queries.tolist() == [0, 1]
+        assert instances.tolist() == [0, 1]
+
+
+def test_instances_without_an_eligible_query_are_left_out():
+    problem = list(make_problem(1))
+    problem[-1][2] = False
+    assert 2 not in SparseMatcher()(*problem)[1].tolist()
+    problem[-1][:] = False
+    queries, instances = SparseMatcher()(*problem)
+    assert queries.shape == instances.shape == (0,)
+
+
+def test_no_instances_at_all():
+    problem = make_problem(2, num_instances=0)
+    queries, instances = SparseMatcher()(*problem)
+    assert queries.shape == instances.shape == (0,)
+    assert queries.dtype == instances.dtype == torch.int64
+
+
+def test_costs_stay_in_float32_under_autocast():
+    problem = make_problem(3, length=4000)[:-1]
+    expected = matching_costs(*problem)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = matching_costs(*problem)
+    for cost, reference in zip(found, expected, strict=True):
+        assert cost.dtype == torch.float32
+        assert torch.equal(cost, reference)
+
+
+def test_means_by_sample():
+    matches = Matches(
+        queries=[torch.tensor([4, 2]), torch.tensor([], dtype=torch.int64), torch.tensor([1])],
+        instances=[torch.tensor([0, 1]), torch.tensor([], dtype=torch.int64), torch.tensor([3])],
+    )
+    values = torch.tensor([1.0, 3.0, 5.0], requires_grad=True)
+    means = matches.mean_by_sample(values)
+    assert means.tolist() == [2, 0, 5]
+    means[1].backward()
+    assert values.grad.tolist() == [0, 0, 0]
+    samples, queries = matches.query_index()
+    assert samples.tolist() == [0, 0, 2]
+    assert queries.tolist() == [4, 2, 1]

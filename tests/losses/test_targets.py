@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+
+from bifusion_hf.losses.targets import (
+    IGNORE_INDEX,
+    batch_targets,
+    eligible_queries,
+    point_instances_from_labels,
+    query_semantic_labels,
+)
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_labels_of_the_original_without_its_lost_instance(reference, case):
+    data = np.load(reference / "sp_gt.npz")
+    instance, semantic, superpoints = (
+        data[f"c{case}_in_{name}"].astype(np.int64) for name in ("instance", "semantic", "superpoints")
+    )
+    # There 0 is "no instance" and 200 "no class".
+    semantic = np.where(semantic == 200, -1, semantic)
+    point_instance, labels = point_instances_from_labels(instance - 1, semantic)
+    assert np.array_equal(point_instance, data[f"c{case}_correct_point_instance"])
+    assert np.array_equal(labels, data[f"c{case}_correct_labels"])
+
+    num_superpoints = superpoints.max() + 1
+    targets = batch_targets(
+        mask_labels=[torch.as_tensor(point_instance == np.arange(len(labels))[:, None])],
+        class_labels=[torch.as_tensor(labels)],
+        semantic_labels=torch.as_tensor(np.where(semantic < 0, IGNORE_INDEX, semantic))[None],
+        superpoint_ids=torch.as_tensor(superpoints)[None],
+        point_mask=torch.ones(1, len(superpoints), dtype=torch.bool),
+        num_superpoints=int(num_superpoints),
+        num_labels=198,
+    )
+    assert np.array_equal(targets.superpoint_masks[0].numpy(), data[f"c{case}_correct_sp_inst_masks"])
+    rows = np.unpackbits(data[f"c{case}_correct_sp_sem_masks_packed"], axis=1)[:, :num_superpoints]
+    classes = np.where(targets.superpoint_semantic[0] == IGNORE_INDEX, 200, targets.superpoint_semantic[0])
+    assert np.array_equal(classes, rows.argmax(0))
+
+
+def test_raw_labels_of_an_image():
+    instance = np.array([[7, 7, -1], [3, 9, 9]])
+    semantic = np.array([[5, 4, 8], [0, -1, 12]])
+    point_instance, labels = point_instances_from_labels(instance, semantic)
+    # 3 is a wall's id, one point of 9 has no class, and -1 is no instance although its class is a thing's.
+    assert point_instance.tolist() == [[0, 0, -1], [-1, -1, 1]]
+    assert labels.tolist() == [3, 10]
+    nothing, no_labels = point_instances_from_labels(np.full(4, -1), np.full(4, -1))
+    assert nothing.tolist() == [-1] * 4
+    assert no_labels.shape == (0,)
+
+
+def test_raw_labels_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"instance has shape \(3,\) and semantic \(2,\)"):
+        point_instances_from_labels(np.zeros(3, int), np.zeros(2, int))
+    with pytest.raises(ValueError, match="stuff_classes"):
+        point_instances_from_labels(np.zeros(3, int), np.zeros(3, int), stuff_classes=(0, 2))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_against_counting_point_by_point(random_batch, seed):
+    batch = random_batch(seed, sizes=((60, 8, 3), (45, 6, 2), (30, 1, 0)), num_labels=5)
+    targets, labels = batch.targets, batch.labels
+    for b in range(3):
+        for s in range(8):
+            points = [n for n in range(60) if labels["superpoint_ids"][b, n] == s]
+            assert targets.superpoint_mask[b, s] == bool(points)
+            for m, mask in enumerate(labels["mask_labels"][b]):
+                assert targets.superpoint_masks[b][m, s] == (2 * sum(mask[points].tolist()) > len(points))
+            semantic = labels["semantic_labels"][b, points].tolist()
+            majority = [c for c in set(semantic) - {IGNORE_INDEX} if 2 * semantic.count(c) > len(points)]
+            assert targets.superpoint_semantic[b, s] == (majority[0] if majority else IGNORE_INDEX)
+        expected = [[s in row.nonzero() for s in batch.query_superpoints[b]] for row in targets.superpoint_masks[b]]
+        found = eligible_queries(targets, batch.query_superpoints, batch.query_mask)[b]
+        assert found.tolist() == (expected if expected else [])
+    semantic = query_semantic_labels(targets, batch.query_superpoints, batch.query_mask)
+    assert (semantic[~batch.query_mask] == IGNORE_INDEX).all()
+    for b, q in batch.query_mask.nonzero().tolist():
+        assert semantic[b, q] == targets.superpoint_semantic[b, batch.query_superpoints[b, q]]
+
+
+def test_instances_of_superpoints(random_batch):
+    targets = random_batch(sizes=((60, 8, 3), (45, 6, 0))).targets
+    instances = targets.superpoint_instances()
+    for s, instance in enumerate(instances[0].tolist()):
+        members = targets.superpoint_masks[0][:, s].nonzero().flatten().tolist()
+        assert instance == (members[0] if members else -1)
+    assert (instances[1] == -1).all()
+
+
+def test_one_label_is_class_agnostic(random_batch):
+    labels = random_batch(num_labels=7).labels
+    assert [row.tolist() for row in batch_targets(**labels).class_labels] == [
+        row.tolist() for row in labels["class_labels"]
+    ]
+    agnostic = batch_targets(**{**labels, "num_labels": 1})
+    assert not any(row.any() for row in agnostic.class_labels)
+
+
+def test_without_semantic_labels_all_are_ignored(random_batch):
+    labels = {**random_batch().labels, "semantic_labels": None}
+    assert (batch_targets(**labels).superpoint_semantic == IGNORE_INDEX).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.update(mask_labels=x["mask_labels"][:1]), "1 and 2 entries; expected one for each of 2"),
+        (lambda x: x.update(mask_labels=[m[:, :-1] for m in x["mask_labels"]]), r"shape \(3, 59\).*\[M, 60\]"),
+        (lambda x: x.update(class_labels=[c[:1] for c in x["class_labels"]]), r"class_labels\[0\] \(1,\)"),
+        (lambda x: x.update(semantic_labels=x["semantic_labels"][:, :5]), r"semantic_labels has shape \(2, 5\)"),
+        (lambda x: x.update(num_superpoints=4), r"superpoint_ids has values 0\.\.7; expected 0\.\.3"),
+        (lambda x: x.update(semantic_labels=x["semantic_labels"] + 300), "semantic_labels has values"),
+        (lambda x: x.update(class_labels=[c + 7 for c in x["class_labels"]]), "class_labels has values"),
+    ],
+)
+def test_bad_labels(random_batch, change, message):
+    labels = random_batch(num_labels=7).labels
+    change(labels)
+    with pytest.raises(ValueError, match=message):
+        batch_targets(**labels)
