@@ -11,7 +11,6 @@ from transformers import BatchFeature, ProcessorMixin
 from .data.augmentation import resize_image
 from .data.collator import IGNORE, Sample, collate_samples
 from .data.frames import RGBDFrame
-from .data.superpoints import segment_superpoints
 from .losses.targets import point_instances_from_labels
 from .postprocessing import (
     NONE,
@@ -197,23 +196,26 @@ class BiFusionProcessor(ProcessorMixin):
         """
         if return_tensors not in ("pt", "np"):
             raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt' or 'np'")
-        if not _is_batch(images, 3):
-            single = (images, depth, intrinsics, poses, superpoints, instance_masks, semantic_masks, frame_ids)
-            images, depth, intrinsics, poses, superpoints, instance_masks, semantic_masks, frame_ids = (
-                [value] for value in single
-            )
-        count = len(images)
         columns = {
             "image": images,
             "depth": depth,
-            "intrinsics": _broadcast(intrinsics, count, rank=2),
+            "intrinsics": intrinsics,
             "camera_to_world": poses,
-            "depth_scale": _broadcast(depth_scale, count, rank=0),
+            "depth_scale": depth_scale,
             "superpoints": superpoints,
             "instance": instance_masks,
             "semantic": semantic_masks,
-            "frame_id": frame_ids if frame_ids is not None else [f"frame {index}" for index in range(count)],
+            "frame_id": frame_ids,
         }
+        if _is_batch(images, 3):
+            count = len(images)
+            columns["intrinsics"] = _broadcast(intrinsics, count, rank=2)
+            columns["depth_scale"] = _broadcast(depth_scale, count, rank=0)
+        else:
+            count = 1
+            columns = {name: None if value is None else [value] for name, value in columns.items()}
+        if frame_ids is None:
+            columns["frame_id"] = [f"frame {index}" for index in range(count)]
         for name, values in columns.items():
             if values is not None and len(values) != count:
                 raise ValueError(f"{name} has {len(values)} entries; expected one for each of {count} images")
@@ -256,11 +258,8 @@ class BiFusionProcessor(ProcessorMixin):
         Raises:
             ValueError: The frame does not fit the processor; the message names the frame.
         """
-        rng = np.random.default_rng(self.sampling_seed) if rng is None else rng
         height, width = frame.depth.shape
-        pixels = np.flatnonzero(frame.depth)
-        if len(pixels) > self.num_points:
-            pixels = np.sort(rng.choice(pixels, self.num_points, replace=False))
+        pixels = self.choose_points(np.flatnonzero(frame.depth), rng)
         positions = frame.unproject().reshape(-1, 3)[pixels].astype(np.float64)
         offset = positions.mean(axis=0)
         rows, columns = np.divmod(pixels, width)
@@ -285,6 +284,16 @@ class BiFusionProcessor(ProcessorMixin):
         )
         sample.update(self.point_labels(instance, semantic, frame.frame_id))
         return sample
+
+    def choose_points(self, candidates: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        """`num_points` of the candidates [P] without replacement, in their order; all where there are fewer.
+
+        `rng` None = a new generator of `sampling_seed`.
+        """
+        if len(candidates) <= self.num_points:
+            return candidates
+        rng = np.random.default_rng(self.sampling_seed) if rng is None else rng
+        return candidates[np.sort(rng.choice(len(candidates), self.num_points, replace=False))]
 
     def resize(self, image: np.ndarray, frame_id: str = "frame") -> np.ndarray:
         """The image at `image_size`, uint8 [H, W, 3].
@@ -362,6 +371,9 @@ class BiFusionProcessor(ProcessorMixin):
         rest = measured & (given < 0)
         if not rest.any():
             return given
+        # scikit-image is imported only where it is used.
+        from .data.superpoints import segment_superpoints
+
         share = np.count_nonzero(rest) / np.count_nonzero(measured)
         found = segment_superpoints(
             frame.image,
@@ -522,8 +534,8 @@ def _is_batch(value: Any, rank: int) -> bool:
 
 
 def _broadcast(value: Any, count: int, rank: int) -> Sequence[Any]:
-    """One entry for each of `count` frames from one value of `rank` axes (or None), or from as many as there are."""
-    return [value] * count if value is None or np.ndim(value) <= rank else value
+    """One entry for each of `count` frames from a value of `rank` axes that all share, or from one for each."""
+    return [value] * count if value is not None and np.ndim(value) <= rank else value
 
 
 def _to_numpy(value: Any) -> Any:

@@ -153,14 +153,19 @@ def _flip_image(sample: Sample) -> None:
 
 
 def _crop_image(sample: Sample, scale: float, place: np.ndarray) -> None:
-    """Cuts out a window of `scale` times the image's sides at `place` in [0, 1]^2 and resizes it to the full size."""
+    """Cuts out a window of `scale` times the image's sides at `place` in [0, 1]^2 and resizes it to the full size.
+
+    A window without any visible point is left alone: such an image could teach nothing.
+    """
     height, width = sample["image"].shape[:2]
     origin = (1 - scale) * place
+    pixels = (sample["point_pixels"] - origin) / scale
+    visible = sample["point_visible"] & ((pixels >= 0) & (pixels <= 1)).all(axis=1)
+    if not visible.any():
+        return
     box = (origin[0] * width, origin[1] * height, (origin[0] + scale) * width, (origin[1] + scale) * height)
     sample["image"] = resize_image(sample["image"], (height, width), box)
-    pixels = (sample["point_pixels"] - origin) / scale
-    inside = ((pixels >= 0) & (pixels <= 1)).all(axis=1)
-    sample["point_visible"] = sample["point_visible"] & inside
+    sample["point_visible"] = visible
     sample["point_pixels"] = np.clip(pixels, 0, 1).astype(np.float32)
 
 

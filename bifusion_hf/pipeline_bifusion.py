@@ -1,0 +1,174 @@
+"""The transformers pipeline "rgbd-instance-segmentation": an RGB-D frame in, its object instances out."""
+
+from collections.abc import Iterator, Mapping, Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+
+from .data.collator import Sample
+from .data.frames import RGBDFrame
+from .modeling_bifusion import BiFusionForInstanceSegmentation
+from .postprocessing import unpad_frames
+from .processing_bifusion import frame_from_arrays
+
+
+TASK = "rgbd-instance-segmentation"
+# Keys of a frame given as a dict, with the argument of `frame_from_arrays` that each stands for.
+REQUIRED_KEYS = {"image": "image", "depth": "depth", "intrinsics": "intrinsics"}
+OPTIONAL_KEYS = {
+    "depth_scale": "depth_scale",
+    "pose": "camera_to_world",
+    "superpoints": "superpoints",
+    "frame_id": "frame_id",
+}
+MODEL_INPUTS = (
+    "points",
+    "point_colors",
+    "point_mask",
+    "superpoint_ids",
+    "pixel_values",
+    "point_pixels",
+    "point_visible",
+    "camera_rotations",
+)
+
+
+class RGBDInstanceSegmentationPipeline(Pipeline):
+    """Object instances of RGB-D frames.
+
+    A frame is an `RGBDFrame`, or a dict with `image` and `depth` (arrays, PIL images or paths), `intrinsics` [3, 3] of
+    the depth image, and where needed `depth_scale` (units per metre of integer depth), `pose` [4, 4] camera to world,
+    `superpoints` int [H, W] and `frame_id`.
+
+    ```python
+    from transformers import pipeline
+    import bifusion_hf
+
+    segmenter = pipeline("rgbd-instance-segmentation", model="path/or/id")
+    result = segmenter({"image": "color.png", "depth": "depth.png", "depth_scale": 1000, "intrinsics": K})
+    ```
+
+    Each frame gives a dict of numpy arrays: `segmentation` int32 [H, W] of the depth image (-1 = none),
+    `segments_info`, `point_masks` bool [K, N], `scores` and `labels` [K], as
+    `BiFusionProcessor.post_process_instance_segmentation` describes them, and the points that the masks are over:
+    `points` float32 [N, 3] metres in the frame of the input, `pixel_indices` int64 [N], the flat pixel of each.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+    _load_video_processor = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # In training mode only a random part of the superpoints would be asked for.
+        self.model.eval()
+
+    def _sanitize_parameters(
+        self,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        min_points: float | None = None,
+        max_instances: int | None = None,
+    ):
+        settings = {
+            "threshold": threshold,
+            "mask_threshold": mask_threshold,
+            "min_points": min_points,
+            "max_instances": max_instances,
+        }
+        return {}, {}, {name: value for name, value in settings.items() if value is not None}
+
+    def __call__(self, inputs: Any, **kwargs) -> Any:
+        """Segments one frame, a list of frames, or lazily a generator or data set of frames.
+
+        Args:
+            inputs: See the class.
+            kwargs: `threshold` (instances need a higher score, 0.5), `mask_threshold`, `min_points`, `max_instances`,
+                by default the processor's; `batch_size` and `num_workers` of transformers.
+
+        Returns:
+            The dict of a frame, or one for each frame.
+
+        Raises:
+            ValueError: A frame is malformed; the message names it and the field.
+        """
+        return super().__call__(inputs, **kwargs)
+
+    def preprocess(self, frame: Mapping[str, Any] | RGBDFrame) -> Sample:
+        """The processor's sample of a frame."""
+        return self.processor.prepare_frame(frame if isinstance(frame, RGBDFrame) else _read_frame(frame))
+
+    def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
+        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        return {"outputs": self.model(**inputs), "batch": batch}
+
+    def postprocess(self, model_outputs: dict[str, Any], **settings) -> list[dict[str, Any]]:
+        """The results of the frames of a batch."""
+        outputs, batch = model_outputs["outputs"], model_outputs["batch"]
+        results = self.processor.post_process_instance_segmentation(
+            outputs, batch, label_names=self.model.config.id2label, **settings
+        )
+        for result, frame in zip(results, unpad_frames(batch), strict=True):
+            result["points"], result["pixel_indices"] = frame["points"], frame["pixel_indices"]
+        return [
+            {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in result.items()}
+            for result in results
+        ]
+
+    def run_single(self, inputs, preprocess_params, forward_params, postprocess_params) -> dict[str, Any]:
+        """One frame, as a batch of one."""
+        batch = self.processor.collate([self.preprocess(inputs, **preprocess_params)])
+        return self.postprocess(self.forward(batch, **forward_params), **postprocess_params)[0]
+
+    def get_iterator(
+        self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
+    ) -> Iterator[dict[str, Any]]:
+        """Many frames; the samples of a batch are padded by the processor's own rules."""
+        kind = PipelineDataset if isinstance(inputs, Sized) else PipelineIterator
+        loader = DataLoader(
+            kind(inputs, self.preprocess, preprocess_params),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=self.processor.collate,
+        )
+        for batch in loader:
+            yield from self.postprocess(self.forward(batch, **forward_params), **postprocess_params)
+
+
+def _read_frame(frame: Mapping[str, Any]) -> RGBDFrame:
+    """The frame of a dict.
+
+    Raises:
+        ValueError: A key is missing or unknown, or the frame is malformed.
+    """
+    name = str(frame.get("frame_id", "frame"))
+    missing = sorted(set(REQUIRED_KEYS) - set(frame))
+    unknown = sorted(set(frame) - set(REQUIRED_KEYS) - set(OPTIONAL_KEYS))
+    if missing or unknown:
+        raise ValueError(
+            f"{name}: keys missing {missing}, unknown {unknown}; expected {sorted(REQUIRED_KEYS)} and perhaps "
+            f"{sorted(OPTIONAL_KEYS)}"
+        )
+    arguments = {{**REQUIRED_KEYS, **OPTIONAL_KEYS}[key]: value for key, value in frame.items()}
+    for key in ("image", "depth"):
+        if isinstance(arguments[key], str | Path):
+            arguments[key] = Image.open(arguments[key])
+    return frame_from_arrays(**arguments)
+
+
+def register() -> None:
+    """Makes the task known to `transformers.pipeline`; once is enough."""
+    if TASK not in PIPELINE_REGISTRY.supported_tasks:
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK,
+            pipeline_class=RGBDInstanceSegmentationPipeline,
+            pt_model=BiFusionForInstanceSegmentation,
+            type="multimodal",
+        )

@@ -1,0 +1,281 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from frame_factory import make_frame
+
+from bifusion_hf.data.alignment import alignment_error, sample_image
+from bifusion_hf.data.augmentation import (
+    AugmentationConfig,
+    JointAugmentation,
+    elastic_displacement,
+    resize_image,
+)
+from bifusion_hf.processing_bifusion import BiFusionProcessor
+
+
+@pytest.fixture(scope="module")
+def sample():
+    superpoints = np.arange(240 * 320).reshape(240, 320) // 1000
+    return BiFusionProcessor(num_points=4000).prepare_frame(make_frame(240, 320, superpoints=superpoints))
+
+
+def augment(sample, seed=0, **options):
+    return JointAugmentation(AugmentationConfig.disabled(**options))(sample, np.random.default_rng(seed))
+
+
+def assert_image_axes_fit_the_points(sample):
+    """The columns of camera_rotation point to where x, y of the image and the distance grow."""
+    points, pixels = sample["points"].astype(np.float64), sample["point_pixels"].astype(np.float64)
+    seen = sample["point_visible"]
+    axes = sample["camera_rotation"].astype(np.float64)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-6)
+    local = (points @ axes)[seen]
+    # u z = fx x + (cx + 0.5) z up to the place of the camera, which the fit finds: u (z + c) is linear in x, z, 1.
+    for axis in range(2):
+        place = pixels[seen, axis]
+        design = np.stack([local[:, axis], local[:, 2], np.ones(len(local)), -place], axis=1)
+        solution, residual, *_ = np.linalg.lstsq(design, place * local[:, 2], rcond=None)
+        assert solution[0] > 0
+        assert np.sqrt(residual[0] / len(local)) < 1e-3
+
+
+def test_disabled_changes_nothing(sample):
+    same = augment(sample)
+    assert all(np.array_equal(same[name], sample[name]) for name in sample)
+
+
+def test_unaugmented_sample_fits(sample):
+    assert_image_axes_fit_the_points(sample)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"flip_probability": 1.0},
+        {"rotation_range": np.pi},
+        {"scale_range": (0.8, 1.2)},
+        {"translation_std": 0.1},
+        {"image_flip_probability": 1.0},
+        {"crop_probability": 1.0, "crop_scale": (0.5, 0.6)},
+        {
+            "flip_probability": 0.5,
+            "rotation_range": np.pi,
+            "scale_range": (0.8, 1.2),
+            "translation_std": 0.1,
+            "image_flip_probability": 0.5,
+            "crop_probability": 0.5,
+        },
+    ],
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_camera_rotation_follows_and_points_keep_their_pixels(sample, options, seed):
+    augmented = augment(sample, seed, **options)
+    assert any(not np.array_equal(augmented[name], sample[name]) for name in ("points", "image"))
+    assert_image_axes_fit_the_points(augmented)
+    # Moving the points is exact; only a crop resamples the image.
+    limit = 8 / 255 if "crop_probability" in options else 1e-6
+    assert alignment_error(augmented) < limit
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_alignment_holds_under_everything(sample, seed):
+    augmented = JointAugmentation().geometric(sample, np.random.default_rng(seed))
+    limit = 2 / 255 if augmented["point_visible"].all() else 8 / 255
+    assert alignment_error(augmented) < limit
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_alignment_holds_on_a_real_frame(real_frames, seed):
+    from PIL import Image
+
+    from bifusion_hf.processing_bifusion import frame_from_arrays
+
+    frame = frame_from_arrays(
+        Image.open(real_frames / "desk_1_color.png"),
+        Image.open(real_frames / "desk_1_depth.png"),
+        np.array([[520.9, 0, 325.1], [0, 521.0, 249.7], [0, 0, 1]]),
+        depth_scale=5000,
+        superpoints=np.zeros((480, 640), np.int32),
+    )
+    augmentation = JointAugmentation(AugmentationConfig(crop_probability=1.0, image_flip_probability=1.0))
+    for size in (None, [240, 320]):
+        sample = BiFusionProcessor(image_size=size).prepare_frame(frame)
+        assert alignment_error(sample) < (2 if size is None else 8) / 255
+        assert alignment_error(augmentation.geometric(sample, np.random.default_rng(seed))) < 8 / 255
+
+
+def test_moving_the_points_leaves_the_image_side_alone(sample):
+    augmented = augment(
+        sample, flip_probability=1.0, rotation_range=1.0, scale_range=(1.1, 1.2), translation_std=0.1,
+        elastic_probability=1.0,
+    )  # fmt: skip
+    for name in ("image", "point_pixels", "point_visible", "point_rgb", "superpoint_ids", "pixel_indices"):
+        np.testing.assert_array_equal(augmented[name], sample[name])
+
+
+def test_point_transforms_are_what_they_say(sample):
+    points = sample["points"]
+    flipped = augment(sample, flip_probability=1.0)["points"]
+    np.testing.assert_allclose(flipped, points * [-1, -1, 1], atol=1e-6)
+    turned = augment(sample, rotation_range=np.pi)["points"]
+    np.testing.assert_allclose(turned[:, 2], points[:, 2], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(turned, axis=1), np.linalg.norm(points, axis=1), atol=1e-5)
+    assert np.abs(turned - points).max() > 0.1
+    ratios = augment(sample, scale_range=(0.8, 1.2))["points"] / points
+    assert 0.8 <= np.median(ratios) <= 1.2
+    np.testing.assert_allclose(ratios, np.median(ratios), rtol=1e-3)
+    shift = augment(sample, translation_std=0.1)["points"] - points
+    np.testing.assert_allclose(shift, shift[:1].repeat(len(shift), 0), atol=1e-6)
+
+
+def test_draws_follow_their_distributions(sample):
+    few = {
+        name: value[:50] if name.startswith("point") and name != "point_offset" else value
+        for name, value in sample.items()
+    }
+    runs = [augment(few, seed, rotation_range=np.pi, flip_probability=0.5) for seed in range(300)]
+    turns = np.array([np.linalg.det(run["camera_rotation"]) for run in runs])
+    # Mirroring along one axis, not both, changes the handedness: half of the runs.
+    assert 0.4 < (turns < 0).mean() < 0.6
+    moves = np.array([augment(few, seed, translation_std=0.1)["points"][0] - few["points"][0] for seed in range(300)])
+    np.testing.assert_allclose(moves.std(axis=0), 0.1, rtol=0.2)
+
+
+def test_image_flip_mirrors_image_and_pixels_together(sample):
+    flipped = augment(sample, image_flip_probability=1.0)
+    np.testing.assert_array_equal(flipped["image"], sample["image"][:, ::-1])
+    np.testing.assert_allclose(flipped["point_pixels"], [1, 0] + sample["point_pixels"] * [-1, 1], atol=1e-7)
+    np.testing.assert_array_equal(flipped["points"], sample["points"])
+    back = augment(flipped, image_flip_probability=1.0)
+    np.testing.assert_array_equal(back["image"], sample["image"])
+    np.testing.assert_allclose(back["point_pixels"], sample["point_pixels"], atol=1e-6)
+    np.testing.assert_array_equal(back["camera_rotation"], sample["camera_rotation"])
+
+
+def test_crop_hides_what_it_cuts_off(sample):
+    cropped = augment(sample, crop_probability=1.0, crop_scale=(0.6, 0.6))
+    assert cropped["image"].shape == sample["image"].shape
+    share = cropped["point_visible"].mean()
+    assert 0.2 < share < 0.6
+    assert (cropped["point_pixels"] >= 0).all()
+    assert (cropped["point_pixels"] <= 1).all()
+    seen = cropped["point_visible"]
+    steps = np.ptp(cropped["point_pixels"][seen], axis=0) / np.ptp(sample["point_pixels"][seen], axis=0)
+    np.testing.assert_allclose(steps, 1 / 0.6, rtol=1e-4)
+    # What was not visible before does not become so.
+    hidden = {**sample, "point_visible": np.arange(4000) < 2000}
+    again = augment(hidden, crop_probability=1.0, crop_scale=(0.6, 0.6))
+    np.testing.assert_array_equal(again["point_visible"], seen & (np.arange(4000) < 2000))
+
+
+def test_crop_that_would_hide_all_points_is_not_made(sample):
+    corner = {**sample, "point_visible": (sample["point_pixels"] < 0.05).all(axis=1)}
+    assert corner["point_visible"].any()
+    for seed in range(10):
+        cropped = augment(corner, seed, crop_probability=1.0, crop_scale=(0.5, 0.5))
+        assert cropped["point_visible"].any()
+
+
+def test_colour_jitter_touches_the_image_only(sample):
+    jittered = augment(sample, brightness=0.4, contrast=0.4, saturation=0.4)
+    changed = [name for name in sample if not np.array_equal(sample[name], jittered[name])]
+    assert changed == ["image"]
+    assert jittered["image"].dtype == np.uint8
+    darker = [augment(sample, seed, brightness=0.5)["image"].mean() / sample["image"].mean() for seed in range(40)]
+    assert min(darker) < 0.7
+    assert max(darker) > 1.2
+    grey = np.repeat(np.arange(200, dtype=np.uint8).reshape(10, 20)[..., None], 3, axis=2)
+    np.testing.assert_allclose(augment({**sample, "image": grey}, saturation=0.9)["image"], grey, atol=1)
+
+
+def test_the_same_seed_gives_the_same_sample_and_leaves_the_first_alone(sample):
+    before = {name: np.copy(value) for name, value in sample.items() if isinstance(value, np.ndarray)}
+    first, second = (JointAugmentation()(sample, np.random.default_rng([1, 2, 3])) for _ in range(2))
+    other = JointAugmentation()(sample, np.random.default_rng([1, 2, 4]))
+    for name, value in before.items():
+        np.testing.assert_array_equal(sample[name], value)
+        np.testing.assert_array_equal(first[name], second[name])
+    assert not np.array_equal(first["points"], other["points"])
+
+
+def test_elastic_field_is_smooth_and_of_the_stated_strength():
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-1.9, 1.9, (3000, 3))
+    cell, magnitude = 0.4, 3.2
+    fields = [elastic_displacement(points, cell, magnitude, np.random.default_rng(seed)) for seed in range(20)]
+    field = np.stack(fields)
+    assert np.abs(field.mean()) < 0.05
+    # Blurring white noise twice by 3x3x3 leaves sqrt((19 / 81)^3) of its strength, a little less between grid points.
+    blurred = magnitude * (19 / 81) ** 1.5
+    assert 0.7 * blurred < field.std() < blurred
+    near = elastic_displacement(points + 0.01, cell, magnitude, np.random.default_rng(0))
+    assert np.abs(near - fields[0]).max() < 0.1
+    np.testing.assert_array_equal(fields[3], elastic_displacement(points, cell, magnitude, np.random.default_rng(3)))
+
+
+def test_elastic_field_equals_trilinear_interpolation_of_its_grid():
+    """At grid points that the cloud has, values are those of twice blurred noise."""
+    axis = np.arange(-2, 3)
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3).astype(float)
+    found = elastic_displacement(points, 1.0, 1.0, np.random.default_rng(1))
+    noise = np.random.default_rng(1).standard_normal((3, 9, 9, 9))
+    for _ in range(2):
+        padded = np.pad(noise, ((0, 0), (1, 1), (1, 1), (1, 1)))
+        noise = (
+            sum(padded[:, i : i + 9, j : j + 9, k : k + 9] for i in range(3) for j in range(3) for k in range(3)) / 27
+        )
+    np.testing.assert_allclose(found, noise[:, 2:7, 2:7, 2:7].reshape(3, -1).T, atol=1e-12)
+
+
+def test_resize_is_antialiased_and_cuts_by_pixel_edges():
+    ramp = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None], 32, axis=0).repeat(3, axis=2)
+    assert resize_image(ramp, (32, 64)) is ramp
+    half = resize_image(ramp, (16, 32))
+    np.testing.assert_allclose(half[8, 4:-4, 0], np.arange(32)[4:-4] * 2 + 0.5, atol=1)
+    part = resize_image(ramp, (32, 64), (16, 8, 48, 24))
+    pixels = np.stack([np.linspace(0.3, 0.7, 9), np.full(9, 0.5)], axis=1)
+    np.testing.assert_allclose(sample_image(part, (pixels - 0.25) / 0.5), sample_image(ramp, pixels), atol=0.6)
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
+    assert resize_image(noise, (16, 16)).std() < 10
+
+
+def test_samples_without_an_image_are_augmented_too(sample):
+    bare = {name: value for name, value in sample.items() if name != "image"}
+    augmented = JointAugmentation()(bare, np.random.default_rng(0))
+    assert not np.array_equal(augmented["points"], bare["points"])
+    np.testing.assert_array_equal(augmented["point_pixels"], bare["point_pixels"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("flip_probability", 1.5),
+        ("crop_scale", (0.9, 1.1)),
+        ("scale_range", (1.2, 0.8)),
+        ("brightness", 1.0),
+        ("rotation_range", -1.0),
+        ("elastic_granularity", (6.0,)),
+        ("elastic_voxel_size", 0.0),
+    ],
+)
+def test_values_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"AugmentationConfig: {name} is"):
+        AugmentationConfig(**{name: value})
+
+
+def test_defaults_are_those_of_the_baseline():
+    config = AugmentationConfig()
+    assert (
+        dataclasses.asdict(config).items()
+        >= {
+            "flip_probability": 0.5,
+            "rotation_range": np.pi,
+            "scale_range": (0.8, 1.2),
+            "translation_std": 0.1,
+            "elastic_probability": 0.5,
+            "elastic_granularity": (6.0, 20.0),
+            "elastic_magnitude": (40.0, 160.0),
+            "elastic_voxel_size": 0.02,
+        }.items()
+    )

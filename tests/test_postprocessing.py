@@ -1,0 +1,206 @@
+import numpy as np
+import pytest
+import torch
+
+from bifusion_hf.postprocessing import instance_map, matrix_nms, paint_map, select_instances, superpoint_classes
+
+
+@pytest.fixture(scope="module")
+def nms_reference(reference):
+    return np.load(reference / "matrix_nms.npz")
+
+
+@pytest.mark.parametrize(
+    ("case", "kernel"), [("c0", "linear"), ("c1", "linear"), ("c2", "gaussian"), ("c3", "linear")]
+)
+def test_matrix_nms_reproduces_the_original(nms_reference, case, kernel):
+    data = {name: nms_reference[f"{case}_{name}"] for name in ("masks", "labels", "scores", "out_scores", "out_index")}
+    scores, rows = matrix_nms(
+        torch.from_numpy(data["masks"]),
+        torch.from_numpy(data["labels"]).long(),
+        torch.from_numpy(data["scores"]),
+        kernel=kernel,
+        sigma=2.0,
+    )
+    expected = np.zeros_like(data["scores"])
+    # The original gives the third of three identical saturated masks 0 / 0.
+    expected[data["out_index"]] = np.nan_to_num(data["out_scores"], nan=0.0)
+    found = np.zeros_like(expected)
+    found[rows.numpy()] = scores.numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert (scores.diff() <= 0).all()
+
+
+def slow_matrix_nms(masks, labels, scores, kernel, sigma):
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+
+    def iou(i, j):
+        if labels[i] != labels[j]:
+            return 0.0
+        inter = float((masks[i] * masks[j]).sum())
+        return inter / (masks[i].sum() + masks[j].sum() - inter)
+
+    result = np.zeros(len(scores))
+    for rank, j in enumerate(order):
+        factors = [1.0]
+        for better, i in enumerate(order[:rank]):
+            worst = max([iou(k, i) for k in order[:better]], default=0.0)
+            if kernel == "linear":
+                factors.append((1 - iou(i, j)) / (1 - worst))
+            else:
+                factors.append(np.exp(-sigma * iou(i, j) ** 2) / np.exp(-sigma * worst**2))
+        result[j] = scores[j] * min(factors)
+    return result
+
+
+@pytest.mark.parametrize("kernel", ["linear", "gaussian"])
+def test_matrix_nms_equals_its_definition(kernel):
+    rng = np.random.default_rng(3)
+    masks, labels, scores = rng.random((25, 40)) ** 4, rng.integers(0, 3, 25), rng.random(25)
+    found, rows = matrix_nms(
+        torch.from_numpy(masks), torch.from_numpy(labels), torch.from_numpy(scores), kernel=kernel, sigma=0.7
+    )
+    expected = slow_matrix_nms(masks, labels, scores, kernel, 0.7)
+    np.testing.assert_allclose(found.numpy(), expected[rows.numpy()], atol=1e-12)
+
+
+def test_copies_of_a_saturated_mask_get_zero_and_never_nan():
+    masks = torch.zeros(5, 30)
+    masks[:4, :12] = 1
+    masks[4, 20:] = 1
+    scores, rows = matrix_nms(masks, torch.zeros(5, dtype=torch.long), torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5]))
+    assert rows.tolist()[:2] == [0, 4]
+    torch.testing.assert_close(scores, torch.tensor([0.9, 0.5, 0, 0, 0]))
+
+
+def test_matrix_nms_of_nothing_and_of_an_unknown_kernel():
+    scores, rows = matrix_nms(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    assert scores.shape == rows.shape == (0,)
+    with pytest.raises(ValueError, match="nms_kernel is 'hard'"):
+        matrix_nms(torch.zeros(1, 4), torch.zeros(1, dtype=torch.long), torch.zeros(1), kernel="hard")
+
+
+@pytest.mark.parametrize("case", ["c0", "c1", "c2"])
+def test_select_instances_reproduces_the_original(reference, case):
+    data = np.load(reference / "mask_scoring.npz")
+    logits = torch.from_numpy(data[f"{case}_mask_logits_f16"]).float()
+    found = select_instances(
+        torch.from_numpy(data[f"{case}_cls"]),
+        logits,
+        threshold=float(data[f"{case}_score_thr"]),
+        mask_threshold=0.4,
+        min_points=int(data[f"{case}_npoint_thr"]),
+        max_instances=int(data[f"{case}_topk"]),
+    )
+    masks = np.unpackbits(data[f"{case}_out_masks_packed"], axis=1)[:, : logits.shape[1]].astype(bool)
+    check_against_reference(
+        found, data[f"{case}_out_query"], data[f"{case}_out_labels"], data[f"{case}_out_scores"], masks, atol=1e-5
+    )
+
+
+def check_against_reference(found, queries, labels, scores, masks, atol, mask_points=0):
+    # Neighbouring scores may be closer than rounding, so rows are compared by (query, label).
+    rows = {(int(q), int(label)): row for row, (q, label) in enumerate(zip(queries, labels, strict=True))}
+    keys = list(zip(found["queries"].tolist(), found["labels"].tolist(), strict=True))
+    assert sorted(keys) == sorted(rows)
+    order = [rows[key] for key in keys]
+    np.testing.assert_allclose(found["scores"].numpy(), scores[order], atol=atol)
+    assert (found["scores"].diff() <= 0).all()
+    assert (found["masks"].numpy() != masks[order]).sum(axis=1).max() <= mask_points
+
+
+@pytest.mark.parametrize("frame", ["A", "B"])
+def test_select_instances_on_the_original_networks_logits(large_reference, frame):
+    data = np.load(large_reference / f"esam_sv_{frame}.npz")
+    logits = torch.from_numpy(data["masks_h3_f16"]).float()
+    found = select_instances(torch.from_numpy(data["cls_h3"]), logits)
+    masks = np.unpackbits(data["post_masks_packed"], axis=1)[:, : logits.shape[1]].astype(bool)
+    check_against_reference(
+        found, data["post_query"], data["post_labels"], data["post_scores"], masks, atol=3e-3, mask_points=20
+    )
+    score, points = data["post2_thresholds"]
+    second = select_instances(torch.from_numpy(data["cls_h3"]), logits, threshold=float(score), min_points=int(points))
+    assert sorted(second["queries"].tolist()) == sorted(data["post2_query"].tolist())
+
+
+@pytest.mark.parametrize("frame", ["A", "B"])
+def test_superpoint_classes_on_the_original_networks_logits(large_reference, frame):
+    data = np.load(large_reference / f"esam_sv_{frame}.npz")
+    count = len(data["sem"])
+    classes = superpoint_classes(torch.from_numpy(data["sem"]), torch.arange(count), count)
+    np.testing.assert_array_equal(classes.numpy()[data["superpoints"]], data["semantic_map"])
+
+
+def test_half_precision_logits_are_scored_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    classes, masks = torch.randn(20, 2, generator=generator), 3 * torch.randn(20, 400, generator=generator)
+    half = select_instances(classes.bfloat16(), masks.bfloat16(), min_points=10)
+    full = select_instances(classes.bfloat16().float(), masks.bfloat16().float(), min_points=10)
+    assert half["scores"].dtype == torch.float32
+    torch.testing.assert_close(half, full)
+
+
+def test_thresholds_are_strict():
+    logits = torch.full((1, 200), -20.0)
+    logits[0, :100] = 20.0
+    classes = torch.tensor([[20.0, -20.0]])
+    assert len(select_instances(classes, logits, min_points=100)["scores"]) == 0
+    assert len(select_instances(classes, logits, min_points=99)["scores"]) == 1
+    assert len(select_instances(classes, logits, min_points=99, threshold=1.0)["scores"]) == 0
+
+
+def slow_instance_map(masks, superpoint_ids, pixel_indices, superpoint_map):
+    height, width = superpoint_map.shape
+    result = np.full((height, width), -1)
+    for pixel in range(height * width):
+        point = np.flatnonzero(pixel_indices == pixel)
+        for row, mask in enumerate(masks):
+            if len(point):
+                hit = mask[point[0]]
+            else:
+                superpoint = superpoint_map.flat[pixel]
+                hit = superpoint >= 0 and mask[superpoint_ids == superpoint].mean() > 0.5
+            if hit:
+                result.flat[pixel] = row
+                break
+    return result
+
+
+def test_instance_map_equals_its_definition():
+    rng = np.random.default_rng(0)
+    superpoint_map = rng.integers(-1, 6, (9, 11))
+    inside = np.flatnonzero(superpoint_map >= 0)
+    pixels = np.sort(rng.choice(inside, 45, replace=False))
+    superpoint_ids = superpoint_map.flat[pixels]
+    assert len(np.unique(superpoint_ids)) == 6
+    masks = rng.random((4, 45)) < rng.random(6)[superpoint_ids]
+    found = instance_map(*(torch.from_numpy(value) for value in (masks, superpoint_ids, pixels, superpoint_map)))
+    assert found.dtype == torch.int32
+    np.testing.assert_array_equal(found.numpy(), slow_instance_map(masks, superpoint_ids, pixels, superpoint_map))
+
+
+def test_instance_map_without_instances_is_empty():
+    found = instance_map(
+        torch.zeros(0, 3, dtype=torch.bool),
+        torch.tensor([0, 1, 1]),
+        torch.tensor([0, 2, 3]),
+        torch.tensor([[0, 0, 1, 1]]),
+    )
+    assert found.tolist() == [[-1, -1, -1, -1]]
+
+
+def test_paint_map_leaves_pixels_without_superpoint_empty():
+    painted = paint_map(
+        torch.tensor([5]), torch.tensor([8, 9]), torch.tensor([1]), torch.tensor([[0, 0, 1], [-1, 1, -1]])
+    )
+    assert painted.tolist() == [[8, 5, 9], [-1, 9, -1]]
+
+
+def test_semantics_need_a_query_for_every_superpoint():
+    with pytest.raises(ValueError, match="1 of 3 superpoints have no query"):
+        superpoint_classes(torch.zeros(2, 4), torch.tensor([0, 2]), 3)
+
+
+def test_the_background_class_is_never_given():
+    logits = torch.tensor([[0.0, 2.0, 1.0, 9.0], [3.0, 0.0, 1.0, 9.0]])
+    assert superpoint_classes(logits, torch.tensor([1, 0]), 2).tolist() == [0, 1]
