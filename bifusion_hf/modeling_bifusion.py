@@ -15,6 +15,7 @@ from .configuration_bifusion import BiFusionConfig
 from .layers.encoder import BiFusionEncoder, PointEncoding
 from .layers.fusion import Fusion
 from .layers.geometry import FiLM, GeometricEncoding
+from .layers.local_attention import TinySA2D, TinySA3D
 from .layers.query_decoder import QueryCrossAttention, QueryDecoder, QueryDecoderLayer
 from .layers.superpoint_pooling import SuperpointPooling
 from .losses.criterion import BiFusionCriterion, FusionOutput
@@ -105,7 +106,7 @@ class BiFusionPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, (SubmanifoldConv3d, StridedConv3d, TransposedConv3d)):
             init.normal_(module.kernel, std=module.initial_std)
-        elif isinstance(module, (GeometricEncoding, FiLM, Fusion)):
+        elif isinstance(module, (GeometricEncoding, FiLM, Fusion, TinySA2D, TinySA3D)):
             module.reset_parameters()
         elif isinstance(module, BiFusionModel):
             init.constant_(module.training_update, -1)

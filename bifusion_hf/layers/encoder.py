@@ -7,9 +7,10 @@ from torch import nn
 
 from ..configuration_bifusion import BiFusionConfig
 from ..sparse import VoxelGrid, voxelize
-from .fusion import Fusion, LiteFusionGate
+from .fusion import EnhancedFusionGate, Fusion, LiteFusionGate, unit_length
 from .geometry import FiLM, GeometricEncoding, sample_tokens
 from .image_encoder import ImageEncoder
+from .local_attention import TinySA2D, TinySA3D
 from .point_encoder import Res16UNet
 
 
@@ -36,12 +37,6 @@ class PointEncoding:
     attentions: tuple | None = None
 
 
-def unit_length(features: torch.Tensor) -> torch.Tensor:
-    """Features [..., C] of length 1; the norm is taken in float32 at least."""
-    precision = torch.promote_types(features.dtype, torch.float32)
-    return nn.functional.normalize(features.to(precision), dim=-1).to(features.dtype)
-
-
 class BiFusionEncoder(nn.Module):
     """Points and image to one feature for each point.
 
@@ -54,16 +49,27 @@ class BiFusionEncoder(nn.Module):
         self.config = config
         self.point_encoder = Res16UNet(config.point_config)
         self.image_encoder = self.fusion = self.geometric_encoding = self.film = None
+        self.tiny_sa_2d = self.tiny_sa_3d = None
+        point_size, size = config.point_config.out_channels, config.projection_dim
+        if config.use_tiny_sa_3d:
+            self.tiny_sa_3d = TinySA3D(point_size, config)
         if config.fusion_type == "none":
             return
-        point_size, size = config.point_config.out_channels, config.projection_dim
         self.image_encoder = ImageEncoder(config)
+        if config.use_tiny_sa_2d:
+            self.tiny_sa_2d = TinySA2D(size, config)
         self.point_projection = nn.Linear(point_size, size)
         self.point_projection_norm = nn.LayerNorm(size)
         if config.use_film:
             self.geometric_encoding = GeometricEncoding(config.voxel_size)
             self.film = FiLM(self.geometric_encoding.size, size)
-        self.fusion = Fusion(LiteFusionGate(size), size, point_size, residual=config.fusion_type == "residual")
+        if config.fusion_type == "enhanced_gate":
+            gate = EnhancedFusionGate(
+                size, config.voxel_size, config.spatial_radius, config.spatial_k, config.use_spatial_attention
+            )
+        else:
+            gate = LiteFusionGate(size)
+        self.fusion = Fusion(gate, size, point_size, residual=config.fusion_type == "residual")
 
     def forward(
         self,
@@ -95,16 +101,21 @@ class BiFusionEncoder(nn.Module):
         batch_size = point_mask.shape[0]
         # One voxel for a point at every precision of the network: the coordinates are float32.
         grid = voxelize(points.float(), sample, self.config.voxel_size, batch_size)
-        raw = grid.to_points(self.point_encoder(grid.mean(colors), grid))
+        voxel_features = self.point_encoder(grid.mean(colors), grid)
+        if self.tiny_sa_3d is not None:
+            voxel_features = self.tiny_sa_3d(voxel_features, grid)
+        raw = grid.to_points(voxel_features)
         if self.fusion is None:
             return PointEncoding(raw, grid)
 
         tokens, hidden_states, attentions = self.image_encoder(pixel_values, **kwargs)
+        if self.tiny_sa_2d is not None:
+            tokens = self.tiny_sa_2d(tokens)
         image_embeds = unit_length(sample_tokens(tokens, point_pixels)[point_mask])
         point_embeds = unit_length(self.point_projection_norm(self.point_projection(raw)))
         modulated = (image_embeds, point_embeds)
         if self.film is not None:
             condition = self.geometric_encoding(points, sample, camera_rotations).to(raw.dtype)
             modulated = self.film(condition, *modulated)
-        features, weights = self.fusion(raw, *modulated, visible, sample, batch_size, hold_gate)
+        features, weights = self.fusion(raw, *modulated, points, grid, visible, sample, hold_gate)
         return PointEncoding(features, grid, weights, image_embeds, point_embeds, hidden_states, attentions)

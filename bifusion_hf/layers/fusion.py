@@ -1,7 +1,7 @@
 """Fusion of the image branch into the point branch: gates, and what is done with their weights.
 
-Points are flat: P real points of all samples, with `sample` int64 [P] telling whose they are. Both branches come in
-unit length in a common space of `projection_dim`.
+Points are flat: P real points of all samples, with `sample` int64 [P] telling whose they are. Both branches come in a
+common space of `projection_dim`.
 """
 
 import math
@@ -10,21 +10,119 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from ..sparse import VoxelGrid, radius_neighbors
 from .point_encoder import sample_mean
 
 
 class LiteFusionGate(nn.Module):
-    """One weight a point: how much of the image feature it takes."""
+    """One weight a point, from the point's own features: how much of the image it takes."""
 
     def __init__(self, feature_size: int, hidden_size: int = 64):
         super().__init__()
         self.hidden = nn.Linear(2 * feature_size, hidden_size)
         self.out = nn.Linear(hidden_size, 1)
 
-    def forward(self, image_features: torch.Tensor, point_features: torch.Tensor) -> torch.Tensor:
-        """[P, C] of both branches to weights [P, 1] in (0, 1)."""
+    def forward(
+        self, image_features: torch.Tensor, point_features: torch.Tensor, points: torch.Tensor, grid: VoxelGrid
+    ) -> torch.Tensor:
+        """Weights [P, 1] in (0, 1) from [P, C] of both branches; positions [P, 3] and grid are not used here."""
         both = torch.cat([image_features, point_features], dim=1)
         return torch.sigmoid(self.out(torch.relu(self.hidden(both))))
+
+
+class EnhancedFusionGate(nn.Module):
+    """One weight a point, from its features, its neighbours' features and the shape of the surface there.
+
+    Neighbours are voxels of the grid within a radius, the nearest `max_neighbors` of each. Their features are summed
+    as they are read, so nothing of the size points x neighbours x channels exists. The terms are added as logits and
+    squashed once: sigmoids in series saturate.
+
+    Args:
+        feature_size: Width C of both branches.
+        voxel_size: Edge of a voxel in metres.
+        radius: In metres.
+        max_neighbors: Cap on the neighbours of a voxel.
+        use_spatial_attention: Whether the term from the neighbours' features exists.
+    """
+
+    def __init__(
+        self, feature_size: int, voxel_size: float, radius: float, max_neighbors: int, use_spatial_attention: bool
+    ):
+        super().__init__()
+        self.radius = max(1, round(radius / voxel_size))
+        self.max_neighbors = max_neighbors
+        self.base = _logit_mlp(2 * feature_size)
+        self.spatial = _logit_mlp(2 * feature_size) if use_spatial_attention else None
+        self.shape_proj = nn.Linear(4, 16)
+        self.geometric = _logit_mlp(2 * feature_size + 16)
+        self.mix = nn.Linear(3 if use_spatial_attention else 2, 1)
+
+    def forward(
+        self, image_features: torch.Tensor, point_features: torch.Tensor, points: torch.Tensor, grid: VoxelGrid
+    ) -> torch.Tensor:
+        """Weights of the image feature.
+
+        Args:
+            image_features: [P, C].
+            point_features: [P, C].
+            points: [P, 3] metres.
+            grid: Voxels of the points.
+
+        Returns:
+            [P, 1] in (0, 1).
+        """
+        both = torch.cat([image_features, point_features], dim=1)
+        row, neighbor = radius_neighbors(grid, self.radius, self.max_neighbors)
+        shape = surface_shape(grid.mean(points), row, neighbor).to(both.dtype)
+        shape = torch.relu(self.shape_proj(grid.to_points(shape)))
+        logits = [self.base(both), self.geometric(torch.cat([both, shape], dim=1))]
+        if self.spatial is not None:
+            voxels = grid.mean(both)
+            logits.append(grid.to_points(self.spatial(voxels + neighbor_mean(voxels, row, neighbor))))
+        return torch.sigmoid(self.mix(torch.cat(logits, dim=1)))
+
+
+def _logit_mlp(in_features: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_features, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))
+
+
+def neighbor_mean(features: torch.Tensor, row: torch.Tensor, neighbor: torch.Tensor) -> torch.Tensor:
+    """Mean of the neighbours' features: [V, C] and pairs (row ascending) to [V, C]; 0 without neighbours."""
+    counts = torch.bincount(row, minlength=len(features))
+    starts = counts.cumsum(0) - counts
+    # embedding_bag sums rows as it reads them; it knows no half precision on every device.
+    precision = torch.promote_types(features.dtype, torch.float32)
+    means = nn.functional.embedding_bag(neighbor, features.to(precision), starts, mode="mean")
+    return means.to(features.dtype)
+
+
+@torch.no_grad()
+def surface_shape(positions: torch.Tensor, row: torch.Tensor, neighbor: torch.Tensor) -> torch.Tensor:
+    """Normal and surface variation at each voxel, from the covariance of its neighbourhood.
+
+    Args:
+        positions: [V, 3] metres.
+        row: int64 [E], ascending.
+        neighbor: int64 [E].
+
+    Returns:
+        [V, 4]: unit normal, in the upper half space as its sign is arbitrary, and smallest eigenvalue over the sum of
+        all (0 = plane, 1/3 = ball). Voxels with fewer than 3 neighbours: upright, 1/3.
+    """
+    difference = positions[neighbor] - positions[row]
+    products = (difference.unsqueeze(2) * difference.unsqueeze(1)).flatten(1)
+    count = torch.bincount(row, minlength=len(positions))
+    moments = positions.new_zeros(len(positions), 9).index_add_(0, row, products)
+    mean = positions.new_zeros(len(positions), 3).index_add_(0, row, difference)
+    divisor = (count + 1).unsqueeze(1).to(positions.dtype)  # the voxel itself counts too, with difference 0
+    mean = mean / divisor
+    covariance = (moments / divisor).unflatten(1, (3, 3)) - mean.unsqueeze(2) * mean.unsqueeze(1)
+    values, vectors = torch.linalg.eigh(covariance)
+    normal = vectors[:, :, 0]
+    normal = torch.where(normal[:, 2:] < 0, -normal, normal)
+    variation = values[:, :1].clamp(min=0) / values.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    shape = torch.cat([normal, variation], dim=1)
+    return torch.where((count >= 3).unsqueeze(1), shape, shape.new_tensor([0, 0, 1, 1 / 3]))
 
 
 class SqueezeExcite(nn.Module):
@@ -78,9 +176,10 @@ class Fusion(nn.Module):
         raw_point_features: torch.Tensor,
         image_features: torch.Tensor,
         point_features: torch.Tensor,
+        points: torch.Tensor,
+        grid: VoxelGrid,
         visible: torch.Tensor,
         sample: torch.Tensor,
-        batch_size: int,
         hold_gate: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Fuses the branches.
@@ -89,20 +188,27 @@ class Fusion(nn.Module):
             raw_point_features: [P, point_size] of the point branch, before its projection.
             image_features: [P, feature_size].
             point_features: [P, feature_size].
+            points: [P, 3] metres.
+            grid: Voxels of the points.
             visible: bool [P], the point is seen in the image.
             sample: int64 [P].
-            batch_size: B.
             hold_gate: bool [], hold the weights at 0.5 (warm-up).
 
         Returns:
             Fused features [P, feature_size], or [P, point_size] if residual, and the weights [P, 1]: 0 where the
             point is not visible.
         """
-        weights = self.gate(image_features, point_features)
+        weights = self.gate(image_features, point_features, points, grid)
         weights = torch.where(hold_gate, torch.full_like(weights, 0.5), weights) * visible.unsqueeze(1)
         if self.residual_out is not None:
-            gated = self.squeeze_excite(weights * image_features, sample, batch_size) * self.scale
+            gated = self.squeeze_excite(weights * image_features, sample, grid.batch_size) * self.scale
             return raw_point_features + self.residual_out(gated), weights
         mixed = weights * image_features + (1 - weights) * point_features
-        mixed = self.squeeze_excite(mixed, sample, batch_size)
-        return nn.functional.normalize(mixed.float(), dim=1).to(mixed.dtype) * self.scale, weights
+        mixed = self.squeeze_excite(mixed, sample, grid.batch_size)
+        return unit_length(mixed) * self.scale, weights
+
+
+def unit_length(features: torch.Tensor) -> torch.Tensor:
+    """Features [..., C] of length 1; the norm is taken in float32 at least."""
+    precision = torch.promote_types(features.dtype, torch.float32)
+    return nn.functional.normalize(features.to(precision), dim=-1).to(features.dtype)

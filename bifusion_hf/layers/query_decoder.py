@@ -5,15 +5,14 @@ ESAM: post-norm layers of cross-attention, self-attention and feed-forward; ever
 next layer.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..configuration_bifusion import BiFusionConfig
+from .attention import MultiHeadAttention
 
 
 @dataclass
@@ -31,69 +30,8 @@ class QueryHeadOutput:
     level: str
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention; `attention_mask` is boolean, True = may attend. Softmax in float32."""
-    scores = (query @ key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    precision = torch.promote_types(scores.dtype, torch.float32)
-    weights = nn.functional.softmax(scores, dim=-1, dtype=precision).to(query.dtype)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class QueryAttention(nn.Module):
-    """Multi-head attention from queries to keys under a boolean mask."""
-
-    def __init__(self, config: BiFusionConfig):
-        super().__init__()
-        size = config.decoder_size
-        self.config = config
-        self.head_size = size // config.decoder_attention_heads
-        self.scaling = self.head_size**-0.5
-        self.is_causal = False
-        self.q_proj = nn.Linear(size, size)
-        self.k_proj = nn.Linear(size, size)
-        self.v_proj = nn.Linear(size, size)
-        self.out_proj = nn.Linear(size, size)
-
-    def forward(
-        self, queries: torch.Tensor, keys: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[B, Q, D] attends to [B, K, D] where `attention_mask` [B, Q or 1, K] is True; a row needs one True."""
-
-        def heads(x: torch.Tensor) -> torch.Tensor:
-            return x.unflatten(2, (-1, self.head_size)).transpose(1, 2)  # [B, heads, L, head_size]
-
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        attended, weights = attention(
-            self,
-            heads(self.q_proj(queries)),
-            heads(self.k_proj(keys)),
-            heads(self.v_proj(keys)),
-            attention_mask.unsqueeze(1).expand(-1, -1, queries.shape[1], -1),
-            scaling=self.scaling,
-            dropout=0.0,
-        )
-        return self.out_proj(attended.flatten(2)), weights
-
-
-class QueryCrossAttention(QueryAttention):
+class QueryCrossAttention(MultiHeadAttention):
     """Attention from queries to superpoints, within each query's own mask."""
-
-
-class QuerySelfAttention(QueryAttention):
-    """Attention among the queries of a sample."""
 
 
 class QueryDecoderLayer(GradientCheckpointingLayer):
@@ -102,9 +40,9 @@ class QueryDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: BiFusionConfig):
         super().__init__()
         size = config.decoder_size
-        self.cross_attention = QueryCrossAttention(config)
+        self.cross_attention = QueryCrossAttention(size, config.decoder_attention_heads, config)
         self.cross_attention_norm = nn.LayerNorm(size)
-        self.self_attention = QuerySelfAttention(config)
+        self.self_attention = MultiHeadAttention(size, config.decoder_attention_heads, config)
         self.self_attention_norm = nn.LayerNorm(size)
         self.ffn_in = nn.Linear(size, config.decoder_intermediate_size)
         self.ffn_out = nn.Linear(config.decoder_intermediate_size, size)
