@@ -130,6 +130,8 @@ class PredictionFile:
         self.path = Path(path)
         try:
             self._file = pyarrow.parquet.ParquetFile(self.path)
+            if not self._file.schema_arrow.equals(_schema()):
+                raise ValueError(f"columns {self._file.schema_arrow.names}")
             self.frame_ids: list[str] = self._file.read(columns=["frame_id"]).column("frame_id").to_pylist()
             metadata = json.loads(self._file.schema_arrow.metadata[_METADATA_KEY])
             self._processor_values = dict(metadata["processor"])
@@ -227,7 +229,10 @@ def evaluate_predictions(
             )
         semantic = None if frame.semantic is None else frame.semantic.reshape(-1)[pixels]
         truth = processor.point_labels(frame.instance.reshape(-1)[pixels], semantic, frame.frame_id)
-        evaluator.update(prediction, truth["instance"], truth["class_labels"], truth.get("semantic"))
+        try:
+            evaluator.update(prediction, truth["instance"], truth["class_labels"], truth.get("semantic"))
+        except ValueError as error:
+            raise ValueError(f"{predictions.path}: {error}") from error
     return evaluator.compute(processor_protocol(processor))
 
 

@@ -1,0 +1,171 @@
+"""bifusion-evaluate: average precision of a checkpoint, or of saved predictions, over a labelled data set."""
+
+import argparse
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import assets
+
+
+EXAMPLES = """examples:
+  bifusion-evaluate sample --data sample --split val
+  bifusion-evaluate runs/simple/best --data data/scannet200 --output results.json --save_predictions val.parquet
+  bifusion-evaluate --predictions val.parquet --data data/scannet200
+  accelerate launch scripts/evaluate.py runs/simple/best --data data/scannet200 --mixed_precision bf16
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+    """
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if (arguments.checkpoint is None) == (arguments.predictions is None):
+        parser.error("expected either a CHECKPOINT or --predictions")
+    if arguments.predictions is not None:
+        given = [f"--{name}" for name in ("save_predictions", "seed") if getattr(arguments, name) is not None]
+        if given:
+            parser.error(f"{', '.join(given)} and --predictions exclude each other")
+    try:
+        results, is_main = run(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"{parser.prog}: error: {error}") from error
+    if is_main:
+        report(results, arguments)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `main`."""
+    parser = argparse.ArgumentParser(
+        prog="bifusion-evaluate",
+        description="Measures instance average precision by the ScanNet protocol, and mean IoU of semantic classes, "
+        "over the points sampled from each frame. A class-aware model gets class-aware and class-agnostic numbers.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        metavar="CHECKPOINT",
+        help="folder or id on the Hub, or 'sample' for the checkpoint that comes with the package",
+    )
+    parser.add_argument("--data", required=True, help="folder with data/SPLIT-*.parquet, id on the Hub, or 'sample'")
+    parser.add_argument("--split", default="val", help="default: val")
+    parser.add_argument("--class_agnostic", action="store_true", help="leave the labels of a class-aware model out")
+    parser.add_argument(
+        "--include_95",
+        action="store_true",
+        help="add AP50:95 with COCO's ten thresholds, which does not compare with published ScanNet numbers",
+    )
+    parser.add_argument("--predictions", type=Path, metavar="FILE", help="evaluate these instead of running a model")
+    parser.add_argument("--save_predictions", type=Path, metavar="FILE", help="keep the predictions (Parquet)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--batch_size", type=int, default=4, help="frames of one forward, default: 4")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare frames, default: 0")
+    parser.add_argument("--limit", type=int, help="evaluate the first frames only")
+    parser.add_argument("--seed", type=int, help="of the point sampling; the processor's by default")
+    parser.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), help="default: Accelerate's setting")
+    parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """Evaluates what the arguments name.
+
+    Returns:
+        The result in the form of `bifusion_hf.evaluation.results`, and whether this is the main process.
+
+    Raises:
+        ValueError: The data set, the predictions or the options do not fit.
+    """
+    from ..data.frames import load_frames
+
+    rows = load_frames(arguments.data, arguments.split)
+    if arguments.limit is not None:
+        if arguments.limit < 1:
+            raise ValueError(f"--limit is {arguments.limit}; expected at least 1")
+        rows = rows.select(range(min(arguments.limit, len(rows))))
+    options = {"class_agnostic": arguments.class_agnostic, "include_95": arguments.include_95}
+    if arguments.predictions is not None:
+        from ..evaluation import PredictionFile, evaluate_predictions
+
+        results, is_main = evaluate_predictions(PredictionFile(arguments.predictions), rows, **options), True
+        source = {"predictions": str(arguments.predictions)}
+    else:
+        results, is_main = evaluate_checkpoint(arguments, rows, options)
+        source = {"checkpoint": arguments.checkpoint, "superpoints": superpoint_source(rows)}
+    where = {"data": arguments.data, "split": arguments.split, "limit": arguments.limit}
+    results["protocol"] = {**source, **where, **results["protocol"]}
+    return results, is_main
+
+
+def evaluate_checkpoint(
+    arguments: argparse.Namespace, rows: Any, options: dict[str, Any]
+) -> tuple[dict[str, Any], bool]:
+    """Runs a checkpoint on the rows; see `run`."""
+    from accelerate import Accelerator
+
+    from ..data.dataset import FrameDataset
+    from ..evaluation import PredictionWriter, evaluate_model
+    from ..modeling_bifusion import BiFusionForInstanceSegmentation
+    from ..processing_bifusion import BiFusionProcessor
+
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.cpu)
+    if arguments.save_predictions is not None and accelerator.num_processes > 1:
+        raise ValueError(f"--save_predictions needs one process; there are {accelerator.num_processes}")
+    checkpoint = str(assets.SAMPLE_CHECKPOINT) if arguments.checkpoint == "sample" else arguments.checkpoint
+    model = BiFusionForInstanceSegmentation.from_pretrained(checkpoint).eval().to(accelerator.device)
+    processor = BiFusionProcessor.from_pretrained(checkpoint)
+    if arguments.seed is not None:
+        processor.sampling_seed = arguments.seed
+    with contextlib.ExitStack() as stack:
+        on_prediction = None
+        if arguments.save_predictions is not None:
+            writer = PredictionWriter(arguments.save_predictions, processor, model.config.semantic_id2label)
+            on_prediction = stack.enter_context(writer).write
+        results = evaluate_model(
+            model,
+            processor,
+            FrameDataset(rows, processor),
+            batch_size=arguments.batch_size,
+            num_workers=arguments.num_workers,
+            accelerator=accelerator,
+            progress=True,
+            on_prediction=on_prediction,
+            **options,
+        )
+    results["protocol"]["mixed_precision"] = accelerator.mixed_precision
+    return results, accelerator.is_main_process
+
+
+def superpoint_source(rows: Any) -> str:
+    """Where the superpoints of a data set's frames come from."""
+    given = 0
+    if "superpoints" in rows.column_names:
+        column = rows.select_columns(["superpoints"]).with_format("arrow")[:].column("superpoints")
+        given = len(column) - column.null_count
+    if given == 0:
+        return "segmented from each frame by the processor"
+    return "data set" if given == len(rows) else f"data set in {given} of {len(rows)} frames, else segmented"
+
+
+def report(results: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Prints a result and writes it where `--output` says."""
+    from ..evaluation import format_results, headline, save_results
+
+    print(format_results(results))
+    print()
+    for name, value in headline(results).items():
+        print(f"{name}: {value:.4f}")
+    if arguments.output is not None:
+        save_results(results, arguments.output)
+        print(f"-> {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from frame_factory import make_frame
+
+from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
+from bifusion_hf.cli.evaluate import main
+from bifusion_hf.data.dataset import FrameDataset
+from bifusion_hf.data.frames import frame_features, frame_to_row, load_frames
+from bifusion_hf.data.labels import INSTANCE_CLASS_NAMES
+from bifusion_hf.evaluation import PredictionFile
+from bifusion_hf.evaluation.evaluator import predict_batch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A prepared data set of four frames, two of them with superpoints, and untrained checkpoints."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    frames = []
+    for seed in range(4):
+        superpoints = make_frame(96, 128).instance + 10 if seed < 2 else None
+        frames.append(frame_to_row(make_frame(96, 128, seed=seed, superpoints=superpoints)))
+    (folder / "frames" / "data").mkdir(parents=True)
+    data = datasets.Dataset.from_list(frames, features=frame_features())
+    data.to_parquet(folder / "frames" / "data" / "val-00000-of-00001.parquet")
+    for name, labels in {"agnostic": {}, "aware": {"id2label": dict(enumerate(INSTANCE_CLASS_NAMES))}}.items():
+        torch.manual_seed(0)
+        config = BiFusionConfig.from_preset("tiny", num_points=2000, **labels)
+        BiFusionForInstanceSegmentation(config).save_pretrained(folder / name)
+        BiFusionProcessor.from_config(config).save_pretrained(folder / name)
+    return folder
+
+
+def evaluate(folder, *arguments, checkpoint="agnostic"):
+    output = folder / "out" / "results.json"
+    source = [] if "--predictions" in arguments else [str(folder / checkpoint)]
+    main([*source, "--data", str(folder / "frames"), "--cpu", "--output", str(output), *arguments])
+    return json.loads(output.read_text())
+
+
+def test_numbers_protocol_and_saved_predictions(folder, capsys):
+    predictions = folder / "predictions.parquet"
+    results = evaluate(folder, "--save_predictions", str(predictions), "--include_95", "--batch_size", "2")
+    printed = capsys.readouterr().out
+    for key in ("all_ap", "all_ap_50%", "all_ap_25%", "all_ap_50:95", "mean_iou"):
+        assert f"\n{key}: " in printed
+    protocol = results["protocol"]
+    assert protocol["data"] == str(folder / "frames")
+    assert protocol["superpoints"] == "data set in 2 of 4 frames, else segmented"
+    assert (protocol["num_frames"], protocol["points_per_frame"], protocol["min_points"]) == (4, 2000, 10)
+    assert "num_frames: 4" in printed
+    assert "points_per_frame: 2000" in printed
+    assert results["class_agnostic"]["num_instances"] == 12
+    assert results["class_agnostic"]["num_predictions"] > 0
+
+    again = evaluate(folder, "--predictions", str(predictions), "--include_95")
+    assert {part: again[part] for part in again if part != "protocol"} == {
+        part: results[part] for part in results if part != "protocol"
+    }
+    assert again["protocol"]["points_per_frame"] == 2000
+
+
+def test_points_follow_the_seed_and_nothing_else(folder):
+    paths = [folder / f"seed{index}.parquet" for index in range(2)]
+    for path, seed in zip(paths, ("7", "8"), strict=True):
+        results = evaluate(folder, "--limit", "1", "--seed", seed, "--save_predictions", str(path))
+        assert results["protocol"]["sampling_seed"] == int(seed)
+    (first,), (other,) = (list(PredictionFile(path)) for path in paths)
+    assert (first.pixel_indices != other.pixel_indices).any()
+    processor = BiFusionProcessor.from_pretrained(folder / "agnostic", sampling_seed=7)
+    model = BiFusionForInstanceSegmentation.from_pretrained(folder / "agnostic").eval()
+    dataset = FrameDataset(load_frames(folder / "frames", "val"), processor)
+    (again,) = predict_batch(model, processor, processor.collate([dataset[0]]))
+    for name in ("pixel_indices", "masks", "scores", "labels", "semantic"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+
+
+def test_class_aware_checkpoint(folder, capsys):
+    results = evaluate(folder, "--limit", "1", checkpoint="aware")
+    assert results["class_aware"]["num_instances"] == 3
+    assert results["class_aware"]["classes"]["chair"]["num_instances"] == 1
+    assert results["class_aware"]["classes"]["sink"]["ap"] is None
+    assert results["protocol"]["num_frames"] == 1
+    assert results["protocol"]["superpoints"] == "data set"
+    printed = capsys.readouterr().out
+    assert "class_agnostic_all_ap: " in printed
+    assert "head" in printed
+    assert "class_aware" not in evaluate(folder, "--limit", "1", "--class_agnostic", checkpoint="aware")
+
+
+def test_script_runs_in_a_process_of_its_own(folder):
+    root = Path(__file__).parents[2]
+    output = folder / "script.json"
+    options = ["--data", folder / "frames", "--limit", "1", "--cpu", "--output", output]
+    command = [sys.executable, root / "scripts" / "evaluate.py", folder / "agnostic", *options]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=100, cwd=root)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "all_ap_50%: " in done.stdout
+    assert json.loads(output.read_text())["protocol"]["num_frames"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "expected either a CHECKPOINT or --predictions"),
+        (["checkpoint", "--predictions", "p.parquet"], "expected either a CHECKPOINT or --predictions"),
+        (["--predictions", "p", "--seed", "1"], "--seed and --predictions exclude each other"),
+    ],
+)
+def test_usage_errors(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments, "--data", "frames"])
+    assert message in capsys.readouterr().err
+
+
+def test_errors_name_what_is_wrong(folder, tmp_path):
+    with pytest.raises(SystemExit, match=r"bifusion-evaluate: error: .*no data/test-\*.parquet"):
+        evaluate(folder, "--split", "test")
+    with pytest.raises(SystemExit, match="absent.parquet: not a file of saved predictions"):
+        evaluate(folder, "--predictions", str(tmp_path / "absent.parquet"))
+    with pytest.raises(SystemExit, match="--limit is 0"):
+        evaluate(folder, "--limit", "0")
+    with pytest.raises(SystemExit, match="no_such_checkpoint"):
+        evaluate(folder, checkpoint="no_such_checkpoint")
+
+
+def test_frames_without_labels_are_refused_by_name(folder, tmp_path):
+    (tmp_path / "data").mkdir()
+    frame = make_frame(96, 128, instance=None, superpoints=np.zeros((96, 128), np.int32))
+    data = datasets.Dataset.from_list([frame_to_row(frame)], features=frame_features())
+    data.to_parquet(tmp_path / "data" / "val-00000-of-00001.parquet")
+    with pytest.raises(SystemExit, match="synthetic 0: no instance labels"):
+        main([str(folder / "agnostic"), "--data", str(tmp_path), "--cpu"])
