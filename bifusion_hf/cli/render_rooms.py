@@ -1,0 +1,93 @@
+"""Renders a data set of RGB-D indoor frames."""
+
+import argparse
+import os
+from pathlib import Path
+
+from ..data.rooms.catalog import LIBRARIES
+from ..data.rooms.dataset import build_dataset
+from ..data.rooms.generate import RoomSettings
+from ..import_utils import require_package
+
+
+_EPILOG = """
+Furniture comes from the Debian package sweethome3d-furniture; it need not be installed:
+  apt-get download sweethome3d-furniture
+  python scripts/render_rooms.py --furniture sweethome3d-furniture_*.deb --out rooms --train 1500 --val 300
+
+The libraries differ in licence: %s.
+BlendSwap-CC-0 alone gives frames without any obligation; the others ask for attribution, which the data set's
+README.md then carries. An interrupted run goes on where it stopped when it is started again.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `render_rooms`."""
+    parser = argparse.ArgumentParser(
+        prog="render_rooms",
+        description=__doc__,
+        epilog=_EPILOG % ", ".join(f"{name} {licence}" for name, licence in LIBRARIES.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--furniture",
+        metavar="PATH",
+        help="sweethome3d-furniture .deb, a folder with .sh3f files, or one .sh3f file; without it rooms hold "
+        "parametric furniture alone",
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder of the data set")
+    parser.add_argument("--train", type=int, default=0, metavar="N", help="training frames (default: 0)")
+    parser.add_argument("--val", type=int, default=0, metavar="N", help="validation frames (default: 0)")
+    parser.add_argument("--width", type=int, default=640, help="pixels (default: 640)")
+    parser.add_argument("--height", type=int, default=480, help="pixels (default: 480)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same frames (default: 0)")
+    parser.add_argument("--views", type=int, default=4, help="frames of each room (default: 4)")
+    parser.add_argument(
+        "--libraries",
+        nargs="+",
+        choices=tuple(LIBRARIES),
+        default=["BlendSwap-CC-0"],
+        help="furniture libraries to use (default: BlendSwap-CC-0)",
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--jpeg-quality", type=int, metavar="Q", help="JPEG colour of this quality (default: PNG)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path.home() / ".cache" / "bifusion_hf" / "rooms",
+        help="folder for parsed meshes (default: %(default)s)",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.train < 0 or arguments.val < 0 or arguments.train + arguments.val == 0:
+        parser.error(f"--train {arguments.train} --val {arguments.val}: expected at least one frame")
+    require_package("embreex")
+    try:
+        settings = RoomSettings(
+            furniture=arguments.furniture,
+            libraries=tuple(arguments.libraries) if arguments.furniture else (),
+            cache=str(arguments.cache),
+            seed=arguments.seed,
+            width=arguments.width,
+            height=arguments.height,
+            views=arguments.views,
+        )
+        summary = build_dataset(
+            arguments.out,
+            settings,
+            {"train": arguments.train, "val": arguments.val},
+            workers=arguments.workers,
+            jpeg_quality=arguments.jpeg_quality,
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    for split, digest in summary["sha256"].items():
+        print(
+            f"{split}: {summary['frames'][split]} frames, {summary['instances_per_frame'][split]} instances a frame, "
+            f"{100 * summary['depth_holes'][split]:.1f} % without depth, sha256 {digest}"
+        )

@@ -1,0 +1,338 @@
+"""How rooms are furnished: the programme of each kind of room, what belongs next to what, and what lies on what."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .classes import AGAINST_WALL, CEILING, FREE, ON_TOP, WALL
+from .inventory import Inventory
+from .layout import (
+    Box,
+    PlacedObject,
+    Room,
+    place_against_wall,
+    place_beside,
+    place_free,
+    place_on_ceiling,
+    place_on_top,
+    rotation,
+)
+
+
+@dataclass(frozen=True)
+class Programme:
+    """How many of each class a kind of room has: (fewest, most)."""
+
+    walls: dict[str, tuple[int, int]]
+    middle: dict[str, tuple[int, int]]
+    hung: dict[str, tuple[int, int]]
+    floor: dict[str, tuple[int, int]]
+
+
+PROGRAMMES = {
+    "living room": Programme(
+        walls={"couch": (1, 2), "tv stand": (0, 1), "bookshelf": (0, 2), "cabinet": (0, 1), "piano": (0, 1), "desk": (0, 1), "radiator": (0, 1), "shelf": (0, 1), "fireplace": (0, 1), "bench": (0, 1), "guitar": (0, 1)},
+        middle={"armchair": (0, 2), "coffee table": (0, 1), "table": (0, 1), "piano": (0, 1), "ottoman": (0, 1), "end table": (0, 2)},
+        hung={"picture": (1, 4), "window": (0, 2), "clock": (0, 1), "curtain": (0, 2), "light": (0, 1), "tv": (0, 1)},
+        floor={"plant": (0, 2), "lamp": (0, 2), "box": (0, 1), "mat": (0, 1)},
+    ),
+    "bedroom": Programme(
+        walls={"bed": (1, 2), "wardrobe": (0, 1), "dresser": (0, 1), "desk": (0, 1), "nightstand": (0, 1), "cabinet": (0, 1), "bookshelf": (0, 1), "shelf": (0, 1), "radiator": (0, 1), "furniture": (0, 1)},
+        middle={"armchair": (0, 1), "chair": (0, 1), "stool": (0, 1)},
+        hung={"picture": (0, 3), "poster": (0, 2), "window": (0, 1), "curtain": (0, 2), "clock": (0, 1)},
+        floor={"box": (0, 2), "mat": (0, 1), "lamp": (0, 1), "plant": (0, 1), "suitcase": (0, 1), "trash can": (0, 1), "clothes": (0, 1), "laundry basket": (0, 1)},
+    ),
+    "office": Programme(
+        walls={"desk": (1, 3), "bookshelf": (0, 2), "file cabinet": (0, 2), "cabinet": (0, 1), "shelf": (0, 1), "radiator": (0, 1), "whiteboard": (0, 1), "couch": (0, 1), "water cooler": (0, 1), "ladder": (0, 1)},
+        middle={"table": (0, 2), "armchair": (0, 1)},
+        hung={"whiteboard": (0, 1), "poster": (0, 2), "picture": (0, 2), "window": (0, 2), "clock": (0, 1), "sign": (0, 1)},
+        floor={"trash can": (0, 2), "box": (0, 3), "plant": (0, 1), "fire extinguisher": (0, 1), "chair": (0, 2), "recycling bin": (0, 1)},
+    ),
+    "kitchen": Programme(
+        walls={"kitchen cabinet": (2, 5), "refrigerator": (0, 1), "oven": (0, 1), "stove": (0, 1), "sink": (0, 1), "cabinet": (0, 1), "washing machine": (0, 1), "radiator": (0, 1), "shelf": (0, 1)},
+        middle={"table": (1, 1), "stool": (0, 2), "chair": (0, 1)},
+        hung={"kitchen cabinet": (0, 3), "range hood": (0, 1), "window": (0, 1), "picture": (0, 2), "clock": (0, 1), "towel": (0, 1)},
+        floor={"trash can": (0, 1), "box": (0, 1), "plant": (0, 1), "crate": (0, 1), "recycling bin": (0, 1)},
+    ),
+    "bathroom": Programme(
+        walls={"toilet": (1, 1), "sink": (0, 1), "bathroom vanity": (0, 1), "bathtub": (0, 1), "shower": (0, 1), "washing machine": (0, 1), "clothes dryer": (0, 1), "cabinet": (0, 1), "radiator": (0, 1), "shelf": (0, 1)},
+        middle={"stool": (0, 1), "toilet": (0, 1)},
+        hung={"towel": (1, 3), "rack": (0, 1), "toilet paper dispenser": (0, 1), "shower head": (0, 1), "window": (0, 1), "light": (0, 1), "picture": (0, 1), "shower curtain": (0, 1)},
+        floor={"trash can": (0, 1), "mat": (0, 1), "laundry basket": (0, 1), "plant": (0, 1), "box": (0, 1)},
+    ),
+    "storage": Programme(
+        walls={"shelf": (0, 2), "bookshelf": (1, 2), "cabinet": (0, 2), "wardrobe": (0, 1), "file cabinet": (0, 1), "desk": (0, 1), "washing machine": (0, 1), "bench": (0, 1), "radiator": (0, 1), "storage container": (0, 1), "rack": (0, 1), "furniture": (0, 1)},
+        middle={"table": (0, 1), "chair": (0, 2), "folded chair": (0, 1), "stool": (0, 1)},
+        hung={"poster": (0, 2), "picture": (0, 1), "clock": (0, 1), "sign": (0, 1), "window": (0, 1)},
+        floor={"box": (2, 6), "crate": (0, 2), "container": (0, 1), "bicycle": (0, 1), "fire extinguisher": (0, 1), "suitcase": (0, 1), "furniture": (0, 1), "cart": (0, 1), "trash can": (0, 1), "lamp": (0, 1)},
+    ),
+}  # fmt: skip
+_PROGRAMME_WEIGHTS = {"living room": 4, "bedroom": 3, "office": 4, "kitchen": 2, "bathroom": 1, "storage": 1.5}
+
+# class of the base: (most pieces, classes that may lie there)
+_HOUSEHOLD = (
+    "book",
+    "decoration",
+    "potted plant",
+    "plant",
+    "lamp",
+    "box",
+    "speaker",
+    "clock",
+    "candle",
+    "stuffed animal",
+    "object",
+)
+_DESK = (
+    "book",
+    "cup",
+    "lamp",
+    "telephone",
+    "calendar",
+    "speaker",
+    "box",
+    "bottle",
+    "object",
+    "headphones",
+    "printer",
+    "fan",
+    "laptop",
+    "paper",
+    "tray",
+)
+_DINING = (
+    "cup",
+    "bowl",
+    "bottle",
+    "plate",
+    "book",
+    "laptop",
+    "potted plant",
+    "decoration",
+    "object",
+    "tray",
+    "candle",
+    "box",
+    "hat",
+)
+_KITCHEN = (
+    "microwave",
+    "toaster",
+    "coffee maker",
+    "coffee kettle",
+    "bottle",
+    "bowl",
+    "cup",
+    "box",
+    "machine",
+    "scale",
+    "object",
+    "rack",
+    "paper towel roll",
+    "stove",
+)
+_SEAT = ("pillow", "book", "purse", "bag", "stuffed animal", "hat", "towel", "clothes")
+ON_TOP_OF = {
+    "bed": (4, ("pillow", *_SEAT)), "couch": (4, ("pillow", "pillow", *_SEAT)), "armchair": (1, _SEAT), "chair": (1, _SEAT),
+    "desk": (6, _DESK), "table": (5, _DINING), "coffee table": (4, (*_DINING, "book")), "end table": (2, _HOUSEHOLD),
+    "nightstand": (2, _HOUSEHOLD), "tv stand": (3, _HOUSEHOLD), "cabinet": (4, _HOUSEHOLD), "dresser": (4, _HOUSEHOLD),
+    "bookshelf": (10, ("book", "book", *_HOUSEHOLD)), "shelf": (8, ("book", *_HOUSEHOLD)), "piano": (2, _HOUSEHOLD),
+    "file cabinet": (2, ("box", "printer", "book", "potted plant", "fan")), "kitchen cabinet": (3, _KITCHEN),
+    "refrigerator": (1, ("box", "bowl", "basket")), "oven": (1, _KITCHEN), "washing machine": (2, ("box", "towel", "bottle")),
+    "bench": (1, _SEAT), "wardrobe": (1, ("box", "suitcase", "bag")), "box": (1, ("box", "book", "object")),
+    "bathroom vanity": (2, ("bottle", "cup", "object")), "storage container": (1, ("box",)), "crate": (1, ("box", "object")),
+    "rack": (3, ("box", "book", "object", "bottle")),
+}  # fmt: skip
+_FLOOR_CLUTTER = (
+    "shoe",
+    "bag",
+    "backpack",
+    "purse",
+    "ball",
+    "book",
+    "box",
+    "stuffed animal",
+    "speaker",
+    "fan",
+    "object",
+    "hat",
+)
+# They face the way their base does.
+_ALIGNED = (
+    "monitor",
+    "tv",
+    "keyboard",
+    "laptop",
+    "microwave",
+    "printer",
+    "coffee maker",
+    "speaker",
+    "machine",
+    "oven",
+)
+_SIDE_BY_SIDE = (
+    "kitchen cabinet",
+    "refrigerator",
+    "oven",
+    "stove",
+    "sink",
+    "washing machine",
+    "clothes dryer",
+    "file cabinet",
+)
+
+
+class Furnisher:
+    """Furnishes rooms from an inventory."""
+
+    def __init__(self, inventory: Inventory):
+        self.inventory = inventory
+
+    def furnish(self, rng: np.random.Generator) -> Room:
+        """A new room, furnished by one of the programmes."""
+        names = list(PROGRAMMES)
+        weights = np.array([_PROGRAMME_WEIGHTS[name] for name in names])
+        name = names[rng.choice(len(names), p=weights / weights.sum())]
+        programme = PROGRAMMES[name]
+        small = 0.75 if name == "bathroom" else 1.0
+        width, depth = small * rng.uniform([3.0, 3.0], [5.2, 6.0])
+        room = Room(width, depth, rng.uniform(2.35, 2.9))
+        if rng.random() < 0.3:
+            half = rng.uniform(0.2, 0.6, 2)
+            corner = np.array([width, depth]) * rng.integers(0, 2, 2)
+            center = corner + np.where(corner > 0, -half, half)
+            room.blocks.append(Box(center, half, 0.0, (0.0, room.height)))
+        self._add_door(room, rng)
+        self._walls(room, rng, programme)
+        self._hang(room, rng, programme)
+        for class_name, count in _draw(rng, programme.middle):
+            for _ in range(count):
+                self._add_middle(room, rng, class_name)
+        for class_name, count in _draw(rng, programme.floor):
+            for _ in range(count):
+                if picked := self.inventory.pick(rng, class_name, FREE):
+                    place_free(room, rng, picked[0], class_name, solid=class_name != "mat")
+        self._ceiling(room, rng)
+        self._clutter(room, rng)
+        return room
+
+    def _add_door(self, room: Room, rng: np.random.Generator) -> None:
+        if rng.random() < 0.75 and (picked := self.inventory.pick(rng, "door", AGAINST_WALL)):
+            door = place_against_wall(room, rng, picked[0], "door")
+            if door is not None:
+                front = door.position[:2] - rotation(door.yaw)[:2, 1] * 0.5
+                room.reserved.append(Box(front, np.array([door.mesh.size[0] / 2, 0.42]), door.yaw, (0.0, 2.0)))
+
+    def _walls(self, room: Room, rng: np.random.Generator, programme: Programme) -> None:
+        beside = None
+        for class_name, count in _draw(rng, programme.walls):
+            for _ in range(count):
+                picked = self.inventory.pick(rng, class_name, AGAINST_WALL)
+                if picked is None:
+                    continue
+                mesh, elevation = picked
+                together = class_name in _SIDE_BY_SIDE
+                item = place_against_wall(
+                    room,
+                    rng,
+                    mesh,
+                    class_name,
+                    elevation,
+                    gap=rng.uniform(0.0, 0.05),
+                    beside=beside if together else None,
+                )
+                if item is not None:
+                    beside = item if together else beside
+                    self._companions(room, rng, item)
+
+    def _companions(self, room: Room, rng: np.random.Generator, item: PlacedObject) -> None:
+        """What belongs to a piece of furniture: chairs to tables, nightstands to beds, ..."""
+        if item.class_name == "desk":
+            self._beside(room, rng, item, ("office chair", "chair"), FREE, side=2, gap=(0.0, 0.3), turn=np.pi)
+        elif item.class_name in ("table", "dining table") and item.mesh.size[2] > 0.6:
+            for side in rng.permutation(4)[: rng.integers(1, 5)]:
+                # A chair's front (-y) looks back at the table.
+                turn = (0.0, -np.pi / 2, np.pi, np.pi / 2)[side]
+                self._beside(room, rng, item, ("chair",), FREE, side=int(side), gap=(0.0, 0.25), turn=turn)
+        elif item.class_name == "couch":
+            if rng.random() < 0.7:
+                self._beside(room, rng, item, ("coffee table",), FREE, side=2, gap=(0.25, 0.5), turn=0.0)
+            if rng.random() < 0.4:
+                self._beside(room, rng, item, ("end table",), FREE, side=1, gap=(0.03, 0.15), turn=0.0)
+        elif item.class_name == "bed":
+            for side in (1, 3):
+                if rng.random() < 0.5:
+                    self._nightstand(room, rng, item, side)
+        elif item.class_name == "tv stand" and (picked := self.inventory.pick(rng, "tv", ON_TOP)):
+            place_on_top(room, rng, picked[0], "tv", item, aligned=True)
+
+    def _nightstand(self, room: Room, rng: np.random.Generator, bed: PlacedObject, side: int) -> None:
+        if picked := self.inventory.pick(rng, "nightstand", AGAINST_WALL):
+            mesh = picked[0]
+            sign = 1 if side == 1 else -1
+            local = np.array([
+                sign * ((bed.mesh.size[0] + mesh.size[0]) / 2 + rng.uniform(0.03, 0.15)),
+                (bed.mesh.size[1] - mesh.size[1]) / 2,
+            ])  # fmt: skip
+            xy = bed.position[:2] + rotation(bed.yaw)[:2, :2] @ local
+            room.add(PlacedObject(mesh, "nightstand", np.array([*xy, 0.0]), bed.yaw))
+
+    def _beside(
+        self, room: Room, rng: np.random.Generator, other: PlacedObject, classes: tuple[str, ...], placement: str,
+        side: int, gap: tuple[float, float], turn: float,
+    ) -> None:  # fmt: skip
+        present = [class_name for class_name in classes if self.inventory.has(class_name, placement)]
+        if not present:
+            return
+        class_name = present[rng.integers(len(present))]
+        if picked := self.inventory.pick(rng, class_name, placement):
+            place_beside(room, rng, picked[0], class_name, other, side, gap, turn)
+
+    def _add_middle(self, room: Room, rng: np.random.Generator, class_name: str) -> None:
+        if picked := self.inventory.pick(rng, class_name, FREE):
+            item = place_free(room, rng, picked[0], class_name)
+            if item is not None:
+                self._companions(room, rng, item)
+
+    def _hang(self, room: Room, rng: np.random.Generator, programme: Programme) -> None:
+        for class_name, count in _draw(rng, programme.hung):
+            for _ in range(count):
+                if picked := self.inventory.pick(rng, class_name, WALL):
+                    place_against_wall(room, rng, picked[0], class_name, picked[1], tries=12)
+
+    def _ceiling(self, room: Room, rng: np.random.Generator) -> None:
+        for class_name in ("lamp", "fan", "ceiling light"):
+            if rng.random() < 0.35 and (picked := self.inventory.pick(rng, class_name, CEILING)):
+                place_on_ceiling(room, rng, picked[0], class_name)
+
+    def _clutter(self, room: Room, rng: np.random.Generator) -> None:
+        for base in list(room.objects):
+            if base.class_name not in ON_TOP_OF or base.position[2] > 0.3:
+                continue
+            most, classes = ON_TOP_OF[base.class_name]
+            if base.class_name == "desk":
+                self._computer(room, rng, base)
+            if base.class_name == "bed":
+                for _ in range(int(rng.integers(0, 3))):
+                    self._top(room, rng, base, "pillow", region=lambda place: place[:, 1] > 0.45, aligned=True)
+            for _ in range(int(rng.integers(most // 3, most + 1))):
+                self._top(room, rng, base, classes[rng.integers(len(classes))])
+        for _ in range(int(rng.integers(1, 6))):
+            class_name = _FLOOR_CLUTTER[rng.integers(len(_FLOOR_CLUTTER))]
+            if picked := self.inventory.pick(rng, class_name, ON_TOP):
+                place_free(room, rng, picked[0], class_name)
+
+    def _computer(self, room: Room, rng: np.random.Generator, desk: PlacedObject) -> None:
+        for _ in range(int(rng.integers(0, 3))):
+            self._top(room, rng, desk, "monitor", region=lambda place: place[:, 1] > 0.1)
+        if rng.random() < 0.6:
+            self._top(room, rng, desk, "keyboard", region=lambda place: place[:, 1] < -0.1)
+
+    def _top(self, room, rng, base: PlacedObject, class_name: str, region=None, aligned: bool = False) -> None:
+        if picked := self.inventory.pick(rng, class_name, ON_TOP):
+            place_on_top(room, rng, picked[0], class_name, base, region, aligned or class_name in _ALIGNED)
+
+
+def _draw(rng: np.random.Generator, counts: dict[str, tuple[int, int]]) -> list[tuple[str, int]]:
+    """Numbers of each class, the classes in the order of the programme, which puts the largest first."""
+    return [(class_name, int(rng.integers(low, high + 1))) for class_name, (low, high) in counts.items()]
