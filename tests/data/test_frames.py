@@ -1,0 +1,160 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from bifusion_hf import RGBDFrame
+from bifusion_hf.data.frames import (
+    CAMERA_TO_POINTS,
+    frame_features,
+    frame_from_row,
+    frame_to_row,
+    load_frames,
+    scale_intrinsics,
+)
+
+
+INTRINSICS = np.array([[60.0, 0, 31.5], [0, 60.0, 23.5], [0, 0, 1]])
+
+
+def arguments(**changes):
+    rng = np.random.default_rng(0)
+    values = {
+        "image": rng.integers(0, 255, (48, 64, 3)).astype(np.uint8),
+        "depth": rng.uniform(0.5, 4, (48, 64)),
+        "intrinsics": INTRINSICS,
+        "frame_id": "room_7",
+    }
+    return {**values, **changes}
+
+
+def pose(angle=0.3):
+    value = np.eye(4)
+    value[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    value[:3, :3] = value[:3, :3] @ CAMERA_TO_POINTS
+    value[:3, 3] = [1, 2, 1.5]
+    return value
+
+
+def few_points():
+    depth = np.zeros((48, 64))
+    depth[:3, :33] = 1.0
+    return depth
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": np.zeros((48, 64, 3))}, "image has shape .* float64; expected uint8"),
+        ({"image": np.zeros((48, 64, 4), np.uint8)}, "image has shape"),
+        ({"image": np.zeros((64, 48, 3), np.uint8)}, "image is 48x64 while depth is 64x48"),
+        ({"depth": np.ones((48, 64), np.uint16)}, "depth .* uint16; expected float"),
+        ({"depth": few_points()}, "depth has 99 pixels with a measurement; expected at least 100"),
+        ({"depth": np.full((48, 64), np.nan)}, "depth has 0 pixels"),
+        ({"intrinsics": np.eye(4)}, r"intrinsics has shape \(4, 4\)"),
+        ({"intrinsics": np.diag([0.0, 60, 1])}, "focal"),
+        ({"intrinsics": np.diag([60.0, -60, 1])}, "focal"),
+        ({"intrinsics": np.full((3, 3), np.nan)}, "intrinsics is not finite"),
+        ({"intrinsics": INTRINSICS.T}, "intrinsics is"),
+        ({"camera_to_world": np.eye(3)}, r"camera_to_world has shape \(3, 3\)"),
+        ({"camera_to_world": 2 * np.eye(4)}, "rigid"),
+        ({"camera_to_world": np.diag([1.0, 1, -1, 1])}, "rigid"),
+        ({"camera_to_world": np.full((4, 4), np.nan)}, "camera_to_world is not finite"),
+        ({"superpoints": np.zeros((24, 32), int)}, r"superpoints has shape \(24, 32\)"),
+        ({"instance": np.zeros((48, 64))}, "instance .* float64; expected integers"),
+    ],
+)
+def test_malformed_fields_are_named(changes, message):
+    with pytest.raises(ValueError, match=f"room_7: .*{message}"):
+        RGBDFrame(**arguments(**changes))
+
+
+def test_no_measurement_is_zero():
+    depth = np.full((48, 64), 2.0)
+    depth[0, :6] = [0, -1, np.nan, np.inf, -np.inf, 1e60]
+    frame = RGBDFrame(**arguments(depth=depth))
+    assert frame.depth.dtype == np.float32
+    assert np.count_nonzero(frame.depth) == depth.size - 6
+
+
+def test_colour_may_be_larger_than_depth_at_the_same_aspect():
+    assert RGBDFrame(**arguments(image=np.zeros((480, 640, 3), np.uint8))).image.shape == (480, 640, 3)
+
+
+@pytest.mark.parametrize("camera_to_world", [None, pose()])
+def test_unproject_is_the_inverse_of_projection(camera_to_world):
+    frame = RGBDFrame(**arguments(camera_to_world=camera_to_world))
+    points = frame.unproject().reshape(-1, 3).astype(np.float64)
+    if camera_to_world is None:
+        camera = points @ CAMERA_TO_POINTS
+    else:
+        camera = (np.c_[points, np.ones(len(points))] @ np.linalg.inv(camera_to_world).T)[:, :3]
+    pixels = camera @ frame.intrinsics.T
+    v, u = np.mgrid[:48, :64]
+    np.testing.assert_allclose(pixels[:, 0] / pixels[:, 2], u.ravel(), atol=1e-4)
+    np.testing.assert_allclose(pixels[:, 1] / pixels[:, 2], v.ravel(), atol=1e-4)
+    np.testing.assert_allclose(camera[:, 2], frame.depth.ravel(), atol=1e-5)
+
+
+def test_points_without_pose_are_z_up():
+    depth = np.full((48, 64), 2.0)
+    points = RGBDFrame(**arguments(depth=depth)).unproject()
+    assert np.allclose(points[..., 1], 2.0), "depth is forward, y"
+    assert (np.diff(points[:, 10, 2]) < 0).all(), "lower in the image is lower in the room"
+    assert (np.diff(points[10, :, 0]) > 0).all()
+
+
+def test_scaled_intrinsics_keep_the_rays():
+    scaled = scale_intrinsics(INTRINSICS, 0.5, 0.5)
+    # Pixel (0.5, 0.5) of the full image is the centre of pixel (0, 0) of the half image.
+    np.testing.assert_allclose(np.linalg.inv(scaled) @ [0, 0, 1], np.linalg.inv(INTRINSICS) @ [0.5, 0.5, 1])
+
+
+@pytest.mark.parametrize("camera_to_world", [None, pose()])
+def test_rows_keep_a_frame(camera_to_world, tmp_path):
+    import datasets
+
+    rng = np.random.default_rng(1)
+    depth = np.round(arguments()["depth"], 3)
+    labels = {name: rng.integers(-1, 300, (48, 64)) for name in ("instance", "semantic", "superpoints")}
+    frame = RGBDFrame(**arguments(depth=depth, camera_to_world=camera_to_world, **labels))
+    row = frame_to_row(frame)
+    (tmp_path / "data").mkdir()
+    table = datasets.Dataset.from_list([row, row], features=frame_features())
+    table.to_parquet(tmp_path / "data" / "val-00000-of-00001.parquet")
+    for streaming in (False, True):
+        for stored in load_frames(tmp_path, "val", streaming=streaming):
+            loaded = frame_from_row(stored)
+            assert loaded.frame_id == "room_7"
+            np.testing.assert_array_equal(loaded.image, frame.image)
+            np.testing.assert_allclose(loaded.depth, frame.depth, atol=1e-6)
+            np.testing.assert_array_equal(loaded.intrinsics, frame.intrinsics)
+            if camera_to_world is None:
+                assert loaded.camera_to_world is None
+            else:
+                np.testing.assert_array_equal(loaded.camera_to_world, camera_to_world)
+            for name, values in labels.items():
+                np.testing.assert_array_equal(getattr(loaded, name), values)
+    with pytest.raises(ValueError, match="no data/train"):
+        load_frames(tmp_path, "train")
+
+
+def test_decoded_rows_are_read_too():
+    frame = RGBDFrame(**arguments(instance=np.zeros((48, 64), int)))
+    row = frame_to_row(frame)
+    row["image"] = Image.fromarray(frame.image).convert("RGBA")
+    row["instance"] = Image.fromarray(np.ones((48, 64), np.uint16))
+    loaded = frame_from_row(row)
+    np.testing.assert_array_equal(loaded.image, frame.image)
+    np.testing.assert_array_equal(loaded.instance, frame.instance)
+
+
+def test_rows_without_a_column_are_named():
+    row = frame_to_row(RGBDFrame(**arguments()))
+    row["intrinsics"] = None
+    with pytest.raises(ValueError, match="room_7: row has no intrinsics"):
+        frame_from_row(row)
+
+
+def test_depth_beyond_16_bits_is_refused():
+    with pytest.raises(ValueError, match="16 bits"):
+        frame_to_row(RGBDFrame(**arguments(depth=np.full((48, 64), 70.0))))

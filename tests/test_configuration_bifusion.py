@@ -1,0 +1,87 @@
+import pytest
+import torch
+from transformers import AutoConfig, CLIPVisionConfig, Dinov2Config
+
+from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation
+from bifusion_hf.configuration_bifusion import PRESETS
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_saving(name, tmp_path):
+    config = BiFusionConfig.from_preset(name)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is BiFusionConfig
+    assert loaded.to_diff_dict() | {"_name_or_path": ""} == config.to_diff_dict() | {"_name_or_path": ""}
+    assert config.num_labels == 1 and config.id2label == {0: "object"}
+
+
+def test_sv3d_has_the_size_of_the_original():
+    with torch.device("meta"):
+        model = BiFusionForInstanceSegmentation(BiFusionConfig.from_preset("sv3d"))
+    assert parameters(model.model.encoder.point_encoder) == 37_854_112
+    assert parameters(model.model.superpoint_pooling) == 28_896
+    assert parameters(model.decoder) == 3_576_779
+    assert parameters(model) == 41_459_787
+
+
+def test_tiny_is_tiny():
+    with torch.device("meta"):
+        model = BiFusionForInstanceSegmentation(BiFusionConfig.from_preset("tiny"))
+    assert parameters(model) <= 2_300_000
+
+
+def test_light_fusion_block_has_the_size_the_guide_states():
+    with torch.device("meta"):
+        encoder = BiFusionForInstanceSegmentation(BiFusionConfig.from_preset("simple")).model.encoder
+    block = [encoder.fusion, encoder.film, encoder.geometric_encoding]
+    # Gate 32,897, squeeze-excite 8,464, FiLM 74,368, 8 frequencies, the scale.
+    assert sum(parameters(part) for part in block) == 115_738
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fusion_type": "none", "vision_config": CLIPVisionConfig()}, "vision_config"),
+        ({"fusion_type": "residual"}, "hidden_size"),
+        ({"projection_dim": 128}, "projection_dim"),
+        ({"use_spatial_attention": True}, "use_spatial_attention"),
+        ({"decoder_attention_heads": 7}, "decoder_attention_heads"),
+        ({"decoder_mask_levels": ["point", "point"]}, "decoder_mask_levels"),
+        ({"decoder_mask_levels": ["point", "point", "point", "superpoint"]}, "decoder_mask_levels"),
+        ({"dice_weight": [1.0, 2.0]}, "dice_weight"),
+        ({"min_query_fraction": 0.0}, "min_query_fraction"),
+        ({"voxel_size": 0.0}, "voxel_size"),
+        ({"fusion_type": "gate"}, "fusion_type"),
+        ({"hidden_size": "256"}, "hidden_size"),
+        ({"point_config": {"planes": [8] * 7}}, "planes"),
+    ],
+)
+def test_contradictions_are_refused(changes, message):
+    with pytest.raises(Exception, match=message):
+        BiFusionConfig(**changes)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="hiden_size"):
+        BiFusionConfig.from_preset("simple", hiden_size=3)
+    with pytest.raises(ValueError, match="no preset 'huge'"):
+        BiFusionConfig.from_preset("huge")
+
+
+def test_any_vision_backbone_can_be_the_tower():
+    config = BiFusionConfig(vision_config=Dinov2Config(num_hidden_layers=2))
+    assert config.clip_num_layers == 2
+    assert BiFusionConfig.from_dict(config.to_dict()).vision_config.model_type == "dinov2"
+
+
+def test_labels():
+    config = BiFusionConfig(num_labels=198)
+    assert config.num_labels == 198
+    assert config.semantic_id2label[0] == "wall" and config.semantic_id2label[2] == "chair"
+    assert BiFusionConfig(id2label={0: "cup", 1: "box"}).num_labels == 2
+    assert BiFusionConfig.from_preset("sv3d", num_points=8000).min_instance_points == 40
