@@ -1,0 +1,172 @@
+"""Rows of a prepared data set from ScanNet's scans."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import DataFileError
+from ..frames import MIN_VALID_POINTS, RGBDFrame, frame_to_row, scale_intrinsics
+from ..labels import raw_id_to_index
+from .annotations import axis_alignment, read_vertex_labels
+from .mesh import read_mesh
+from .mesh_labels import MAX_DISTANCE, MeshLabels
+from .registration import register_color, register_labels, resize_nearest
+from .scans import ExportedScan, LabelImages, SensScan, open_scan
+from .shards import SkippedFrame
+
+
+LABEL_SOURCES = ("auto", "mesh", "2d", "none")
+
+
+@dataclass(frozen=True)
+class ScanNetSource:
+    """Reads scans; see `prepare_scannet200` for what the fields mean.
+
+    Args:
+        scans: Folder with a folder for each scan.
+        label_ids: Raw category ids by name, of `read_label_ids`.
+        labels: One of `LABEL_SOURCES`.
+        frame_interval: Every how manieth frame of the stream is taken.
+        frame_numbers: The frames to take of scans where they are listed; there the interval does not count.
+        image_size: (width, height) of colour and depth; None = the depth camera's.
+        axis_align: Turn the poses into the axis-aligned world.
+        max_label_distance: Of `MeshLabels`, metres.
+        jpeg_quality: Of `frame_to_row`.
+        assume_registered: Of `SensScan`.
+    """
+
+    scans: Path
+    label_ids: Mapping[str, int] | None = None
+    labels: str = "auto"
+    frame_interval: int = 200
+    frame_numbers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    image_size: tuple[int, int] | None = None
+    axis_align: bool = False
+    max_label_distance: float = MAX_DISTANCE
+    jpeg_quality: int | None = 95
+    assume_registered: bool = False
+
+    def rows(self, unit: str) -> Iterator[dict[str, Any] | SkippedFrame | str]:
+        """Rows, skipped frames and notes of a scan; see `FrameSource`.
+
+        Raises:
+            DataFileError: The scan, its mesh or its annotation cannot be read.
+        """
+        folder = Path(self.scans, unit)
+        with open_scan(folder, assume_registered=self.assume_registered) as scan:
+            kind = self._label_source(folder)
+            reader = _FrameReader(
+                scan,
+                mesh=self._mesh_labels(folder) if kind == "mesh" else None,
+                images=LabelImages(folder) if kind == "2d" else None,
+                alignment=axis_alignment(folder / f"{unit}.txt") if self.axis_align else None,
+                size=self.image_size,
+            )
+            yield f"labels: {kind}"
+            available = scan.numbers()
+            listed = self.frame_numbers.get(unit)
+            numbers = (
+                [number for number in available if number % self.frame_interval == 0] if listed is None else listed
+            )
+            for number in numbers:
+                # The name that ESAM gives the frame.
+                frame_id = f"{unit}_{number}"
+                if number not in available:
+                    yield SkippedFrame(frame_id, "missing", f"{folder}: has no frame {number}")
+                    continue
+                result = reader.read(number, frame_id)
+                if isinstance(result, RGBDFrame):
+                    result = frame_to_row(result, scan.depth_scale, self.jpeg_quality)
+                yield result
+
+    def _label_source(self, folder: Path) -> str:
+        if self.labels != "auto":
+            return self.labels
+        if all(path.is_file() for path in _mesh_files(folder)):
+            return "mesh"
+        return "2d" if LabelImages.exist(folder) else "none"
+
+    def _mesh_labels(self, folder: Path) -> MeshLabels:
+        mesh_path, segments_path, aggregation_path = _mesh_files(folder)
+        vertices, faces = read_mesh(mesh_path)
+        labels = read_vertex_labels(segments_path, aggregation_path, self.label_ids, len(vertices))
+        try:
+            return MeshLabels(vertices, faces, labels, self.max_label_distance)
+        except ValueError as error:
+            raise DataFileError(mesh_path, str(error)) from error
+
+
+def _mesh_files(folder: Path) -> tuple[Path, Path, Path]:
+    name = folder.name
+    return (
+        folder / f"{name}_vh_clean_2.ply",
+        folder / f"{name}_vh_clean_2.0.010000.segs.json",
+        folder / f"{name}.aggregation.json",
+    )
+
+
+@dataclass
+class _FrameReader:
+    """Reads frames of one scan.
+
+    Args:
+        scan: The scan.
+        mesh: Labels the frames, or None.
+        images: Label images that do, or None.
+        alignment: [4, 4] scan to world, or None where they are the same.
+        size: (width, height) of the frames, or None for the depth camera's.
+    """
+
+    scan: SensScan | ExportedScan
+    mesh: MeshLabels | None
+    images: LabelImages | None
+    alignment: np.ndarray | None
+    size: tuple[int, int] | None
+
+    def read(self, number: int, frame_id: str) -> RGBDFrame | SkippedFrame:
+        """A frame, or why there is none."""
+        try:
+            pose = self.scan.pose(number)
+            if not np.isfinite(pose).all():
+                return SkippedFrame(frame_id, "invalid pose", f"{frame_id}: the pose is not finite")
+            depth = self.scan.depth(number)
+            if np.count_nonzero(depth) < MIN_VALID_POINTS:
+                return SkippedFrame(
+                    frame_id, "empty depth", f"{frame_id}: {np.count_nonzero(depth)} pixels with a measurement"
+                )
+            return self._frame(number, frame_id, pose, depth)
+        except DataFileError as error:
+            return SkippedFrame(frame_id, "unreadable", str(error))
+        except ValueError as error:
+            return SkippedFrame(frame_id, "malformed", str(error))
+
+    def _frame(self, number: int, frame_id: str, pose: np.ndarray, depth: np.ndarray) -> RGBDFrame:
+        own_size = (depth.shape[1], depth.shape[0])
+        size = self.size or own_size
+        intrinsics = scale_intrinsics(self.scan.depth_intrinsics, size[0] / own_size[0], size[1] / own_size[1])
+        color = self.scan.color(number)
+        color_intrinsics = self.scan.color_intrinsics((color.shape[1], color.shape[0]))
+        frame = RGBDFrame(
+            image=register_color(color, color_intrinsics, intrinsics, size),
+            depth=resize_nearest(depth, size) / self.scan.depth_scale,
+            intrinsics=intrinsics,
+            camera_to_world=pose,
+            frame_id=frame_id,
+        )
+        if self.mesh is not None:
+            frame.instance, raw_ids = self.mesh.label(frame)
+            frame.semantic = raw_id_to_index(raw_ids).astype(np.int32)
+        elif self.images is not None:
+            instance, raw_ids = self.images.read(number)
+            label_intrinsics = self.scan.color_intrinsics((raw_ids.shape[1], raw_ids.shape[0]))
+            instance, raw_ids = (
+                np.where(frame.depth > 0, register_labels(image, label_intrinsics, intrinsics, size), 0)
+                for image in (instance, raw_ids)
+            )
+            frame.instance, frame.semantic = instance - 1, raw_id_to_index(raw_ids).astype(np.int32)
+        if self.alignment is not None:
+            frame.camera_to_world = self.alignment @ frame.camera_to_world
+        return frame

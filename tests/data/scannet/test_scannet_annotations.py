@@ -1,0 +1,109 @@
+import json
+
+import numpy as np
+import pytest
+from scannet_files import LABEL_MAP, axis_alignment, room_mesh, scan_info, write_annotation
+
+from bifusion_hf.data.files import DataFileError
+from bifusion_hf.data.scannet.annotations import (
+    axis_alignment as read_axis_alignment,
+)
+from bifusion_hf.data.scannet.annotations import read_label_ids, read_scan_info, read_vertex_labels
+
+
+IDS = {"wall": 1, "chair": 2, "floor": 3, "stack of chairs": 2, '5" picture': 1357}
+
+
+def files(folder):
+    name = folder.name
+    return folder / f"{name}_vh_clean_2.0.010000.segs.json", folder / f"{name}.aggregation.json"
+
+
+def test_label_table(tmp_path):
+    path = tmp_path / "labels.tsv"
+    path.write_text(LABEL_MAP)
+    assert read_label_ids(path) == IDS
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no lines"),
+        ("id\tname\n1\twall\n", "no column 'raw_category'"),
+        ("id\traw_category\none\twall\n", "one"),
+        ("id\traw_category\n-1\twall\n", "id -1"),
+        ("id\traw_category\n1\n3\tfloor\textra\n", ""),
+    ],
+)
+def test_damaged_label_tables(tmp_path, text, message):
+    path = tmp_path / "labels.tsv"
+    path.write_text(text)
+    if message:
+        with pytest.raises(DataFileError, match=message):
+            read_label_ids(path)
+    else:
+        assert read_label_ids(path)["floor"] == 3
+
+
+def test_vertices_take_the_object_of_their_segment(tmp_path):
+    folder = tmp_path / "scene0000_00"
+    write_annotation(folder)
+    _, _, objects = room_mesh()
+    labels = read_vertex_labels(*files(folder), IDS, len(objects))
+    np.testing.assert_array_equal(labels.instance, np.where(objects == 3, -1, objects))
+    np.testing.assert_array_equal(labels.raw_ids, np.array([1, 3, 2, 0])[objects])
+    # A name that the table lacks is unlabelled, but stays an object.
+    labels = read_vertex_labels(*files(folder), {"wall": 1}, len(objects))
+    np.testing.assert_array_equal(labels.instance, np.where(objects == 3, -1, objects))
+    np.testing.assert_array_equal(labels.raw_ids, np.array([1, 0, 0, 0])[objects])
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (0, {"segIndices": [1, 2]}, "2 vertices; the mesh has 36"),
+        (0, {"segIndices": [1.5] * 36}, "no list of integers"),
+        (0, {"segIndices": {"a": 1}}, "no list of integers"),
+        (0, {"segIndices": None}, "no list of integers"),
+        (1, {"segGroups": 3}, "no list"),
+        (1, {"segGroups": [3]}, "no segments"),
+        (1, {"segGroups": [{"segments": [7], "label": "wall"}]}, "no objectId"),
+        (1, {"segGroups": [{"segments": [7], "label": 3, "objectId": 0}]}, "label 3"),
+        (1, {"segGroups": [{"segments": [7], "label": "wall", "objectId": -2}]}, "no list of integers"),
+        (1, {"segGroups": [{"segments": [10**30], "label": "wall", "objectId": 0}]}, "no list of integers"),
+    ],
+)
+def test_damaged_annotations(tmp_path, file, change, message):
+    folder = tmp_path / "scene0000_00"
+    write_annotation(folder)
+    path = files(folder)[file]
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataFileError, match=message) as error:
+        read_vertex_labels(*files(folder), IDS, 36)
+    assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("text", ["", "{", "\x00", "[" * 100000, '{"segIndices": [1,'])
+def test_files_that_are_no_json(tmp_path, text):
+    folder = tmp_path / "scene0000_00"
+    write_annotation(folder)
+    files(folder)[0].write_text(text)
+    with pytest.raises(DataFileError, match="is not JSON"):
+        read_vertex_labels(*files(folder), IDS, 36)
+
+
+def test_axis_alignment(tmp_path):
+    path = tmp_path / "scene0000_00.txt"
+    path.write_text(scan_info(axis_alignment()))
+    np.testing.assert_allclose(read_axis_alignment(path), axis_alignment(), atol=1e-6)
+    assert read_scan_info(path)["sceneType"] == "Bedroom / Hotel"
+    for text, message in (
+        ("colorWidth = 3\n", "no axisAlignment"),
+        ("axisAlignment = 1 2 3\n", "3 numbers"),
+        (scan_info(np.full((4, 4), np.nan)), "rigid"),
+        (scan_info(2 * np.eye(4)), "rigid"),
+        ("axisAlignment\n", "expected name = value"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataFileError, match=message):
+            read_axis_alignment(path)
