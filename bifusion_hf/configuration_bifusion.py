@@ -103,6 +103,12 @@ class BiFusionConfig(PreTrainedConfig):
         clip_temperature (`float`): Temperature of the CLIP consistency loss.
         clip_gradient_flow_ratio (`float`): Fraction of its gradient that reaches the image branch.
         clip_negatives_across_batch (`bool`): Take negatives from the whole batch instead of from the sample.
+        clip_coverage_gate (`str`): How the CLIP consistency loss of a sample follows the share of its points that are
+            visible: `"none"`, `"soft"` (in proportion, up to the threshold) or `"hard"` (all or nothing).
+        clip_coverage_threshold (`float`): Share of visible points at which that gate is open.
+        clip_warmup (`list[float]`): Start and length of a linear warm-up of its weight, as fractions of training.
+        noview_similarity_threshold (`float`): Cosine below which a point without a view has no teacher.
+        balance_target (`float`): Mean gate weight that the balance loss asks for.
         stage_schedule (`str`): `"bifusion"`, `"original"` or `"none"`: how loss weights follow progress.
         num_points (`int`): Points a frame.
         score_threshold (`float`), mask_threshold (`float`), max_instances (`int`): Post-processing values; instances
@@ -156,6 +162,11 @@ class BiFusionConfig(PreTrainedConfig):
     clip_temperature: float | int = 0.07
     clip_gradient_flow_ratio: float | int = 0.01
     clip_negatives_across_batch: bool = False
+    clip_coverage_gate: Literal["none", "soft", "hard"] = "soft"
+    clip_coverage_threshold: float | int = 0.6
+    clip_warmup: list[float] | tuple[float, float] = (0.0, 0.0)
+    noview_similarity_threshold: float | int = 0.8
+    balance_target: float | int = 0.4
     spatial_loss_weight: float | int = 0.02
     noview_loss_weight: float | int = 0.01
     balance_loss_weight: float | int = 0.0

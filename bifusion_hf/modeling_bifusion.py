@@ -350,6 +350,11 @@ CRITERION_FIELDS = (
     "clip_temperature",
     "clip_gradient_flow_ratio",
     "clip_negatives_across_batch",
+    "clip_coverage_gate",
+    "clip_coverage_threshold",
+    "clip_warmup",
+    "noview_similarity_threshold",
+    "balance_target",
     "stage_schedule",
 )
 

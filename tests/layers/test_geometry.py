@@ -1,0 +1,78 @@
+import math
+
+import pytest
+import torch
+
+from bifusion_hf.layers.geometry import FiLM, GeometricEncoding, sample_tokens
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16, 32])
+def test_tokens_are_read_where_the_pixel_is(stride):
+    """A map whose values are its own coordinates gives the coordinates back: no half-pixel is lost."""
+    height, width = 480, 640
+    rows, columns = height // stride, width // stride
+    y, x = torch.meshgrid(
+        (torch.arange(rows, dtype=torch.float64) + 0.5) / rows,
+        (torch.arange(columns, dtype=torch.float64) + 0.5) / columns,
+        indexing="ij",
+    )
+    tokens = torch.stack([x, y]).unsqueeze(0)
+    generator = torch.Generator().manual_seed(0)
+    margin = torch.tensor([0.5 / columns, 0.5 / rows], dtype=torch.float64)
+    pixels = margin + (1 - 2 * margin) * torch.rand(1, 5000, 2, generator=generator, dtype=torch.float64)
+    assert (sample_tokens(tokens, pixels) - pixels).abs().max() < 1e-9
+    # In float32, in pixels of the image.
+    error = (sample_tokens(tokens.float(), pixels.float()) - pixels).abs() * torch.tensor([width, height])
+    assert error.max() < 1e-3
+
+
+def test_the_border_is_constant():
+    tokens = torch.arange(6.0).reshape(1, 1, 2, 3)
+    corners = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]])
+    assert sample_tokens(tokens, corners).flatten().tolist() == [0, 2, 3, 5]
+
+
+def cloud(samples=2, points=200, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.randn(samples * points, 3, generator=generator, dtype=torch.float64)
+    return positions, torch.arange(samples).repeat_interleave(points)
+
+
+def test_encoding_has_its_parts():
+    encoding = GeometricEncoding(voxel_size=0.02).double()
+    points, sample = cloud()
+    rotations = torch.linalg.qr(torch.randn(2, 3, 3, dtype=torch.float64))[0]
+    encoded = encoding(points, sample, rotations)
+    assert encoded.shape == (400, encoding.size) and encoding.size == 64
+    for index in range(2):
+        own, part = points[sample == index], encoded[sample == index]
+        box = own.amax(0) - own.amin(0)
+        torch.testing.assert_close(part[:, :3], own / box.norm())
+        torch.testing.assert_close(part[:, 3:6], (box / box.norm()).expand(200, 3))
+        torch.testing.assert_close(part[:, 6:15], rotations[index].flatten().expand(200, 9))
+        torch.testing.assert_close(part[:, 15], (own[:, 2] - own[:, 2].min()) / box.norm())
+    torch.testing.assert_close(encoded[:, 16:40] ** 2 + encoded[:, 40:] ** 2, torch.ones(400, 24, dtype=torch.float64))
+
+
+def test_no_frequency_reaches_the_voxels_nyquist_and_all_are_learnable():
+    encoding = GeometricEncoding(voxel_size=0.1).double()
+    with torch.no_grad():
+        encoding.log_frequencies.fill_(math.log(1e4))
+    # Two points 1 m apart along x, diagonal 1 m: the phase between them is the angular frequency itself.
+    points = torch.tensor([[0.0, 0, 0], [0.01, 0, 0], [1.0, 0, 0]], dtype=torch.float64)
+    encoded = encoding(points, torch.zeros(3, dtype=torch.int64), torch.eye(3, dtype=torch.float64)[None])
+    phase = torch.atan2(encoded[1, 16], encoded[1, 40])
+    assert phase / 0.01 <= math.pi / 0.1 + 1e-9
+    encoding.reset_parameters()
+    points, sample = cloud()
+    encoding(points, sample, torch.eye(3, dtype=torch.float64).expand(2, 3, 3))[:, 16:].pow(3).sum().backward()
+    assert (encoding.log_frequencies.grad.abs() > 0).all()
+
+
+def test_film_starts_as_the_identity_and_learns():
+    film = FiLM(64, 16)
+    condition, first, second = torch.randn(10, 64), torch.randn(10, 16), torch.randn(10, 16)
+    for given, modulated in zip((first, second), film(condition, first, second), strict=True):
+        assert torch.equal(given, modulated)
+    film(condition, first)[0].square().sum().backward()
+    assert film.modulation.weight.grad.abs().sum() > 0

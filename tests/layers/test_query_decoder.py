@@ -1,0 +1,92 @@
+import torch
+
+from bifusion_hf.layers.query_decoder import QueryDecoder, blocked_share
+
+
+def inputs(config, seed=0, superpoints=9, points=120):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*size):
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    ids = torch.cat(
+        [torch.arange(superpoints), torch.randint(superpoints, (points - superpoints,), generator=generator)]
+    )
+    return {
+        "superpoint_features": randn(1, superpoints, config.hidden_size),
+        "superpoint_mask": torch.ones(1, superpoints, dtype=torch.bool),
+        "points": randn(1, points, 3),
+        "point_features": randn(1, points, config.hidden_size),
+        "point_weights": 2 * torch.rand(1, points, 1, generator=generator, dtype=torch.float64),
+        "superpoint_ids": ids.unsqueeze(0),
+        "point_mask": torch.ones(1, points, dtype=torch.bool),
+        "query_superpoints": torch.arange(superpoints).unsqueeze(0),
+    }
+
+
+def slow_mask(head, batch):
+    """Attention masks by loops over queries, superpoints and points."""
+    num_queries, num_superpoints = head.mask_logits.shape[1], batch["superpoint_mask"].shape[1]
+    allowed = torch.zeros(num_queries, num_superpoints, dtype=torch.bool)
+    for query in range(num_queries):
+        logits = head.mask_logits[0, query]
+        if head.level == "superpoint":
+            row = torch.sigmoid(logits) >= 0.5
+            allowed[query] = row if row.any() else True
+            continue
+        share = torch.zeros(num_superpoints, dtype=torch.float64)
+        for superpoint in range(num_superpoints):
+            own = (batch["superpoint_ids"][0] == superpoint).nonzero().flatten()
+            blocked = (torch.sigmoid(logits[own]) < 0.5).double() * batch["point_weights"][0, own, 0]
+            share[superpoint] = blocked.mean()
+        allowed[query] = (share <= 0.5) | (share == share.min())
+    return allowed
+
+
+def test_attention_masks_equal_the_slow_form(small_config):
+    torch.manual_seed(0)
+    config = small_config("none")
+    decoder = QueryDecoder(config).double()
+    batch = inputs(config)
+    heads, semantic, queries = decoder(**batch)
+    assert [head.level for head in heads] == ["superpoint", "superpoint", "point", "point"]
+    assert semantic.shape == (1, 9, 201) and queries.shape == (1, 9, config.decoder_size)
+    for head in heads:
+        # Also the extreme cases: a query whose mask is empty, and one whose mask is everything.
+        head.mask_logits[0, 0] = -1
+        head.mask_logits[0, 1] = 1
+        mask = decoder._attention_mask(
+            head, batch["superpoint_mask"], batch["superpoint_ids"], batch["point_mask"], batch["point_weights"]
+        )
+        assert torch.equal(mask[0], slow_mask(head, batch))
+        assert mask.any(2).all()
+
+
+def test_blocked_share_leaves_padding_out():
+    blocked = torch.ones(1, 2, 5, dtype=torch.bool)
+    weights = torch.full((1, 5, 1), 1.5)
+    ids = torch.tensor([[0, 0, 1, -1, -1]])
+    share = blocked_share(blocked, weights, ids, ids >= 0, 2)
+    assert torch.equal(share, torch.full((1, 2, 2), 1.5))
+
+
+def test_queries_follow_their_superpoints(small_config):
+    """Reordering the queries reorders every output and changes nothing else."""
+    torch.manual_seed(0)
+    config = small_config("none")
+    decoder = QueryDecoder(config).double()
+    batch = inputs(config)
+    order = torch.randperm(9)
+    first, semantic, _ = decoder(**batch)
+    second, permuted, _ = decoder(**{**batch, "query_superpoints": batch["query_superpoints"][:, order]})
+    torch.testing.assert_close(permuted, semantic[:, order])
+    for head, other in zip(first, second, strict=True):
+        torch.testing.assert_close(other.mask_logits, head.mask_logits[:, order])
+        torch.testing.assert_close(other.class_logits, head.class_logits[:, order])
+
+
+def test_one_superpoint(small_config):
+    config = small_config("none")
+    decoder = QueryDecoder(config).double()
+    heads, _, _ = decoder(**inputs(config, superpoints=1, points=3))
+    assert all(torch.isfinite(head.mask_logits).all() for head in heads)
