@@ -1,0 +1,49 @@
+"""`bifusion-train CONFIG --any.key value`: trains a network by a recipe."""
+
+import sys
+from collections.abc import Sequence
+
+from ..training.arguments import describe_keys, load_arguments, recipe_names
+
+
+USAGE = """usage: bifusion-train [RECIPE] [--section.key VALUE ...]
+
+RECIPE is a YAML file or one of: {recipes}. Several processes: torchrun --nproc_per_node N scripts/train.py RECIPE, or
+accelerate launch. Every key of a recipe can be given on the command line:
+
+{keys}"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the recipe, then plans or trains.
+
+    Args:
+        argv: Command line without the program's name; None = `sys.argv`.
+
+    Raises:
+        SystemExit: The recipe is wrong, with the reason.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or {"-h", "--help"} & set(words):
+        print(USAGE.format(recipes=", ".join(recipe_names()), keys=describe_keys()))
+        return
+    recipe = None if words[0].startswith("--") else words.pop(0)
+    try:
+        arguments = load_arguments(recipe, words)
+    except ValueError as error:
+        raise SystemExit(f"bifusion-train: {error}") from error
+
+    # Late, so that a mistake in the recipe is told at once.
+    from ..training.run import build_trainer
+
+    trainer = build_trainer(arguments)
+    if arguments.dry_run:
+        from ..training.plan import describe_plan
+
+        trainer.accelerator.print(describe_plan(trainer))
+        return
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+"""Liveness audit: what should train is shown to train.
+
+The original BiFusion trained for weeks with a gate, a projection head and a loss that never received a gradient. The
+audit watches every trainable tensor and every loss term, prints one table at the start and at each evaluation, and
+stops the run when one of them stays without gradient although the data held elements for it.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+# A tensor whose gradient is below this fraction of the model's largest is without gradient: rounding noise.
+DEAD_FRACTION = 1e-10
+# How often within a window a loss term is probed; all probes must find it dead before the run is stopped.
+PROBES_PER_WINDOW = 5
+# Nearest parameters of a loss term that a quick probe looks at.
+NEAREST_PARAMETERS = 8
+# A table row is a module at this depth of the name.
+TABLE_DEPTH = 4
+
+
+class LivenessError(RuntimeError):
+    """Something that should train receives no gradient."""
+
+
+@dataclass(frozen=True)
+class Exemption:
+    """What may be without gradient, and why.
+
+    Args:
+        pattern: Regular expression, searched in the parameter's name.
+        reason: Shown in the table.
+        until: `"always"`, `"update 1"`, or `"warmup"` (the gate's).
+    """
+
+    pattern: str
+    reason: str
+    until: str = "always"
+
+
+# The one table of what may be without gradient.
+EXEMPTIONS = (
+    Exemption(r"\bk_proj\.bias$", "softmax does not change when one constant is added to all keys"),
+    Exemption(r"\bgate\b", "alpha is held at 0.5 during gate warm-up", until="warmup"),
+    Exemption(
+        r"encoder\.(image_encoder|fusion|film|geometric_encoding)\.",
+        "lies behind an output that starts at zero",
+        until="update 1",
+    ),
+)
+# Parameters of the image side get a gradient only from points that the image shows.
+IMAGE_SIDE = r"encoder\.(image_encoder|fusion|film|geometric_encoding)\."
+
+
+class LivenessAudit:
+    """Watches gradients of parameters and losses.
+
+    Args:
+        model: The network, unwrapped, after freezing.
+        window: Updates with eligible elements after which something without gradient stops the run.
+        warmup_updates: Updates during which the gate is held.
+        exempt: Regular expressions of parameter names that are reported, but do not stop the run.
+        exemptions: The table of what may be without gradient.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        window: int = 50,
+        warmup_updates: int = 0,
+        exempt: Sequence[str] = (),
+        exemptions: Sequence[Exemption] = EXEMPTIONS,
+    ):
+        self.model = model
+        self.window = window
+        self.warmup_updates = warmup_updates
+        self.exemptions = [*exemptions, *(Exemption(pattern, "exempt by training.audit_exempt") for pattern in exempt)]
+        named = list(model.named_parameters())
+        self.names = [name for name, _ in named]
+        self.parameters = [parameter for _, parameter in named]
+        self._image_side = torch.tensor([bool(re.search(IMAGE_SIDE, name)) for name in self.names])
+        self._exempt_until = {
+            until: torch.tensor(
+                [any(e.until == until and re.search(e.pattern, name) for e in self.exemptions) for name in self.names]
+            )
+            for until in ("always", "update 1", "warmup")
+        }
+        self._largest = torch.zeros(len(self.names))
+        self._eligible = torch.zeros(len(self.names), dtype=torch.int64)
+        self._norms: torch.Tensor | None = None
+        self._before: list[torch.Tensor] | None = None
+        self._moved: list[float] = []
+        self._sizes: list[float] = []
+        self._terms: dict[str, dict[str, Any]] = {}
+        self._since_check = 0
+        self._alpha: dict[str, float] = {}
+        self._alignment: float | None = None
+
+    # Parameters
+
+    def observe(self, update: int, *, has_visible: bool = True) -> None:
+        """Takes in the gradients of an update, after the backward pass and before the optimizer.
+
+        Args:
+            update: Number of this update, from 1.
+            has_visible: Whether a point of the update's frames is visible in its image.
+
+        Raises:
+            LivenessError: A trainable tensor had no gradient in a whole window of updates that could give it one.
+        """
+        norms = self._gradient_norms()
+        largest = norms.max()
+        fraction = norms / largest.clamp_min(torch.finfo(norms.dtype).tiny)
+        self._norms = norms
+        eligible = self._may_have_gradient(update, has_visible).to(norms.device) & (largest > 0)
+        self._largest = torch.where(
+            eligible, torch.maximum(self._largest.to(norms.device), fraction), self._largest.to(norms.device)
+        )
+        self._eligible = self._eligible.to(norms.device) + eligible
+        self._since_check += 1
+        if self._since_check >= self.window:
+            self._check_parameters(update)
+
+    def _gradient_norms(self) -> torch.Tensor:
+        device = self.parameters[0].device
+        norms = torch.zeros(len(self.parameters), device=device)
+        present = [index for index, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        if present:
+            # One kernel for all tensors; a Python loop over 500 parameters would cost more than the optimizer.
+            values = torch._foreach_norm([self.parameters[index].grad for index in present])
+            norms[present] = torch.stack([value.float() for value in values])
+        return norms
+
+    def _may_have_gradient(self, update: int, has_visible: bool) -> torch.Tensor:
+        eligible = torch.tensor([parameter.requires_grad for parameter in self.parameters])
+        eligible &= ~self._exempt_until["always"]
+        if update <= 1:
+            eligible &= ~self._exempt_until["update 1"]
+        if update <= self.warmup_updates:
+            eligible &= ~self._exempt_until["warmup"]
+        if not has_visible:
+            eligible &= ~self._image_side
+        return eligible
+
+    def _check_parameters(self, update: int) -> None:
+        self._since_check = 0
+        ripe = self._eligible >= self.window
+        dead = (ripe & (self._largest <= DEAD_FRACTION)).cpu()
+        alive = self._largest > DEAD_FRACTION
+        self._largest = torch.where(ripe | alive, torch.zeros_like(self._largest), self._largest)
+        self._eligible = torch.where(ripe | alive, torch.zeros_like(self._eligible), self._eligible)
+        if dead.any():
+            names = [name for name, is_dead in zip(self.names, dead.tolist(), strict=True) if is_dead]
+            shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+            raise LivenessError(
+                f"update {update}: no gradient in {self.window} updates for {len(names)} trainable tensors: {shown}. "
+                "Nothing that depends on them reaches the loss: a no_grad, a detach, a term switched off, or a "
+                "module that is not called. Freeze them, or name them in training.audit_exempt.\n" + self.table()
+            )
+
+    def before_step(self) -> None:
+        """Remembers the parameters, so that `after_step` can tell how far they moved."""
+        self._before = [parameter.detach().clone() for parameter in self.parameters]
+
+    def after_step(self) -> None:
+        """Measures how far each tensor moved since `before_step`."""
+        with torch.no_grad():
+            change = torch._foreach_sub([parameter.detach() for parameter in self.parameters], self._before)
+            self._moved = torch.stack([value.float() for value in torch._foreach_norm(change)]).tolist()
+            self._sizes = torch.stack([value.float() for value in torch._foreach_norm(self._before)]).tolist()
+        self._before = None
+
+    # Loss terms
+
+    def wants_probe(self, counts: Mapping[str, float]) -> list[str]:
+        """Loss terms whose gradient is to be measured in this update.
+
+        Args:
+            counts: Elements that each term applies to in this update, over all processes.
+        """
+        due = []
+        for name, count in counts.items():
+            if count <= 0 or not name.startswith("loss"):
+                continue
+            term = self._term(name)
+            term["eligible"] += 1
+            if term["eligible"] >= term["next"]:
+                due.append(name)
+        return due
+
+    def record_probe(self, update: int, name: str, norm: float) -> None:
+        """Takes in a measured gradient norm of a term.
+
+        Raises:
+            LivenessError: The term had no gradient in any probe over a window of updates that held elements for it.
+        """
+        term = self._terms[name]
+        term["norm"] = norm
+        if norm > 0:
+            # A living term is looked at once a window.
+            term.update(eligible=0, next=self.window, dead_probes=0)
+            return
+        term["dead_probes"] += 1
+        term["next"] = term["eligible"] + max(1, self.window // PROBES_PER_WINDOW)
+        if term["eligible"] >= self.window and term["dead_probes"] >= PROBES_PER_WINDOW:
+            raise LivenessError(
+                f"update {update}: the loss {name} had no gradient in {term['dead_probes']} probes over "
+                f"{term['eligible']} updates that held elements for it; its value is {term['value']}. It is "
+                "detached, or constant. Give it a gradient, or set its weight to 0.\n" + self.table()
+            )
+
+    def record_values(self, values: Mapping[str, float]) -> None:
+        """Latest values of the loss terms, for the table."""
+        for name, value in values.items():
+            if name in self._terms:
+                self._terms[name]["value"] = value
+
+        self._alpha = {name: values[name] for name in ("alpha_mean", "alpha_std") if name in values} or self._alpha
+
+    def record_norm(self, name: str, norm: float) -> None:
+        """Latest gradient norm of a loss term, for the table only."""
+        self._term(name)["norm"] = norm
+
+    def record_alignment(self, errors: Sequence[float]) -> None:
+        """Colour differences between points and their pixels, fractions of 1, for the table."""
+        self._alignment = max([*errors, *([] if self._alignment is None else [self._alignment])], default=None)
+
+    def _term(self, name: str) -> dict[str, Any]:
+        return self._terms.setdefault(name, {"eligible": 0, "next": 1, "dead_probes": 0, "norm": None, "value": None})
+
+    # Report
+
+    def notes(self, name: str, parameter: nn.Parameter) -> str:
+        """Why a tensor is, or may be, without gradient; empty where it has to have one."""
+        if not parameter.requires_grad:
+            return "frozen"
+        return "; ".join(
+            f"{e.reason} ({e.until})" if e.until != "always" else e.reason
+            for e in self.exemptions
+            if re.search(e.pattern, name)
+        )
+
+    def dead_tensors(self, fraction: float = 1e-6) -> list[str]:
+        """Trainable tensors whose latest gradient is below `fraction` of the largest, exemptions not considered."""
+        floor = float(self._norms.max()) * fraction
+        norms = self._norms.tolist()
+        return [
+            name
+            for name, parameter, norm in zip(self.names, self.parameters, norms, strict=True)
+            if parameter.requires_grad and not norm > floor
+        ]
+
+    def table(self) -> str:
+        """One table of modules, loss terms, the gate and the alignment, as they were last recorded."""
+        rows: dict[str, list[int]] = {}
+        for index, name in enumerate(self.names):
+            rows.setdefault(".".join(name.split(".")[:-1][:TABLE_DEPTH]) or name, []).append(index)
+        norms = self._norms.tolist() if self._norms is not None else [0.0] * len(self.names)
+        width = max([len(name) for name in rows], default=10)
+        lines = [f"{'module':<{width}}  {'parameters':>10}  {'state':<9}  {'gradient':>9}  {'update':>8}  note"]
+        for module, indices in rows.items():
+            trainable = [index for index in indices if self.parameters[index].requires_grad]
+            state = "trainable" if len(trainable) == len(indices) else "part" if trainable else "frozen"
+            gradient = sum(norms[index] ** 2 for index in indices) ** 0.5
+            silent = [index for index in trainable if not norms[index] > DEAD_FRACTION * max(norms)]
+            lines.append(
+                f"{module:<{width}}  {sum(self.parameters[index].numel() for index in indices):>10,}  {state:<9}  "
+                f"{gradient:>9.2e}  {self._relative_update(indices):>8}  {self._silence(silent)}".rstrip()
+            )
+        for name, term in self._terms.items():
+            value = "-" if term["value"] is None else f"{term['value']:.4f}"
+            norm = "-" if term["norm"] is None else f"{term['norm']:.2e}"
+            lines.append(f"{name:<{width}}  value {value}  gradient {norm}")
+        if self._alpha:
+            lines.append(
+                "alpha on visible points: mean {alpha_mean:.3f}, spread {alpha_std:.3f}".format(**self._alpha)
+            )
+        if self._alignment is not None:
+            lines.append(f"colour of points against their pixels: at most {self._alignment * 255:.2f}/255")
+        return "\n".join(lines)
+
+    def _relative_update(self, indices: Iterable[int]) -> str:
+        """|change| / |parameters| of a row in the last step that was measured."""
+        if not self._moved:
+            return "-"
+        moved, size = (sum(norms[index] ** 2 for index in indices) ** 0.5 for norms in (self._moved, self._sizes))
+        return f"{moved / size:.1e}" if size > 0 else "from 0" if moved > 0 else "0"
+
+    def _silence(self, indices: Iterable[int]) -> str:
+        """Notes on the tensors of a row that have no gradient right now."""
+        notes: dict[str, int] = {}
+        for index in indices:
+            note = self.notes(self.names[index], self.parameters[index]) or "NO GRADIENT"
+            notes[note] = notes.get(note, 0) + 1
+        return "; ".join(f"{count} without gradient: {note}" for note, count in notes.items())
+
+
+def nearest_parameters(loss: torch.Tensor, limit: int = NEAREST_PARAMETERS) -> list[torch.Tensor]:
+    """The parameters closest to a loss in its graph, breadth first.
+
+    A gradient to them costs only the last layers' backward pass.
+    """
+    found, seen, queue = [], set(), deque([loss.grad_fn])
+    while queue and len(found) < limit:
+        node = queue.popleft()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and variable.requires_grad:
+            found.append(variable)
+        queue.extend(parent for parent, _ in node.next_functions)
+    return found
+
+
+def gradient_norm(loss: torch.Tensor, parameters: Sequence[torch.Tensor]) -> float:
+    """L2 norm of the gradient of a loss, 0 where it has none; the graph is kept."""
+    if not loss.requires_grad or loss.grad_fn is None or not parameters:
+        return 0.0
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    present = [gradient for gradient in gradients if gradient is not None]
+    return float(torch.stack([gradient.float().norm() for gradient in present]).norm()) if present else 0.0
+
+
+def probe_losses(
+    losses: Mapping[str, torch.Tensor], parameters: Sequence[torch.Tensor] | None = None
+) -> dict[str, float]:
+    """Gradient norm of each loss term before the backward pass.
+
+    Args:
+        losses: Scalars with their graph.
+        parameters: With respect to these; None = the nearest parameters of each term.
+    """
+    return {
+        name: gradient_norm(loss, nearest_parameters(loss) if parameters is None else parameters)
+        for name, loss in losses.items()
+    }
+
+
+def alpha_statistics(outputs: Any, batch: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Mean and standard deviation of the gate over the visible points of a batch; None without a gate."""
+    weights = getattr(outputs, "fusion_weights", None)
+    if weights is None or batch.get("point_visible") is None:
+        return None
+    values = weights.detach().float().squeeze(-1)[batch["point_visible"] & batch["point_mask"]]
+    return (float(values.mean()), float(values.std(correction=0))) if values.numel() else None

@@ -1,0 +1,212 @@
+"""Checkpoints that survive a kill, a full disk and a change of the number of processes.
+
+A checkpoint is written into a hidden folder and renamed when it is complete, so that a folder named `checkpoint-N` is
+always whole; one that is deleted is renamed away first. It holds what Accelerate saves (model, optimizer, schedule,
+scaler, random state of every process) plus `trainer_state.json`, and it loads with `from_pretrained`.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+
+STATE_FILE = "trainer_state.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read."""
+
+
+def checkpoint_folder(root: Path, update: int) -> Path:
+    """Where the checkpoint of an update is kept."""
+    return root / f"checkpoint-{update:07d}"
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Complete checkpoints below `root`, the oldest first."""
+    found = [
+        (int(match.group(1)), path) for path in root.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """`trainer_state.json` of a checkpoint.
+
+    Raises:
+        CheckpointError: The folder is no checkpoint.
+    """
+    path = checkpoint / STATE_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{checkpoint} is no checkpoint: it has no {STATE_FILE}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def find_checkpoint(root: Path, name: str) -> Path | None:
+    """The checkpoint to resume from.
+
+    Args:
+        root: Folder of the run's checkpoints.
+        name: `"latest"`, or a folder.
+
+    Returns:
+        The folder; None for `"latest"` where there is none yet.
+
+    Raises:
+        CheckpointError: The named folder is no checkpoint.
+    """
+    if name == "latest":
+        checkpoints = list_checkpoints(root)
+        return checkpoints[-1] if checkpoints else None
+    read_state(Path(name))
+    return Path(name)
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    root: Path,
+    update: int,
+    write: Callable[[Path], None],
+    state: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Writes a checkpoint, all processes together, and deletes the oldest ones above `keep`.
+
+    Args:
+        accelerator: Of the run.
+        root: Folder of the run's checkpoints.
+        update: Finished optimizer updates.
+        write: Writes everything but `trainer_state.json` into the folder that it is given; called in every process.
+        state: Content of `trainer_state.json`.
+        keep: How many checkpoints remain.
+
+    Raises:
+        CheckpointError: Writing failed in a process (a full disk, ...); the earlier checkpoints are intact.
+    """
+    final = checkpoint_folder(root, update)
+    partial = root / f".partial-{final.name}"
+    if accelerator.is_main_process:
+        root.mkdir(parents=True, exist_ok=True)
+        remove_partial(root)
+    accelerator.wait_for_everyone()
+    error = None
+    # Whatever goes wrong here must reach all processes, or the others would wait for ever.
+    try:
+        partial.mkdir(exist_ok=True)
+        write(partial)
+        if accelerator.is_main_process:
+            _write_durably(partial / STATE_FILE, json.dumps(state, indent=1))
+    except Exception as exception:
+        error = f"process {accelerator.process_index}: {type(exception).__name__}: {exception}"
+    errors = [message for message in gather_object([error]) if message]
+    if errors:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(_failure(root, update, errors))
+    if accelerator.is_main_process:
+        for path in partial.iterdir():
+            _flush(path)
+        if final.exists():
+            _delete(final)
+        partial.rename(final)
+        _flush(root)
+        for old in list_checkpoints(root)[:-keep]:
+            _delete(old)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]):
+    """Writes a folder's new content beside it and then swaps both, so that a kill leaves one of them whole.
+
+    Raises:
+        CheckpointError: Writing failed; the old content is intact.
+    """
+    partial, old = folder.with_name(f".partial-{folder.name}"), folder.with_name(f".old-{folder.name}")
+    recover_folder(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        for path in partial.iterdir():
+            _flush(path)
+    except Exception as exception:
+        shutil.rmtree(partial, ignore_errors=True)
+        message = f"could not write {folder}: {type(exception).__name__}: {exception}{_free_space(folder.parent)}"
+        raise CheckpointError(message) from exception
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: Path):
+    """Finishes a swap of `replace_folder` that a kill cut short."""
+    old = folder.with_name(f".old-{folder.name}")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_run(output_dir: Path):
+    """Deletes what an earlier run left in its folder, before a new one starts there."""
+    for name in ("checkpoints", "best", "final"):
+        if (output_dir / name).exists():
+            _delete(output_dir / name)
+    for name in ("metrics.jsonl", "train.log", "curves.png"):
+        (output_dir / name).unlink(missing_ok=True)
+
+
+def remove_partial(root: Path):
+    """Deletes what killed runs left unfinished."""
+    for path in [*root.glob(".partial-*"), *root.glob(".deleted-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _delete(folder: Path):
+    # A kill in the middle of rmtree must not leave a folder that looks like a checkpoint.
+    doomed = folder.with_name(f".deleted-{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _write_durably(path: Path, text: str):
+    path.write_text(text, encoding="utf-8")
+    _flush(path)
+
+
+def _flush(path: Path):
+    # A rename may reach the disk before the files' content does; fsync orders them. Not every
+    # system can open a folder.
+    flags = os.O_RDONLY
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(path, flags)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _free_space(folder: Path) -> str:
+    with contextlib.suppress(OSError):
+        return f"; {shutil.disk_usage(folder).free / 2**20:.1f} MiB are free there"
+    return ""
+
+
+def _failure(root: Path, update: int, errors: list[str]) -> str:
+    checkpoints = list_checkpoints(root)
+    last = f"the last complete one is {checkpoints[-1]}" if checkpoints else "there is no earlier one"
+    return (
+        f"could not write the checkpoint of update {update} to {root} ({'; '.join(errors)}){_free_space(root)}; {last}"
+        ". Make room and resume with --resume_from_checkpoint latest"
+    )

@@ -1,0 +1,171 @@
+"""Which frame goes into which update, and the loaders that bring it there.
+
+The order of frames is a function of (seed, update) alone: update u of an epoch takes the u-th slice of the epoch's
+permutation, whatever the number of processes, the batch size and the accumulation that share it. So a run resumes at
+any update without replaying anything, and one process with batch 4 sees the same updates as two with batch 2. Frames
+carry their own seed (seed, epoch, row), so that loader workers have no state.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+
+class UpdateSampler(Sampler[tuple[int, int]]):
+    """Keys (epoch, row) of all updates of a run, in order.
+
+    Frames that do not fill a whole update at the end of an epoch are left out of it; another permutation leaves out
+    others.
+
+    Args:
+        num_rows: Rows of the data set.
+        frames_per_update: Batch size x accumulation x processes.
+        total_updates: Updates of the whole run.
+        seed: Of the permutations.
+        start_update: Finished updates, when a run resumes.
+
+    Raises:
+        ValueError: The data set is smaller than one update.
+    """
+
+    def __init__(self, num_rows: int, frames_per_update: int, total_updates: int, seed: int, start_update: int = 0):
+        self.updates_per_epoch = updates_per_epoch(num_rows, frames_per_update)
+        self.num_rows = num_rows
+        self.frames_per_update = frames_per_update
+        self.total_updates = total_updates
+        self.seed = seed
+        self.start_update = start_update
+
+    def __len__(self) -> int:
+        return (self.total_updates - self.start_update) * self.frames_per_update
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for update in range(self.start_update, self.total_updates):
+            epoch, position = divmod(update, self.updates_per_epoch)
+            if position == 0 or update == self.start_update:
+                order = self.epoch_order(epoch)
+            first = position * self.frames_per_update
+            for row in order[first : first + self.frames_per_update]:
+                yield epoch, row
+
+    def epoch_order(self, epoch: int) -> list[int]:
+        """Permutation of the rows in an epoch."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(self.num_rows, generator=generator).tolist()
+
+
+def updates_per_epoch(num_rows: int, frames_per_update: int) -> int:
+    """Whole updates in one pass over the rows.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if num_rows < frames_per_update:
+        raise ValueError(
+            f"{num_rows} training frames do not fill one update of {frames_per_update} (batch_size x accumulation x "
+            "processes); lower training.batch_size or training.accumulation"
+        )
+    return num_rows // frames_per_update
+
+
+def build_train_loader(
+    dataset: Dataset,
+    sampler: UpdateSampler | None,
+    batch_size: int,
+    collate: Callable[[list], Any],
+    num_workers: int,
+    prefetch_factor: int,
+    pin_memory: bool,
+) -> DataLoader:
+    """Loader of the whole run: one iterator over all epochs, so that workers never stop between them.
+
+    Args:
+        dataset: Map-style, indexed by (epoch, row); or iterable, then `sampler` is None.
+        sampler: Keys of all updates.
+        batch_size: Frames of one forward in one process.
+        collate: List of samples -> batch.
+        num_workers: Worker processes.
+        prefetch_factor: Batches that each worker prepares ahead.
+        pin_memory: Pin the batches for the copy to a GPU.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=True,
+        collate_fn=collate,
+        num_workers=num_workers,
+        prefetch_factor=prefetch_factor if num_workers else None,
+        pin_memory=pin_memory,
+        # Of its own, so that starting the loader anew on a resume does not move torch's default generator.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+class StreamedFrames(IterableDataset):
+    """Samples of a streamed data set, in an order that depends on (seed, epoch) and resumes exactly.
+
+    Each loader worker of each process reads its own shards. To resume, a worker passes over the rows that it has
+    already given (reading, not preparing them).
+
+    Args:
+        rows: `datasets.IterableDataset`, undecoded.
+        prepare: (row, epoch, index of the row in its worker's pass) -> sample.
+        batch_size: Frames of a batch; worker w of W gives batches w, w + W, ...
+        start_batch: Batches that this process has already consumed.
+        seed: Of the shuffling.
+        shuffle_buffer: Rows among which is shuffled.
+        num_processes: Training processes.
+        process_index: Which of them this is.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        prepare: Callable[[dict, int, int], Any],
+        batch_size: int,
+        start_batch: int = 0,
+        seed: int = 0,
+        shuffle_buffer: int = 256,
+        num_processes: int = 1,
+        process_index: int = 0,
+    ):
+        self.rows = rows
+        self.prepare = prepare
+        self.batch_size = batch_size
+        self.start_batch = start_batch
+        self.seed = seed
+        self.shuffle_buffer = shuffle_buffer
+        self.num_processes = num_processes
+        self.process_index = process_index
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = torch.utils.data.get_worker_info()
+        num_workers, index = (worker.num_workers, worker.id) if worker else (1, 0)
+        # The loader asks worker 0 first, also after a resume; it takes the part whose turn it is.
+        index = (index + self.start_batch) % num_workers
+        readers = self.num_processes * num_workers
+        if self.rows.num_shards < readers:
+            raise ValueError(
+                f"the streamed data set has {self.rows.num_shards} shards for {readers} readers (processes x "
+                f"data.num_workers); set data.num_workers to at most {self.rows.num_shards // self.num_processes}"
+            )
+        shard = self.rows.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer)
+        shard = shard.shard(num_shards=readers, index=self.process_index * num_workers + index)
+        # Batches i < start_batch with i = index (mod num_workers) are this reader's.
+        skip = len(range(index, self.start_batch, num_workers)) * self.batch_size
+        epoch = 0
+        while True:
+            shard.set_epoch(epoch)
+            count = 0
+            for position, row in enumerate(shard):
+                count += 1
+                if skip > 0:
+                    skip -= 1
+                    continue
+                yield self.prepare(row, epoch, position)
+            if count == 0:
+                raise ValueError(f"shard {index} of the streamed data set has no rows")
+            epoch += 1

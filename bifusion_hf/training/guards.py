@@ -1,0 +1,156 @@
+"""What goes wrong in week-long runs: numbers that are not finite, and memory."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import find_executable_batch_size
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import nn
+
+from .arguments import TrainArguments
+
+
+class NonFiniteError(RuntimeError):
+    """Too many updates in a row had a loss or gradient that is not finite."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """A batch does not fit memory; the message names it and the settings to change."""
+
+
+class NonFiniteGuard:
+    """Skips updates whose loss or gradient is not finite, and counts them.
+
+    Args:
+        network: Its buffers are put back when an update is skipped: a forward pass with a NaN has written the NaN into
+            the running statistics too, which no later update would heal.
+        limit: Skipped updates in a row at which the run stops.
+    """
+
+    def __init__(self, network: nn.Module, limit: int):
+        self.network = network
+        self.limit = limit
+        self.skipped = self.in_a_row = 0
+        self._buffers: list[torch.Tensor] = []
+
+    def remember(self) -> None:
+        """Keeps the buffers as they are before the forward pass."""
+        self._buffers = [buffer.clone() for buffer in self.network.buffers()]
+
+    def accept(self, values: Mapping[str, float]) -> bool:
+        """Whether an update may be made; if not, the buffers are put back.
+
+        Args:
+            values: Loss terms and gradient norm, the same in every process.
+        """
+        finite = all(math.isfinite(value) for value in values.values())
+        if finite:
+            self.in_a_row = 0
+        else:
+            self.skipped += 1
+            self.in_a_row += 1
+            with torch.no_grad():
+                for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
+                    buffer.copy_(before)
+        return finite
+
+    def report(self, update: int, values: Mapping[str, float], frames: Sequence[str]) -> str:
+        """A line about the update that was skipped.
+
+        Raises:
+            NonFiniteError: It was the last one allowed in a row.
+        """
+        numbers = ", ".join(f"{name} {value:g}" for name, value in values.items() if not math.isfinite(value))
+        message = f"update {update}: {numbers}, not finite; frames {', '.join(frames)}"
+        if self.in_a_row >= self.limit:
+            raise NonFiniteError(
+                f"{message}. That is {self.in_a_row} updates in a row (training.max_nonfinite_updates). Try a lower "
+                "optimizer.learning_rate or a lower optimizer.max_grad_norm, or bf16 in place of fp16"
+            )
+        return f"{message}. Update skipped, {self.skipped} so far"
+
+
+@contextlib.contextmanager
+def preserved_buffers(network: nn.Module) -> Iterator[None]:
+    """Puts the buffers back after the context: a trial pass leaves no trace in the running statistics."""
+    before = [buffer.clone() for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(network.buffers(), before, strict=True):
+                buffer.copy_(value)
+
+
+def explain_out_of_memory(error: Exception, batch: Mapping[str, Any], arguments: TrainArguments) -> None:
+    """Raises an error that helps, if `error` is about memory; otherwise returns.
+
+    Raises:
+        OutOfMemoryError: Names the batch and the settings to change.
+    """
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not should_reduce_batch_size(error):
+        return
+    shapes = {
+        name: list(value.shape)
+        for name, value in batch.items()
+        if isinstance(value, torch.Tensor) and name in ("points", "pixel_values")
+    }
+    superpoints = int(batch["superpoint_ids"].max()) + 1 if "superpoint_ids" in batch else "?"
+    training = arguments.training
+    raise OutOfMemoryError(
+        f"out of memory in a batch of {shapes}, up to {superpoints} superpoints, frames "
+        f"{', '.join(batch.get('frame_ids', []))}. What needs less: training.batch_size {training.batch_size} -> "
+        f"{max(1, training.batch_size // 2)} with training.accumulation {training.accumulation} -> "
+        f"{2 * training.accumulation} (the same update), or training.find_batch_size; "
+        "training.gradient_checkpointing; training.mixed_precision bf16; model.config.num_points; on a GPU "
+        "training.empty_cache_every 1"
+    ) from error
+
+
+def largest_batch_size(
+    accelerator: Accelerator, trial: Callable[[int], None], batch_size: int, frames_per_process: int
+) -> int:
+    """The largest batch size that runs in every process and divides the frames of an update.
+
+    Args:
+        accelerator: Of the run.
+        trial: One forward and backward pass with a batch size; raises an out-of-memory error where it does not fit.
+        batch_size: Largest size to try.
+        frames_per_process: Frames of an update in one process; sizes that do not divide it would change the update.
+
+    Returns:
+        The size; accumulation is then `frames_per_process // size`.
+
+    Raises:
+        OutOfMemoryError: Not even one frame fits.
+    """
+    sizes = [size for size in range(batch_size, 0, -1) if frames_per_process % size == 0]
+    position = 0
+
+    def smaller() -> int:
+        nonlocal position
+        position += 1
+        return sizes[position] if position < len(sizes) else 0
+
+    @find_executable_batch_size(starting_batch_size=sizes[0], reduce_batch_size_fn=smaller)
+    def run(size: int) -> int:
+        trial(size)
+        return size
+
+    try:
+        found = run()
+    except RuntimeError as error:
+        if "No executable batch size found" not in str(error):
+            raise
+        found = 0
+    sizes_found = accelerator.gather(torch.tensor([found], device=accelerator.device))
+    if int(sizes_found.min()) == 0:
+        raise OutOfMemoryError(
+            "not even one frame fits memory; lower model.config.num_points, or use training.gradient_checkpointing or "
+            "training.mixed_precision bf16"
+        )
+    return int(sizes_found.min())

@@ -1,0 +1,240 @@
+"""From a recipe to a trainer: model, weights to start from, processor, frames."""
+
+import copy
+import functools
+import hashlib
+import inspect
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import Dataset
+
+from ..configuration_bifusion import BiFusionConfig
+from ..data import superpoints, superpoints_geometry, superpoints_graph
+from ..data.augmentation import AugmentationConfig, JointAugmentation
+from ..data.collator import BiFusionCollator
+from ..data.dataset import FrameDataset, SampleMaker
+from ..data.frames import encode_png16, frame_from_row, load_frames
+from ..evaluation import evaluate_model, headline
+from ..modeling_bifusion import BiFusionForInstanceSegmentation
+from ..processing_bifusion import BiFusionProcessor
+from .arguments import DataArguments, TrainArguments, check_names
+from .data_loading import StreamedFrames
+from .setup import build_accelerator
+from .trainer import BiFusionTrainer
+
+
+class _OwnMaker:
+    """Holds a `SampleMaker` for each process: the epoch of the one given is shared by all loader workers."""
+
+    def __init__(self, maker: SampleMaker):
+        self._shared_maker = maker
+
+    @functools.cached_property
+    def maker(self) -> SampleMaker:
+        return copy.deepcopy(self._shared_maker)
+
+
+class KeyedFrames(_OwnMaker, Dataset):
+    """Samples of rows by (epoch, row), so that loader workers may run ahead into the next epoch.
+
+    Args:
+        rows: Rows of `load_frames`.
+        maker: Makes the samples.
+    """
+
+    def __init__(self, rows: Any, maker: SampleMaker):
+        super().__init__(maker)
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | None:
+        """The sample of a row in an epoch; None for a broken row that is skipped."""
+        epoch, row = key
+        self.maker.epoch = epoch
+        return self.maker(self.rows[row], row, f"row {row}")
+
+
+class RowPreparer(_OwnMaker):
+    """Samples of streamed rows; the frame's name stands for the row in its seed."""
+
+    def __call__(self, row: Mapping[str, Any], epoch: int, position: int) -> dict[str, Any] | None:
+        """The sample of a row in an epoch."""
+        self.maker.epoch = epoch
+        return self.maker(row, zlib.crc32(str(row.get("frame_id")).encode()), f"row {position} of the stream")
+
+
+def build_model(arguments: TrainArguments) -> BiFusionForInstanceSegmentation:
+    """The network of a recipe, with the weights that it starts from.
+
+    Raises:
+        ValueError: `model.config` has a field that the configuration does not have, or weights do not fit.
+    """
+    check_names("model.config", arguments.model.config, [*BiFusionConfig.__dataclass_fields__, "num_labels"])
+    # The same initial weights in every process and every run of a seed.
+    set_seed(arguments.seed)
+    if arguments.model.pretrained is not None:
+        model = BiFusionForInstanceSegmentation.from_pretrained(arguments.model.pretrained, **arguments.model.config)
+    else:
+        config = BiFusionConfig.from_preset(arguments.model.preset, **arguments.model.config)
+        model = BiFusionForInstanceSegmentation(config)
+    return model.float()
+
+
+def load_initial_weights(model: BiFusionForInstanceSegmentation, arguments: TrainArguments) -> list[str]:
+    """Loads `init.sv3d` and `init.clip` and returns the reports; not called when a run resumes."""
+    reports = []
+    if arguments.init.sv3d is not None:
+        from ..hub import load_sv3d_weights
+
+        reports.append(f"init.sv3d {arguments.init.sv3d}\n{load_sv3d_weights(model, arguments.init.sv3d)}")
+    if arguments.init.clip is not None:
+        from ..hub import load_clip_weights
+
+        report = load_clip_weights(model, arguments.init.clip, activation=arguments.init.clip_activation)
+        reports.append(f"init.clip {arguments.init.clip}\n{report}")
+    return reports
+
+
+def build_processor(arguments: TrainArguments, config: BiFusionConfig) -> BiFusionProcessor:
+    """The processor that belongs to the model, or the one saved with `model.pretrained`."""
+    if arguments.model.pretrained is not None:
+        return BiFusionProcessor.from_pretrained(arguments.model.pretrained)
+    return BiFusionProcessor.from_config(config)
+
+
+def build_trainer(arguments: TrainArguments) -> BiFusionTrainer:
+    """Everything that a recipe names.
+
+    Raises:
+        ValueError: The recipe does not fit itself, the data or the machine; the message names the key.
+    """
+    accelerator = build_accelerator(arguments)
+    model = build_model(arguments)
+    processor = build_processor(arguments, model.config)
+    # The last moment before the weights are copied, wrapped or resumed.
+    reports = [] if arguments.resumes() else load_initial_weights(model, arguments)
+    for report in reports:
+        accelerator.print(report)
+    trainer = BiFusionTrainer(
+        arguments,
+        model,
+        processor,
+        build_train_dataset(arguments, processor, accelerator),
+        BiFusionCollator(processor),
+        evaluate=build_evaluation(arguments, processor, accelerator),
+        accelerator=accelerator,
+    )
+    return trainer
+
+
+def build_train_dataset(
+    arguments: TrainArguments, processor: BiFusionProcessor, accelerator: Accelerator
+) -> KeyedFrames | StreamedFrames:
+    """Training frames, augmented as the recipe says."""
+    data = arguments.data
+    augmentation = None
+    if data.augment:
+        check_names("data.augmentation", data.augmentation, AugmentationConfig.__dataclass_fields__)
+        augmentation = JointAugmentation(AugmentationConfig(**data.augmentation))
+    maker = SampleMaker(
+        processor, training=True, augmentation=augmentation, seed=arguments.seed, skip_broken=data.skip_broken_rows
+    )
+    rows = load_frames(data.train, data.train_split, streaming=data.streaming)
+    if data.streaming:
+        return StreamedFrames(
+            rows if data.max_train_frames is None else rows.take(data.max_train_frames),
+            RowPreparer(maker),
+            arguments.training.batch_size,
+            seed=arguments.seed,
+            shuffle_buffer=data.shuffle_buffer,
+            num_processes=accelerator.num_processes,
+            process_index=accelerator.process_index,
+        )
+    return KeyedFrames(_select(rows, data.max_train_frames, data, processor, accelerator), maker)
+
+
+def build_evaluation(arguments: TrainArguments, processor: BiFusionProcessor, accelerator: Accelerator) -> Any:
+    """A function from a model to the numbers of the validation frames; None without validation data."""
+    data = arguments.data
+    if data.val is None:
+        return None
+    rows = load_frames(data.val, data.val_split)
+    rows = _select(rows, data.max_val_frames, data, processor, accelerator)
+    dataset = FrameDataset(rows, processor, skip_broken=data.skip_broken_rows)
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        results = evaluate_model(
+            model,
+            processor,
+            dataset,
+            batch_size=arguments.evaluation.batch_size,
+            num_workers=arguments.evaluation.num_workers,
+            accelerator=accelerator,
+        )
+        return headline(results)
+
+    return evaluate
+
+
+def _select(
+    rows: Any, limit: int | None, data: DataArguments, processor: BiFusionProcessor, accelerator: Accelerator
+) -> Any:
+    if limit is not None:
+        rows = rows.select(range(min(limit, len(rows))))
+    if data.cache_superpoints:
+        with accelerator.main_process_first():
+            rows = cache_superpoints(rows, processor, data.num_workers)
+    return rows
+
+
+def cache_superpoints(rows: "datasets.Dataset", processor: BiFusionProcessor, num_workers: int) -> "datasets.Dataset":
+    """Adds the processor's over-segmentation to frames that carry none.
+
+    The result is kept in the cache of `datasets`, so that it is computed once for a data set, not in every epoch.
+
+    Args:
+        rows: Of `load_frames`.
+        processor: Says how many superpoints.
+        num_workers: Worker processes.
+
+    Returns:
+        The rows, with `superpoints` filled where a frame can be read.
+    """
+    if rows[0].get("superpoints") is not None:
+        return rows
+    modules = (superpoints, superpoints_geometry, superpoints_graph)
+    code = hashlib.sha256("".join(inspect.getsource(module) for module in modules).encode()).hexdigest()
+    found = rows.map(
+        _segment_row,
+        # The cache is found by these: a change in the segmentation must not find what the old one left.
+        fn_kwargs={"num_superpoints": processor.num_superpoints, "code": code},
+        remove_columns=rows.column_names,
+        features=datasets.Features({"superpoints": datasets.Image(decode=False)}),
+        num_proc=num_workers if num_workers > 1 and len(rows) > 64 else None,
+        desc="superpoints",
+    )
+    others = rows.remove_columns("superpoints") if "superpoints" in rows.column_names else rows
+    return datasets.concatenate_datasets([others, found], axis=1)
+
+
+def _segment_row(row: Mapping[str, Any], num_superpoints: int, code: str) -> dict[str, Any]:
+    try:
+        frame = frame_from_row(row)
+    except Exception:
+        # The data set names broken rows when it comes to them, or skips them if it is told to.
+        return {"superpoints": None}
+    labels = frame.superpoints
+    if labels is None:
+        labels = superpoints.segment_superpoints(
+            frame.image, frame.depth, frame.intrinsics, num_segments=num_superpoints
+        )
+    return {"superpoints": encode_png16(np.asarray(labels) + 1)}

@@ -1,0 +1,87 @@
+"""Accelerator and network as a recipe wants them."""
+
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, LoggerType
+from torch import nn
+
+from .arguments import TrainArguments
+from .freezing import freeze, frozen_prefixes
+
+
+def build_accelerator(arguments: TrainArguments) -> Accelerator:
+    """The Accelerator of a run.
+
+    Raises:
+        ValueError: fp16 on a CPU, a setting of `accelerate launch` that contradicts the recipe, or an unknown tracker.
+        ImportError: A tracker that is not installed.
+    """
+    training = arguments.training
+    _check_launcher("ACCELERATE_MIXED_PRECISION", "training.mixed_precision", training.mixed_precision, "no")
+    _check_launcher("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "training.accumulation", training.accumulation, "1")
+    accelerator = Accelerator(
+        mixed_precision=training.mixed_precision,
+        # The loop accumulates itself, because the counts of a whole window must be known before its first backward.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        # Schedules count updates, not frames: they do not depend on the number of processes.
+        step_scheduler_with_optimizer=False,
+        log_with=_trackers(arguments.logging.trackers) or None,
+        project_dir=arguments.output_dir,
+        # Every branch of the network always takes part, so there are no unused parameters to look for.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
+    )
+    if training.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError(
+            "training.mixed_precision fp16 needs a GPU: on a CPU Accelerate would silently train in float32; use bf16"
+        )
+    if arguments.deterministic:
+        # cuBLAS reads it when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    return accelerator
+
+
+def _check_launcher(variable: str, key: str, value: object, neutral: str) -> None:
+    launched = os.environ.get(variable, neutral)
+    if launched not in (neutral, str(value)):
+        raise ValueError(
+            f"accelerate launch sets {variable}={launched}, the recipe has {key} {value}; say it in one place"
+        )
+
+
+def _trackers(names: list[str]) -> list[LoggerType]:
+    known = [kind.value for kind in LoggerType if kind.value != "all"]
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ValueError(f"logging.trackers has no {', '.join(unknown)}; Accelerate knows {known}")
+    available = {kind.value for kind in get_available_trackers()}
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise ImportError(f"logging.trackers: {', '.join(missing)} not installed; pip install {' '.join(missing)}")
+    return [LoggerType(name) for name in names]
+
+
+def prepare_network(model: nn.Module, arguments: TrainArguments, accelerator: Accelerator) -> nn.Module:
+    """Freezes what the configuration and `training.unfreeze_at` freeze, and applies gradient checkpointing and SyncBN.
+
+    Returns:
+        The network, on its device, not yet wrapped for several processes.
+    """
+    training = arguments.training
+    freeze(model, frozen_prefixes(model))
+    freeze(model, list(training.unfreeze_at))
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if shares_batch_statistics(arguments, accelerator):
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model.to(accelerator.device)
+
+
+def shares_batch_statistics(arguments: TrainArguments, accelerator: Accelerator) -> bool:
+    """Whether batch normalisation sees the frames of all processes: on several GPUs; PyTorch has it for no CPU."""
+    several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
+    return arguments.training.sync_batch_norm and several_gpus

@@ -1,0 +1,466 @@
+"""The training loop, on Accelerate.
+
+One optimizer update is: take the batches of an accumulation window; count, over window and processes, the samples that
+each loss term applies to; forward and backward each batch with those counts, so that the gradient is that of the one
+big batch; check that it is finite; clip, step, and tell the model its progress.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object, send_to_device, set_seed
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..data.alignment import check_alignment
+from . import checkpoints
+from .arguments import TrainArguments
+from .audit import LivenessAudit, alpha_statistics, probe_losses
+from .data_loading import UpdateSampler, build_train_loader, updates_per_epoch
+from .freezing import eval_mode, train_mode, unfreeze_due
+from .guards import NonFiniteGuard, explain_out_of_memory, largest_batch_size, preserved_buffers
+from .metrics import Recorder, memory_gib
+from .optimization import build_optimizer, build_scheduler
+from .setup import build_accelerator, prepare_network, shares_batch_statistics
+
+
+WEIGHTS_FILE = "model.safetensors"
+EMA_FILE = "ema.safetensors"
+# Updates whose frames are checked for the alignment of points and image.
+ALIGNMENT_UPDATES = 5
+Batch = dict[str, Any]
+
+
+class BiFusionTrainer:
+    """Trains a network by a recipe.
+
+    Args:
+        arguments: The recipe.
+        model: Network with the contract of `BiFusionForInstanceSegmentation`: `forward(..., loss_counts)` gives `loss`
+            and `loss_dict`; `count_loss_samples(**batch)`; `set_training_progress(update, total)`; `save_pretrained`.
+        processor: Saved with the model; undoes the normalisation for the alignment check.
+        train_dataset: Map-style data set indexed by (epoch, row), or `StreamedFrames`.
+        collate: List of samples -> batch.
+        evaluate: Model in eval mode -> numbers, among them `evaluation.metric`; called in every process. None = no
+            evaluation.
+        accelerator: Made from the recipe where None.
+
+    Raises:
+        ValueError: The recipe does not fit the data or the machine.
+    """
+
+    def __init__(
+        self,
+        arguments: TrainArguments,
+        model: nn.Module,
+        processor: Any,
+        train_dataset: Any,
+        collate: Callable[[list], Batch],
+        evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+        accelerator: Accelerator | None = None,
+    ):
+        training = arguments.training
+        self.arguments = arguments
+        self.accelerator = accelerator or build_accelerator(arguments)
+        self.processor, self.train_dataset = processor, train_dataset
+        self.collate, self.evaluate_model = collate, evaluate
+        self.output_dir = Path(arguments.output_dir)
+        set_seed(arguments.seed, device_specific=True)
+
+        self.network = prepare_network(model, arguments, self.accelerator)
+        self.forward_names = set(inspect.signature(self.network.forward).parameters)
+        self.batch_size, self.accumulation = training.batch_size, training.accumulation
+        self.frames_per_update = self.batch_size * self.accumulation * self.accelerator.num_processes
+        if training.find_batch_size:
+            frames = self.batch_size * self.accumulation
+            self.batch_size = largest_batch_size(self.accelerator, self._trial_update, self.batch_size, frames)
+            self.accumulation = frames // self.batch_size
+        self.updates_per_epoch = None
+        if not arguments.data.streaming:
+            self.updates_per_epoch = updates_per_epoch(len(train_dataset), self.frames_per_update)
+        self.total_updates = training.max_updates or training.epochs * self.updates_per_epoch
+
+        # The copy is made before Accelerate changes the network's forward.
+        average = get_ema_multi_avg_fn(training.ema_decay) if training.ema_decay else None
+        self.ema = AveragedModel(self.network, multi_avg_fn=average) if average else None
+        self.guard = NonFiniteGuard(self.network, training.max_nonfinite_updates)
+        self.audit = LivenessAudit(
+            self.network,
+            training.audit_window,
+            getattr(self.network.config, "gate_warmup_steps", 0),
+            exempt=training.audit_exempt,
+        )
+        optimizer = build_optimizer(self.network, arguments.optimizer, later=list(training.unfreeze_at))
+        scheduler = build_scheduler(optimizer, self.total_updates, arguments.optimizer)
+        self.optimizer, self.scheduler = self.accelerator.prepare(optimizer, scheduler)
+        if training.compile:
+            self.network.compile(dynamic=True)
+        self.model = self.accelerator.prepare_model(self.network)
+        self.accelerator.register_save_state_pre_hook(self._save_weights)
+        self.accelerator.register_load_state_pre_hook(self._load_weights)
+        self.update = 0
+        self.best: dict[str, float] = {}
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Folder of the run's checkpoints."""
+        return self.output_dir / "checkpoints"
+
+    # The loop
+
+    def train(self) -> dict[str, float]:
+        """Runs all updates that are left, then evaluates and saves the final model.
+
+        Returns:
+            The numbers of the last evaluation.
+
+        Raises:
+            ValueError: `output_dir` holds the checkpoints of another run, or points and image are misaligned.
+            NonFiniteError, OutOfMemoryError, LivenessError, CheckpointError: See there.
+        """
+        resumed = self._start()
+        self.recorder = Recorder(
+            self.accelerator, self.output_dir, self.total_updates, self.update, self.arguments.logging.progress_bar
+        )
+        self.recorder.info(resumed)
+        batches = iter(self._loader())
+        train_mode(self.network)
+        self.network.set_training_progress(self.update, self.total_updates)
+        results: dict[str, float] = {}
+        try:
+            while self.update < self.total_updates:
+                with self.recorder.timer.part("data"):
+                    window = [next(batches) for _ in range(self.accumulation)]
+                self._finish_update(window, self._run_update(window))
+                if self._due(self.arguments.evaluation, self.update):
+                    results = self.evaluate()
+                if self._due(self.arguments.checkpoints, self.update):
+                    self.save_checkpoint()
+            self._write_model(self.output_dir / "final")
+        finally:
+            self.recorder.close()
+            self.accelerator.end_training()
+        return results
+
+    def _run_update(self, window: list[Batch]) -> dict[str, float]:
+        """Forward, backward and optimizer step over an accumulation window.
+
+        Returns:
+            The loss terms over window and processes, `grad_norm`, `skipped` (0 or 1), `points`, `alpha_mean`, ...
+        """
+        update = self.update + 1
+        counts, last_counts = self._count(window)
+        probed = self.audit.wants_probe(counts)
+        audited = self._is_audited(update)
+        sums: dict[str, torch.Tensor] = {}
+        with self.recorder.timer.part("compute"):
+            self.guard.remember()
+            loss_counts = {name: torch.tensor(count, device=self.accelerator.device) for name, count in counts.items()}
+            for batch in window:
+                last = batch is window[-1]
+                try:
+                    with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                        outputs = self.model(**self._inputs(batch), loss_counts=loss_counts)
+                        if last and (probed or audited):
+                            active = {name: term for name, term in outputs.loss_dict.items() if counts.get(name)}
+                            self._probe(update, active, probed, last_counts, audited)
+                        # DistributedDataParallel averages over processes; the counts are already sums over them.
+                        self.accelerator.backward(outputs.loss * self.accelerator.num_processes)
+                except Exception as error:
+                    explain_out_of_memory(error, batch, self.arguments)
+                    raise
+                # A term that is switched off is a constant that nothing counts.
+                terms = {
+                    name: term for name, term in outputs.loss_dict.items() if term.requires_grad or counts.get(name)
+                }
+                for name, term in {"loss": outputs.loss, **terms}.items():
+                    sums[name] = sums.get(name, 0) + term.detach().double()
+            values = self._step(sums, counts, audited)
+        alpha = alpha_statistics(outputs, window[-1]) if audited or self._is_logged(update) else None
+        if alpha is not None:
+            values["alpha_mean"], values["alpha_std"] = alpha
+        return {**values, "points": counts["points"]}
+
+    def _step(self, sums: dict[str, torch.Tensor], counts: dict[str, int], audited: bool) -> dict[str, float]:
+        """Clips and steps, or skips the update where a loss or the gradient is not finite."""
+        trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        norm = self.accelerator.clip_grad_norm_(trainable, self.arguments.optimizer.max_grad_norm)
+        # One transfer to the host for all numbers of the update.
+        losses = self.accelerator.reduce(torch.stack(list(sums.values())), "sum")
+        *numbers, norm = torch.cat([losses, norm.double().reshape(1)]).tolist()
+        values = {**dict(zip(sums, numbers, strict=True)), "grad_norm": norm}
+        accepted = self.guard.accept(values)
+        if accepted:
+            self.audit.observe(self.update + 1, has_visible=counts["visible_points"] > 0)
+            if audited:
+                self.audit.before_step()
+            self.optimizer.step()
+            if audited:
+                self.audit.after_step()
+            if self.ema is not None:
+                self.ema.update_parameters(self.network)
+        elif self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        return {**values, "skipped": float(not accepted)}
+
+    def _count(self, window: list[Batch]) -> tuple[dict[str, int], dict[str, int]]:
+        """Samples that each loss term applies to: over window and processes, and in this process's last batch."""
+        per_batch = []
+        for batch in window:
+            points, visible = batch["point_mask"], batch.get("point_visible")
+            counts = dict(self.network.count_loss_samples(**self._inputs(batch)))
+            counts["points"] = points.sum()
+            counts["visible_points"] = (
+                torch.zeros_like(counts["points"]) if visible is None else (visible & points).sum()
+            )
+            per_batch.append(torch.stack([count.long() for count in counts.values()]))
+        total = self.accelerator.reduce(torch.stack(per_batch).sum(0), "sum")
+        return dict(zip(counts, total.tolist(), strict=True)), dict(zip(counts, per_batch[-1].tolist(), strict=True))
+
+    def _inputs(self, batch: Batch) -> Batch:
+        return {name: value for name, value in batch.items() if name in self.forward_names}
+
+    def _probe(
+        self, update: int, terms: dict[str, torch.Tensor], probed: list[str], counts: dict[str, int], audited: bool
+    ) -> None:
+        """Measures the gradient of loss terms, the largest over processes, for the audit.
+
+        At an audited update it is that of all parameters, otherwise that of the nearest ones, which is cheap.
+        """
+        terms = {name: terms[name] for name in (terms if audited else probed)}
+        trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        norms = probe_losses(terms, trainable if audited else None)
+        # A value of exactly 0 means that the term selected nothing in this batch: no evidence.
+        evidence = [float(counts[name] > 0 and bool(term.detach() != 0)) for name, term in terms.items()]
+        found = torch.tensor([[list(norms.values()), evidence]], device=self.accelerator.device)
+        norms, evidence = self.accelerator.gather(found).amax(0).tolist()
+        for name, norm, has_evidence in zip(terms, norms, evidence, strict=True):
+            if name in probed and has_evidence:
+                self.audit.record_probe(update, name, norm)
+            elif audited and counts[name] > 0:
+                self.audit.record_norm(name, norm)
+
+    def _finish_update(self, window: list[Batch], values: dict[str, float]) -> None:
+        """Progress, reports and checks after an update."""
+        self.update += 1
+        self.network.set_training_progress(self.update, self.total_updates)
+        self._unfreeze()
+        self.audit.record_values(values)
+        if values["skipped"]:
+            frames = gather_object([name for batch in window for name in batch.get("frame_ids", [])])
+            self.recorder.warning(self.guard.report(self.update, values, frames))
+        if self.update <= ALIGNMENT_UPDATES and self.processor is not None:
+            errors = [check_alignment(batch, self.processor) for batch in window if "pixel_values" in batch]
+            self.audit.record_alignment(errors)
+        every = self.arguments.training.empty_cache_every
+        if every and self.update % every == 0 and self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        rates = {f"learning_rate_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        self.recorder.advance(values, max(rates.values()))
+        if self._is_logged(self.update):
+            state = {
+                "epoch": self.update / (self.updates_per_epoch or self.total_updates),
+                "memory_gib": memory_gib(self.accelerator.device),
+                "skipped_updates": self.guard.skipped,
+            }
+            self.recorder.record_update(self.update, {**values, **rates, **state})
+        if self._is_audited(self.update):
+            self.recorder.info(f"liveness audit of update {self.update}\n{self.audit.table()}")
+
+    # Evaluation and saving
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluates the (averaged) network, keeps it as `best` if it is, and draws the curves."""
+        if self.evaluate_model is None:
+            return {}
+        with self.recorder.timer.part("pause"):
+            if self.accelerator.num_processes > 1:
+                # Without SyncBatchNorm each process has running statistics of its own; the first one's are saved.
+                for buffer in self.network.buffers():
+                    buffer.copy_(broadcast(buffer))
+            network = self._saved_network()
+            with eval_mode(network), torch.no_grad(), self.accelerator.autocast():
+                results = {name: float(value) for name, value in self.evaluate_model(network).items()}
+            metric = self.arguments.evaluation.metric
+            if metric not in results:
+                raise ValueError(f"evaluation.metric {metric!r} is none of the results {sorted(results)}")
+            # NaN (no instance at all) is never the best.
+            if not self.best or results[metric] > self.best[metric]:
+                self.best = {"update": self.update, **results}
+                self._write_model(self.output_dir / "best")
+            self.recorder.record_evaluation(self.update, results, self.best)
+        return results
+
+    def _saved_network(self) -> nn.Module:
+        return self.network if self.ema is None else self.ema.module
+
+    def _write_model(self, folder: Path) -> None:
+        """Saves network and processor for `from_pretrained`."""
+
+        def write(partial: Path) -> None:
+            self._saved_network().save_pretrained(partial)
+            if self.processor is not None:
+                self.processor.save_pretrained(partial)
+
+        if self.accelerator.is_main_process:
+            checkpoints.replace_folder(folder, write)
+        self.accelerator.wait_for_everyone()
+
+    def save_checkpoint(self) -> Path:
+        """Writes everything that a resumed run needs."""
+        state = {
+            "update": self.update,
+            "total_updates": self.total_updates,
+            "frames_per_update": self.frames_per_update,
+            "num_processes": self.accelerator.num_processes,
+            "best": self.best,
+            "skipped": self.guard.skipped,
+            "skipped_in_a_row": self.guard.in_a_row,
+        }
+        with self.recorder.timer.part("pause"):
+            return checkpoints.save_checkpoint(
+                self.accelerator,
+                self.checkpoint_dir,
+                self.update,
+                lambda folder: self.accelerator.save_state(str(folder)),
+                state,
+                self.arguments.checkpoints.keep,
+            )
+
+    def _save_weights(self, models: list, weights: list, folder: str) -> None:
+        # In place of Accelerate's file, whose names have "module." in front under DistributedDataParallel.
+        weights.clear()
+        if self.accelerator.is_main_process:
+            save_file(_contiguous(self.network.state_dict()), Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
+            if self.ema is not None:
+                save_file(_contiguous(self.ema.state_dict()), Path(folder) / EMA_FILE)
+            self.network.config.save_pretrained(folder)
+            if self.processor is not None:
+                self.processor.save_pretrained(folder)
+
+    def _load_weights(self, models: list, folder: str) -> None:
+        models.clear()
+        self.network.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
+        if self.ema is not None:
+            self.ema.load_state_dict(load_file(Path(folder) / EMA_FILE))
+
+    # Start and resume
+
+    def _start(self) -> str:
+        """Resumes, or makes sure that no other run is overwritten; returns what it did."""
+        name = self.arguments.resume_from_checkpoint
+        checkpoint = checkpoints.find_checkpoint(self.checkpoint_dir, name) if name else None
+        present = checkpoints.list_checkpoints(self.checkpoint_dir)
+        if checkpoint is None and present and not self.arguments.overwrite_output_dir:
+            raise ValueError(
+                f"{self.checkpoint_dir} holds {present[-1].name}: pass --resume_from_checkpoint latest to go on, "
+                "another --output_dir, or --overwrite_output_dir to start anew"
+            )
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            checkpoints.recover_folder(self.output_dir / "best")
+            checkpoints.recover_folder(self.output_dir / "final")
+            if checkpoint is None:
+                checkpoints.clear_run(self.output_dir)
+            self.arguments.save(self.output_dir / "recipe.yaml")
+        self.accelerator.wait_for_everyone()
+        self.accelerator.init_trackers(self.arguments.logging.project, config=self.arguments.flat())
+        if checkpoint is not None:
+            self._resume(checkpoint)
+            return f"resumed from {checkpoint} at update {self.update} of {self.total_updates}"
+        first = f"no checkpoint in {self.checkpoint_dir} yet; " if name else ""
+        shared = "; batch statistics shared" if shares_batch_statistics(self.arguments, self.accelerator) else ""
+        return (
+            f"{first}{self.total_updates} updates of {self.frames_per_update} frames "
+            f"({self.batch_size} x {self.accumulation} accumulated x {self.accelerator.num_processes} processes) "
+            f"on {self.accelerator.device}{shared}"
+        )
+
+    def _resume(self, checkpoint: Path) -> None:
+        state = checkpoints.read_state(checkpoint)
+        for name in ("total_updates", "frames_per_update"):
+            if state[name] != getattr(self, name):
+                raise ValueError(f"{checkpoint} has {name} {state[name]}, this run {getattr(self, name)}; keep it")
+        if state["num_processes"] != self.accelerator.num_processes:
+            raise ValueError(
+                f"{checkpoint} holds the random states of {state['num_processes']} processes, this run has "
+                f"{self.accelerator.num_processes}: resume with as many"
+            )
+        self.update, self.best = state["update"], state["best"]
+        self.guard.skipped, self.guard.in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self._unfreeze()
+        self.accelerator.load_state(str(checkpoint))
+
+    def _unfreeze(self) -> None:
+        schedule = self.arguments.training.unfreeze_at
+        started = unfreeze_due(self.network, schedule, self.update / self.total_updates) if schedule else []
+        if not started:
+            return
+        train_mode(self.network)
+        if self.accelerator.num_processes > 1:
+            # DistributedDataParallel reduces the parameters that trained when it was made.
+            self.accelerator.free_memory()
+            self.optimizer, self.scheduler = self.accelerator.prepare(self.optimizer, self.scheduler)
+            self.model = self.accelerator.prepare_model(self.network)
+
+    # Helpers
+
+    def _loader(self) -> Any:
+        data, streaming = self.arguments.data, self.arguments.data.streaming
+        sampler = None
+        if streaming:
+            self.train_dataset.start_batch = self.update * self.accumulation
+        else:
+            rows, seed = len(self.train_dataset), self.arguments.seed
+            sampler = UpdateSampler(rows, self.frames_per_update, self.total_updates, seed, self.update)
+        pin_memory = self.accelerator.device.type == "cuda"
+        loader = build_train_loader(
+            self.train_dataset,
+            sampler,
+            self.batch_size,
+            self.collate,
+            data.num_workers,
+            data.prefetch_factor,
+            pin_memory,
+        )
+        # Each process reads its own shards of a stream; Accelerate would shard or dispatch them once more.
+        if streaming:
+            return (send_to_device(batch, self.accelerator.device) for batch in loader)
+        return self.accelerator.prepare_data_loader(loader)
+
+    def trial(self, size: int) -> Any:
+        """Forward pass of the first `size` frames, for the batch-size finder and the plan; leaves no trace."""
+        batch = self.collate([self.train_dataset[0, row % len(self.train_dataset)] for row in range(size)])
+        train_mode(self.network)
+        with preserved_buffers(self.network), self.accelerator.autocast():
+            return self.network(**self._inputs(send_to_device(batch, self.accelerator.device)))
+
+    def _trial_update(self, size: int) -> None:
+        try:
+            self.trial(size).loss.backward()
+        finally:
+            self.network.zero_grad()
+
+    def _due(self, cadence: Any, update: int) -> bool:
+        """Whether an evaluation or checkpoint follows an update; it always follows the last."""
+        every = cadence.every_updates or cadence.every_epochs * (self.updates_per_epoch or 0)
+        return update == self.total_updates or (every > 0 and update % every == 0)
+
+    def _is_logged(self, update: int) -> bool:
+        return update in (1, self.total_updates) or update % self.arguments.logging.every_updates == 0
+
+    def _is_audited(self, update: int) -> bool:
+        return update == 1 or self._due(self.arguments.evaluation, update)
+
+
+def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
