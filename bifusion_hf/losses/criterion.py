@@ -7,10 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..layers.query_decoder import QueryHeadOutput
 from .auxiliary import fusion_balance_loss, no_view_loss, no_view_samples, spatial_consistency_loss
 from .clip_consistency import ClipConsistencyLoss
 from .functional import no_autocast
-from .instance import QueryHeadOutput, classification_loss, mask_losses, match_batch
+from .instance import classification_loss, mask_losses, match_batch
 from .matcher import Matches, SparseMatcher
 from .schedule import TERM_GROUPS, stage_multiplier, warmup_multiplier
 from .semantic import semantic_loss

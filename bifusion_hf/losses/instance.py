@@ -1,30 +1,13 @@
 """Instance losses of one decoder head: class, mask binary cross entropy, Dice."""
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..layers.query_decoder import QueryHeadOutput
 from .functional import full_precision
 from .matcher import Matches, SparseMatcher
 from .targets import BatchTargets
-
-
-@dataclass
-class QueryHeadOutput:
-    """Predictions of one decoder head.
-
-    Attributes:
-        class_logits: [B, Q, C + 1]; the last column is "no object".
-        mask_logits: [B, Q, L] with L = S for level "superpoint" and L = N for level "point".
-        level: What the masks lie on.
-    """
-
-    class_logits: Tensor
-    mask_logits: Tensor
-    level: Literal["superpoint", "point"]
 
 
 def match_batch(
