@@ -12,9 +12,9 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .data.collator import Sample
 from .data.frames import RGBDFrame
+from .data.inputs import frame_from_arrays
 from .modeling_bifusion import BiFusionForInstanceSegmentation
 from .postprocessing import unpad_frames
-from .processing_bifusion import frame_from_arrays
 
 
 TASK = "rgbd-instance-segmentation"
@@ -148,6 +148,9 @@ def _read_frame(frame: Mapping[str, Any]) -> RGBDFrame:
     Raises:
         ValueError: A key is missing or unknown, or the frame is malformed.
     """
+    # What reads files brings scikit-image along.
+    from .data.frame_files import read_depth
+
     name = str(frame.get("frame_id", "frame"))
     missing = sorted(set(REQUIRED_KEYS) - set(frame))
     unknown = sorted(set(frame) - set(REQUIRED_KEYS) - set(OPTIONAL_KEYS))
@@ -157,9 +160,10 @@ def _read_frame(frame: Mapping[str, Any]) -> RGBDFrame:
             f"{sorted(OPTIONAL_KEYS)}"
         )
     arguments = {{**REQUIRED_KEYS, **OPTIONAL_KEYS}[key]: value for key, value in frame.items()}
-    for key in ("image", "depth"):
-        if isinstance(arguments[key], str | Path):
-            arguments[key] = Image.open(arguments[key])
+    if isinstance(arguments["image"], str | Path):
+        arguments["image"] = Image.open(arguments["image"])
+    if isinstance(arguments["depth"], str | Path):
+        arguments["depth"] = read_depth(arguments["depth"], arguments.pop("depth_scale", None))
     return frame_from_arrays(**arguments)
 
 

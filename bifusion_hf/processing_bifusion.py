@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from .data.augmentation import resize_image
 from .data.collator import IGNORE, Sample, collate_samples
 from .data.frames import RGBDFrame
+from .data.inputs import frames_from_columns
 from .losses.targets import point_instances_from_labels
 from .postprocessing import (
     NONE,
@@ -109,6 +109,7 @@ class BiFusionProcessor(ProcessorMixin):
             expect(name, len(getattr(self, name)) == 3, "three numbers")
         expect("image_std", min(self.image_std) > 0, "positive numbers")
         expect("color_std", min(self.color_std) > 0, "positive numbers")
+        expect("stuff_classes", set(self.stuff_classes) <= set(range(self.num_semantic_labels)), "semantic classes")
         expect("nms_kernel", self.nms_kernel in ("linear", "gaussian"), "'linear' or 'gaussian'")
         labels = self.class_to_label
         if labels is not None:
@@ -207,23 +208,7 @@ class BiFusionProcessor(ProcessorMixin):
             "semantic": semantic_masks,
             "frame_id": frame_ids,
         }
-        if _is_batch(images, 3):
-            count = len(images)
-            columns["intrinsics"] = _broadcast(intrinsics, count, rank=2)
-            columns["depth_scale"] = _broadcast(depth_scale, count, rank=0)
-        else:
-            count = 1
-            columns = {name: None if value is None else [value] for name, value in columns.items()}
-        if frame_ids is None:
-            columns["frame_id"] = [f"frame {index}" for index in range(count)]
-        for name, values in columns.items():
-            if values is not None and len(values) != count:
-                raise ValueError(f"{name} has {len(values)} entries; expected one for each of {count} images")
-        frames = [
-            frame_from_arrays(**{name: values[index] for name, values in columns.items() if values is not None})
-            for index in range(count)
-        ]
-        batch = self.collate([self.prepare_frame(frame) for frame in frames])
+        batch = self.collate([self.prepare_frame(frame) for frame in frames_from_columns(columns)])
         if return_tensors == "np":
             batch = {name: _to_numpy(value) for name, value in batch.items()}
         return BatchFeature(batch)
@@ -362,7 +347,7 @@ class BiFusionProcessor(ProcessorMixin):
         is_thing[[*self.stuff_classes, NONE]] = False
         if self.class_to_label is not None:
             is_thing[:-1] &= np.asarray(self.class_to_label) >= 0
-        return np.where(is_thing[semantic], semantic, NONE)
+        return np.where(is_thing[np.maximum(semantic, NONE)], semantic, NONE)
 
     def _superpoints(self, frame: RGBDFrame) -> np.ndarray:
         """Integers [H, W]: the frame's own; measured pixels that they leave out, or all, are segmented here."""
@@ -494,48 +479,6 @@ def renumber_superpoints(superpoints: np.ndarray, pixels: np.ndarray) -> tuple[n
     used, superpoint_ids = np.unique(superpoints.reshape(-1)[pixels], return_inverse=True)
     place = np.minimum(np.searchsorted(used, superpoints), len(used) - 1)
     return np.where(used[place] == superpoints, place, NONE).astype(np.int32), superpoint_ids.astype(np.int64)
-
-
-def frame_from_arrays(
-    image: Any, depth: Any, intrinsics: Any, *, depth_scale: float | None = None, frame_id: str = "frame", **optional
-) -> RGBDFrame:
-    """A frame from arrays, tensors or PIL images.
-
-    Args:
-        image: uint8 [H, W, 3] RGB.
-        depth: [H, W], divided by `depth_scale`; without one it must be floating point, in metres.
-        intrinsics: [3, 3].
-        depth_scale: Units per metre.
-        frame_id: Name used in messages.
-        optional: Further fields of `RGBDFrame`.
-
-    Raises:
-        ValueError: Integer depth without `depth_scale`, or whatever `RGBDFrame` refuses.
-    """
-    if isinstance(image, Image.Image):
-        image = image.convert("RGB")
-    depth = np.asarray(depth)
-    if depth_scale is not None:
-        if not depth_scale > 0:
-            raise ValueError(f"{frame_id}: depth_scale is {depth_scale}; expected positive units per metre")
-        depth = depth.astype(np.float64) / depth_scale
-    elif np.issubdtype(depth.dtype, np.integer):
-        raise ValueError(
-            f"{frame_id}: depth has dtype {depth.dtype} and depth_scale is None; expected depth_scale, the units per "
-            "metre of integer depth (1000 for millimetres), or floating-point metres"
-        )
-    fields = {name: None if value is None else np.asarray(value) for name, value in optional.items()}
-    return RGBDFrame(np.asarray(image), depth, np.asarray(intrinsics), frame_id=frame_id, **fields)
-
-
-def _is_batch(value: Any, rank: int) -> bool:
-    """Whether `value` is a list, or an array of more than `rank` axes."""
-    return isinstance(value, list | tuple) or (not isinstance(value, Image.Image) and np.ndim(value) > rank)
-
-
-def _broadcast(value: Any, count: int, rank: int) -> Sequence[Any]:
-    """One entry for each of `count` frames from a value of `rank` axes that all share, or from one for each."""
-    return [value] * count if value is not None and np.ndim(value) <= rank else value
 
 
 def _to_numpy(value: Any) -> Any:

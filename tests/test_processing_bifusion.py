@@ -365,6 +365,7 @@ def test_columns_of_another_length_are_refused(processor):
         ({"image_size": [240]}, r"image_size is \[240\]"),
         ({"image_mean": [0.5]}, r"image_mean is \[0.5\]; expected three"),
         ({"color_std": [1, 1, 0]}, "color_std is .*expected positive"),
+        ({"stuff_classes": [0, 200]}, r"stuff_classes is \[0, 200\]; expected semantic classes"),
         ({"nms_kernel": "soft"}, "nms_kernel is 'soft'"),
         ({"class_to_label": [0, 1]}, "class_to_label is .*expected 200 entries"),
         ({"class_to_label": [3] * 200}, "class_to_label is .*labels below 1"),

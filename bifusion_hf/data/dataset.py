@@ -71,13 +71,14 @@ class SampleMaker:
     def epoch(self, value: int):
         self._epoch.fill_(value)
 
-    def __call__(self, row: Row, index: int, place: str) -> Sample | None:
+    def __call__(self, row: Row, index: int, place: str, epoch: int | None = None) -> Sample | None:
         """Prepares a row.
 
         Args:
             row: A row of `frame_features()`, or a frame.
             index: What stands for the row in the seed.
             place: How messages name the row.
+            epoch: Of the draws; None = the one that was set.
 
         Returns:
             The sample of `BiFusionProcessor.prepare_frame`, augmented, with `alignment_error` (measured after the
@@ -87,7 +88,7 @@ class SampleMaker:
             ValueError: The row is broken; the message names the row and the frame.
         """
         try:
-            return self._make(row, index)
+            return self._make(row, index, self.epoch if epoch is None else epoch)
         # Whatever a decoder, a file system or a check raises, it is the row that has to be named.
         except Exception as error:
             name = row.frame_id if isinstance(row, RGBDFrame) else row.get("frame_id")
@@ -97,13 +98,13 @@ class SampleMaker:
             logger.warning("%s; skipped", message)
             return None
 
-    def _make(self, row: Row, index: int) -> Sample:
+    def _make(self, row: Row, index: int, epoch: int) -> Sample:
         frame = row if isinstance(row, RGBDFrame) else frame_from_row(row)
         if not self.training:
             sample = self.processor.prepare_frame(frame)
             sample["alignment_error"] = alignment_error(sample)
             return sample
-        rng = np.random.default_rng([self.seed, self.epoch, index])
+        rng = np.random.default_rng([self.seed, epoch, index])
         sample = self.processor.prepare_frame(frame, rng)
         if self.augmentation is not None:
             sample = self.augmentation.geometric(sample, rng)

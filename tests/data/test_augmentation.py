@@ -89,7 +89,7 @@ def test_alignment_holds_under_everything(sample, seed):
 def test_alignment_holds_on_a_real_frame(real_frames, seed):
     from PIL import Image
 
-    from bifusion_hf.processing_bifusion import frame_from_arrays
+    from bifusion_hf.data.inputs import frame_from_arrays
 
     frame = frame_from_arrays(
         Image.open(real_frames / "desk_1_color.png"),

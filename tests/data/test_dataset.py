@@ -84,6 +84,14 @@ def test_training_draws_follow_seed_epoch_and_row(rows, processor):
         assert reference["query_seed"] != other["query_seed"]
 
 
+def test_an_epoch_can_be_asked_for_directly(rows, processor):
+    data = FrameDataset(rows, processor, training=True)
+    asked = data.maker(rows[2], 2, "row 2", epoch=4)
+    assert data.maker.epoch == 0
+    data.set_epoch(4)
+    assert_same(asked, data[2])
+
+
 def test_alignment_is_measured_between_geometry_and_jitter(rows, processor):
     strong = AugmentationConfig(brightness=0.9, contrast=0.9, crop_probability=0.0)
     data = FrameDataset(rows, processor, training=True, augmentation=JointAugmentation(strong))

@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+import torch
+from frame_factory import make_frame
+from PIL import Image
+from transformers import AutoProcessor, pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
+from bifusion_hf.pipeline_bifusion import MODEL_INPUTS, TASK, RGBDInstanceSegmentationPipeline, register
+
+
+SUPERPOINTS = np.arange(96 * 128).reshape(96, 128) // 128 // 12 * 8 + np.arange(96 * 128).reshape(96, 128) % 128 // 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    register()
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    point_config = {"stem_channels": 8, "planes": [8] * 8, "blocks": [1] * 8}
+    config = BiFusionConfig.from_preset("tiny", num_points=900, point_config=point_config, hidden_size=8)
+    return BiFusionForInstanceSegmentation(config).eval()
+
+
+@pytest.fixture(scope="module")
+def processor(model):
+    return BiFusionProcessor.from_config(model.config)
+
+
+@pytest.fixture(scope="module")
+def segmenter(model, processor):
+    # Untrained masks are small: keep what there is.
+    return pipeline(TASK, model=model, processor=processor, threshold=0.0, min_points=0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def frame():
+    return make_frame(96, 128, superpoints=SUPERPOINTS)
+
+
+def as_dict(frame) -> dict:
+    return {
+        "image": frame.image,
+        "depth": frame.depth,
+        "intrinsics": frame.intrinsics,
+        "pose": frame.camera_to_world,
+        "superpoints": frame.superpoints,
+        "frame_id": frame.frame_id,
+    }
+
+
+def assert_equal_results(first, second):
+    assert set(first) == set(second)
+    for name in ("segmentation", "point_masks", "scores", "labels", "points", "pixel_indices"):
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    assert first["segments_info"] == second["segments_info"]
+
+
+def test_a_frame_gives_what_processor_and_model_give(segmenter, model, processor, frame):
+    result = segmenter(as_dict(frame))
+    batch = processor.collate([processor.prepare_frame(frame)])
+    with torch.no_grad():
+        outputs = model(**{name: batch[name] for name in MODEL_INPUTS})
+    expected = processor.post_process_instance_segmentation(outputs, batch, threshold=0.0, min_points=0)[0]
+    assert len(expected["scores"]) > 0
+    for name in ("segmentation", "point_masks", "scores", "labels"):
+        assert isinstance(result[name], np.ndarray)
+        np.testing.assert_array_equal(result[name], expected[name].numpy())
+    assert result["segments_info"] == expected["segments_info"]
+    assert result["segments_info"][0]["label"] == "object"
+    assert result["segmentation"].shape == (96, 128)
+    positions = frame.unproject().reshape(-1, 3)[result["pixel_indices"]]
+    np.testing.assert_allclose(result["points"], positions, atol=1e-5)
+    segment = result["segments_info"][-1]
+    inside = positions[result["point_masks"][segment["id"]]]
+    np.testing.assert_allclose(segment["box_3d"], [*inside.min(axis=0), *inside.max(axis=0)], atol=1e-5)
+
+
+def test_kinds_of_input_are_alike(segmenter, frame, tmp_path):
+    expected = segmenter(as_dict(frame))
+    assert_equal_results(segmenter(frame), expected)
+    Image.fromarray(frame.image).save(tmp_path / "color.png")
+    Image.fromarray(np.rint(frame.depth * 10000).astype(np.uint16)).save(tmp_path / "depth.png")
+    files = {
+        **as_dict(frame),
+        "image": str(tmp_path / "color.png"),
+        "depth": tmp_path / "depth.png",
+        "depth_scale": 10000,
+    }
+    from_files = segmenter(files)
+    np.testing.assert_array_equal(from_files["pixel_indices"], expected["pixel_indices"])
+    np.testing.assert_allclose(from_files["points"], expected["points"], atol=2e-4)
+
+
+def test_lists_generators_and_batches_are_alike(segmenter):
+    frames = [make_frame(96, 128, seed=seed, superpoints=SUPERPOINTS) for seed in range(3)]
+    # Fewer points than the others, so that the batch is padded.
+    frames[1].depth[:, 12:] = 0
+    alone = [segmenter(frame) for frame in frames]
+    listed = segmenter([as_dict(frame) for frame in frames])
+    streamed = list(segmenter(frame for frame in frames))
+    for one, two, three in zip(alone, listed, streamed, strict=True):
+        assert_equal_results(one, two)
+        assert_equal_results(one, three)
+    batched = segmenter(frames, batch_size=3)
+    for one, two in zip(alone, batched, strict=True):
+        np.testing.assert_array_equal(one["pixel_indices"], two["pixel_indices"])
+        assert len(one["scores"]) == len(two["scores"])
+        np.testing.assert_allclose(one["scores"], two["scores"], atol=1e-4)
+
+
+def test_settings_of_a_call(segmenter, frame):
+    assert len(segmenter(frame, max_instances=2)["scores"]) <= 2
+    nothing = segmenter(frame, threshold=1.0)
+    assert nothing["segments_info"] == []
+    assert (nothing["segmentation"] == -1).all()
+    with pytest.raises(TypeError, match="unknown_setting"):
+        segmenter(frame, unknown_setting=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"intrinsics": None}, "synthetic 0: intrinsics"),
+        ({"colour": 1}, r"synthetic 0: keys missing \[\], unknown \['colour'\]"),
+        ({"depth": np.ones((96, 128), np.uint16)}, "synthetic 0: depth has dtype uint16 and depth_scale is None"),
+    ],
+)
+def test_malformed_frames_are_refused(segmenter, frame, change, message):
+    with pytest.raises(ValueError, match=message):
+        segmenter({**as_dict(frame), **change})
+
+
+def test_missing_keys_are_named(segmenter, frame):
+    with pytest.raises(ValueError, match=r"frame: keys missing \['depth', 'intrinsics'\]"):
+        segmenter({"image": frame.image})
+
+
+def test_a_saved_model_and_processor_are_found_by_the_task(segmenter, model, processor, frame, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = pipeline(TASK, model=str(tmp_path), device="cpu", threshold=0.0, min_points=0)
+    assert isinstance(loaded, RGBDInstanceSegmentationPipeline)
+    assert_equal_results(loaded(frame), segmenter(frame))
+    found = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(found, BiFusionProcessor)
+    assert found.to_dict() == processor.to_dict()
+
+
+def test_a_model_in_training_mode_is_put_into_evaluation_mode(model, processor, frame, segmenter):
+    model.train()
+    other = pipeline(TASK, model=model, processor=processor, device="cpu", threshold=0.0, min_points=0)
+    assert not model.training
+    assert_equal_results(other(frame), segmenter(frame))
+
+
+def test_registering_twice_changes_nothing():
+    before = PIPELINE_REGISTRY.supported_tasks[TASK]
+    register()
+    assert PIPELINE_REGISTRY.supported_tasks[TASK] is before
