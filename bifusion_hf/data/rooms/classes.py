@@ -99,7 +99,7 @@ _TABLE = {
         "plant": "flower box; plant box; bamboo; spider plant; tulips; white lily; bonsai tree; flowers; "
         "succulent plant; christmas tree",
         "potted plant": "little plant; cactus; orchids",
-        "stuffed animal": "teddy bear; doll; rabbit; cat; chicken; bulldog; siamese cat; dog",
+        "stuffed animal": "teddy bear; doll; rabbit; cat; bulldog; siamese cat; dog",
         "backpack": "backpack",
         "bag": "briefcase",
         "purse": "handbag",
@@ -120,7 +120,7 @@ _TABLE = {
         "bowl": "bowl; bowl with fruits; bowl with salad; basin",
         "plate": "plate; oval plate; plate, glass and cutlery; plate, glasses and cutlery",
         "tray": "tray; sushi tray; letter tray",
-        "decoration": "vase; pottery; old jar; biplane; rocking horse; deer; wood toy; car model; toy train; "
+        "decoration": "vase; pottery; old jar; chicken; biplane; rocking horse; deer; wood toy; car model; toy train; "
         "frame chambord; aquarium",
         "candle": "candle",
         "clock": "clock",
@@ -164,7 +164,7 @@ _TABLE = {
         "ceiling light": "ceiling lamp; fluorescent light; track lights",
     },
 }
-_FLOOR_LAMP_HEIGHT = 1.0
+_TALL = 1.0
 _SKIPPED_CATEGORIES = ("Vehicles", "Exterior", "Staircases", "Doors and windows", "Characters")
 _MAX_CLUTTER = 0.5
 
@@ -185,8 +185,10 @@ def classify(model: FurnitureModel) -> tuple[str, str] | None:
         return None
     if name in ("lamp", "outdoor lamp") and model.elevation > 1.5:
         return "lamp", CEILING
-    if name == "lamp" and height > _FLOOR_LAMP_HEIGHT:
+    if name == "lamp" and height > _TALL:
         return "lamp", FREE
+    if name == "box" and height > _TALL:
+        return "cabinet", AGAINST_WALL
     if name in RULES:
         return RULES[name]
     if model.category in _SKIPPED_CATEGORIES or model.elevation > 0.2:
