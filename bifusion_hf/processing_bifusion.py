@@ -368,6 +368,7 @@ class BiFusionProcessor(ProcessorMixin):
         )
         return np.where(rest, found + given.max() + 1, given)
 
+    @torch.no_grad()
     def post_process_instance_segmentation(
         self,
         outputs: Any,
@@ -435,6 +436,7 @@ class BiFusionProcessor(ProcessorMixin):
             )
         return results
 
+    @torch.no_grad()
     def post_process_semantic_segmentation(self, outputs: Any, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The semantic class of each point and pixel: the best class of its superpoint's query.
 

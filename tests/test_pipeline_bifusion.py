@@ -162,3 +162,16 @@ def test_registering_twice_changes_nothing():
     before = PIPELINE_REGISTRY.supported_tasks[TASK]
     register()
     assert PIPELINE_REGISTRY.supported_tasks[TASK] is before
+
+
+@pytest.mark.gpu
+def test_cuda_finds_what_the_cpu_finds(segmenter, model, processor, frame):
+    expected = segmenter(frame)
+    model.cuda()
+    try:
+        found = pipeline(TASK, model=model, processor=processor, device="cuda", threshold=0.0, min_points=0)(frame)
+    finally:
+        model.cpu()
+    assert len(found["scores"]) == len(expected["scores"])
+    np.testing.assert_allclose(found["scores"], expected["scores"], atol=1e-3)
+    assert (found["segmentation"] == expected["segmentation"]).mean() > 0.95

@@ -541,6 +541,28 @@ def test_numpy_batches_can_be_post_processed():
     torch.testing.assert_close(first["segmentation"], second["segmentation"])
 
 
+@pytest.mark.gpu
+def test_results_of_a_cuda_model_come_back_to_the_cpu():
+    processor = BiFusionProcessor(num_points=2000, num_superpoints=30)
+    frame = make_frame()
+    batch = processor(**arguments(frame), instance_masks=frame.instance, semantic_masks=frame.semantic)
+    outputs = outputs_from_masks([batch["mask_labels"][0]], [torch.tensor([[3.0, 0]] * 3)], 2000)
+    expected = processor.post_process_instance_segmentation(outputs, batch)[0]
+    moved = SimpleNamespace(**{name: value.cuda() for name, value in vars(outputs).items()})
+    found = processor.post_process_instance_segmentation(moved, batch.to("cuda"))[0]
+    for name in ("segmentation", "point_masks", "scores", "labels"):
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def test_post_processing_keeps_no_gradient():
+    processor = BiFusionProcessor(num_points=2000, num_superpoints=30)
+    frame = make_frame()
+    batch = processor(**arguments(frame), instance_masks=frame.instance, semantic_masks=frame.semantic)
+    outputs = outputs_from_masks([batch["mask_labels"][0]], [torch.tensor([[3.0, 0]] * 3)], 2000)
+    outputs.class_queries_logits.requires_grad_()
+    assert not processor.post_process_instance_segmentation(outputs, batch)[0]["scores"].requires_grad
+
+
 # --- real frames
 
 

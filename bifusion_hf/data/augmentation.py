@@ -191,7 +191,8 @@ class JointAugmentation:
             rng: Source of all draws.
 
         Returns:
-            A new sample; arrays that did not change are shared with the one given.
+            A new sample; arrays that did not change are shared with the one given. `point_offset` is kept, though it
+            no longer leads back to the input's frame.
         """
         config, sample = self.config, dict(sample)
         for axis in range(2):
