@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 
 from .coordinates import KEY_MARGIN, pack_offset
+from .gather_plan import GatherPlan
 from .voxels import VoxelGrid
 
 
@@ -18,24 +19,21 @@ class KernelMap:
     """The pairs of a sparse convolution, as a table.
 
     Args:
-        table: int64 [N_out, K]: input row that offset k of each output row reads; `num_inputs` = none.
+        table: int32 [K, N_out]: input row that offset k of each output row reads; `num_inputs` = none.
         num_inputs: Number of input rows.
     """
 
     table: torch.Tensor
     num_inputs: int
-    # The map of the input's gradient: a convolution of the output's gradient over this map, with offset
-    # `backward_offsets[k]`'s transposed kernel in the place of offset k's.
+    # The map of the input's gradient: a convolution of the output's gradient over this map, with the transposed kernel
+    # of offset `backward_offsets[k]` in the place of offset k's.
     backward_map: "KernelMap" = field(init=False, repr=False)
     backward_offsets: torch.Tensor = field(init=False, repr=False)
 
-    @property
-    def num_outputs(self) -> int:
-        return len(self.table)
-
-    @property
-    def volume(self) -> int:
-        return self.table.shape[1]
+    @cached_property
+    def plan(self) -> GatherPlan:
+        """How the torch backend walks over the output rows."""
+        return GatherPlan(self.table, self.num_inputs)
 
     @cached_property
     def num_pairs(self) -> int:
@@ -74,26 +72,49 @@ def _submanifold_map(grid: VoxelGrid, kernel_size: int, dilation: int) -> Kernel
             f"kernel {kernel_size} with dilation {dilation} at stride {grid.stride} reaches "
             f"{kernel_size // 2 * step} voxels; expected at most {KEY_MARGIN}"
         )
-    offsets = kernel_offsets(kernel_size, step)
-    keys = grid.keys_by_row
-    table = torch.stack([grid.find(keys + pack_offset(*offset)) for offset in offsets], dim=1)
-    kernel_map = KernelMap(table, len(grid))
+    kernel_map = KernelMap(_submanifold_table(grid, kernel_size, step), len(grid))
     # A pair of offset k is, seen from its other end, a pair of the opposite offset.
     kernel_map.backward_map = kernel_map
-    kernel_map.backward_offsets = torch.arange(len(offsets) - 1, -1, -1, device=grid.device)
+    kernel_map.backward_offsets = torch.arange(kernel_size**3 - 1, -1, -1, device=grid.device)
     return kernel_map
+
+
+def _submanifold_table(grid: VoxelGrid, kernel_size: int, step: int) -> torch.Tensor:
+    """The table int32 [K, V], found line by line.
+
+    Keys are consecutive along x, so one search finds where a kernel's line along x begins among the sorted keys, and
+    the voxels of that line follow from there: K^2 searches and not K^3.
+    """
+    keys, count = grid.sorted_keys, len(grid)
+    table = torch.full((kernel_size**3, count), count, dtype=torch.int32, device=grid.device)
+    if not count:
+        return table
+    # The step along x that leads from one sorted key to the next, where there is one.
+    dense = step == grid.stride
+    position = None
+    for k, offset in enumerate(kernel_offsets(kernel_size, step)):
+        wanted = keys + pack_offset(*offset)
+        if position is None or not dense or k % kernel_size == 0:
+            position = torch.searchsorted(keys, wanted, out_int32=True)
+        found = keys.index_select(0, position.clamp(max=count - 1)) == wanted
+        torch.where(found, position, table[k], out=table[k])
+        position = position + found
+    if grid.order is None:
+        return table
+    by_row = torch.empty_like(table)
+    by_row[:, grid.order] = torch.cat([grid.order, grid.order.new_tensor([count])]).int()[table.long()]
+    return by_row
 
 
 def _strided_map(grid: VoxelGrid) -> KernelMap:
     coarse = grid.coarser()
     parents = grid.parents
-    rows = torch.arange(len(grid), device=grid.device)
-    digits = (grid.coordinates[:, 1:] - coarse.coordinates[parents, 1:]).long() // grid.stride
-    offset = digits[:, 0] + 2 * digits[:, 1] + 4 * digits[:, 2]
-    down = torch.full((len(coarse), 8), len(grid), device=grid.device)
-    down[parents, offset] = rows
-    up = torch.full((len(grid), 8), len(coarse), device=grid.device)
-    up[rows, offset] = parents
+    rows = torch.arange(len(grid), dtype=torch.int32, device=grid.device)
+    octants = grid.octants
+    down = torch.full((8, len(coarse)), len(grid), dtype=torch.int32, device=grid.device)
+    down[octants, parents] = rows
+    up = torch.full((8, len(grid)), len(coarse), dtype=torch.int32, device=grid.device)
+    up[octants, rows.long()] = parents.int()
     down_map, up_map = KernelMap(down, len(grid)), KernelMap(up, len(coarse))
     for one, other in ((down_map, up_map), (up_map, down_map)):
         one.backward_map = other

@@ -63,7 +63,7 @@ class VoxelGrid:
         # int64 [V], ascending.
         self.sorted_keys = keys
         # Row of each sorted key; None = rows are in the order of their keys.
-        self._order = order
+        self.order = order
         self._levels = levels
         self._levels[stride] = self
         self._maps: dict[tuple, KernelMap] = {}
@@ -87,7 +87,7 @@ class VoxelGrid:
     @property
     def keys_by_row(self) -> torch.Tensor:
         """Key of each voxel, int64 [V], in the order of the rows."""
-        return self.sorted_keys if self._order is None else pack(self.coordinates)
+        return self.sorted_keys if self.order is None else pack(self.coordinates)
 
     def find(self, keys: torch.Tensor) -> torch.Tensor:
         """Rows of the voxels with these keys, int64 of the same shape; len(self) where there is none."""
@@ -99,7 +99,7 @@ class VoxelGrid:
 
     def rows_of_sorted(self, position: torch.Tensor) -> torch.Tensor:
         """Rows of the voxels at these places of `sorted_keys`."""
-        return position if self._order is None else self._order[position]
+        return position if self.order is None else self.order[position]
 
     def coarser(self) -> "VoxelGrid":
         """The grid of twice the stride: the voxels at floor(c / s) * s, sorted by key."""
@@ -129,6 +129,12 @@ class VoxelGrid:
         """Row of each voxel's parent in `coarser()`, int64 [V]."""
         self.coarser()
         return self._parents
+
+    @property
+    def octants(self) -> torch.Tensor:
+        """Place of each voxel in its parent, x + 2 y + 4 z with each 0 or 1, int64 [V]."""
+        x, y, z = self.coordinates[:, 1:].long().div(self.stride, rounding_mode="floor").remainder(2).unbind(1)
+        return x + 2 * y + 4 * z
 
     def kernel_map(self, kind: str, kernel_size: int, dilation: int = 1) -> "KernelMap":
         """The kernel map that a convolution on this grid needs, made at the first call; see `kernel_maps`."""

@@ -31,5 +31,4 @@ def convolve(
 
     Kernel maps depend on the data, so torch.compile leaves this call out and compiles what lies between.
     """
-    kernel_map = grid.kernel_map(layer.kind, layer.kernel_size, layer.dilation)
-    return torch_backend.convolve(features, kernel, kernel_map)
+    return torch_backend.convolve(features, kernel, grid, layer)

@@ -1,20 +1,38 @@
-"""Sparse convolution with torch operations alone.
+"""Sparse convolution with torch operations alone, on any device.
 
-Output-stationary: each output row gathers its inputs and is written once, so there is no scattered sum: the result
-does not depend on the order of anything, and the backward pass has the same form.
+Output-stationary: the output rows are sorted by the set of offsets that they use and cut into chunks; a chunk gathers
+its inputs side by side, [rows, offsets x channels], multiplies them once with the kernels of those offsets, and writes
+its rows. No sum is scattered, so the result depends on no order of execution. The gradient of the input has the same
+form over the opposite map, and the gradient of the kernel comes from the same gathered rows.
 """
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from ..gather_plan import GatherPlan
 from ..kernel_maps import KernelMap
+from .folding import convolve_folded, is_foldable
+from .products import multiply
 
 
-CHUNK_ROWS = 512
+if TYPE_CHECKING:
+    from ..convolution import _SparseConvolution
+    from ..voxels import VoxelGrid
 
 
-def convolve(features: torch.Tensor, kernel: torch.Tensor, kernel_map: KernelMap) -> torch.Tensor:
-    """Features [N_in, Cin], kernel [K, Cin, Cout] -> [N_out, Cout], differentiable once."""
+def convolve(
+    features: torch.Tensor, kernel: torch.Tensor, grid: "VoxelGrid", layer: "_SparseConvolution"
+) -> torch.Tensor:
+    """Features [N_in, Cin] on `grid`, kernel [K, Cin, Cout] -> [N_out, Cout], differentiable once."""
+    if is_foldable(layer):
+        return convolve_folded(features, kernel, grid, convolve_over)
+    return convolve_over(features, kernel, grid.kernel_map(layer.kind, layer.kernel_size, layer.dilation))
+
+
+def convolve_over(features: torch.Tensor, kernel: torch.Tensor, kernel_map: KernelMap) -> torch.Tensor:
+    """Features [N_in, Cin] and kernel [K, Cin, Cout] over a kernel map -> [N_out, Cout], differentiable once."""
     return _Convolution.apply(features, kernel, kernel_map)
 
 
@@ -23,38 +41,73 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx, features, kernel, kernel_map):
         ctx.save_for_backward(features, kernel)
         ctx.kernel_map = kernel_map
-        return _gather_product(features, kernel, kernel_map)
+        out, _ = _walk(kernel_map.plan, features, kernel, None)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         features, kernel = ctx.saved_tensors
+        needs_features, needs_kernel, _ = ctx.needs_input_grad
         kernel_map = ctx.kernel_map
         grad_features = grad_kernel = None
-        if ctx.needs_input_grad[0]:
-            flipped = kernel[kernel_map.backward_offsets].transpose(1, 2).contiguous()
-            grad_features = _gather_product(grad, flipped, kernel_map.backward_map)
-        if ctx.needs_input_grad[1]:
-            grad_kernel = _kernel_gradient(features, grad, kernel_map).to(kernel.dtype)
+        if needs_features:
+            opposite = kernel[kernel_map.backward_offsets].transpose(1, 2).contiguous()
+            grad_features, sums = _walk(
+                kernel_map.backward_map.plan, grad, opposite, features if needs_kernel else None
+            )
+            if needs_kernel:  # [Cin, K, Cout], by the offsets of the opposite map
+                grad_kernel = torch.empty_like(kernel)
+                grad_kernel[kernel_map.backward_offsets] = sums.transpose(0, 1).to(kernel.dtype)
+        elif needs_kernel:
+            _, sums = _walk(kernel_map.plan, features, None, grad)  # [Cout, K, Cin]
+            grad_kernel = sums.permute(1, 2, 0).to(kernel.dtype)
         return grad_features, grad_kernel, None
 
 
-def _gather_product(features: torch.Tensor, kernel: torch.Tensor, kernel_map: KernelMap) -> torch.Tensor:
-    padded = torch.cat([features, features.new_zeros(1, features.shape[1])])
-    out = features.new_empty(kernel_map.num_outputs, kernel.shape[2])
-    weight = kernel.reshape(-1, kernel.shape[2])
-    for start in range(0, kernel_map.num_outputs, CHUNK_ROWS):
-        rows = kernel_map.table[start : start + CHUNK_ROWS]
-        gathered = padded.index_select(0, rows.reshape(-1)).view(len(rows), -1)
-        out[start : start + CHUNK_ROWS] = gathered @ weight
-    return out
+def _walk(
+    plan: GatherPlan, inputs: torch.Tensor, kernel: torch.Tensor | None, partners: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """One walk over a plan's chunks.
 
+    Args:
+        plan: The plan.
+        inputs: [N_in, C], the rows to gather.
+        kernel: [K, C, D], or None where no output is wanted.
+        partners: [N_out, R], or None where no sums are wanted.
 
-def _kernel_gradient(features: torch.Tensor, grad: torch.Tensor, kernel_map: KernelMap) -> torch.Tensor:
-    padded = torch.cat([features, features.new_zeros(1, features.shape[1])])
-    total = 0
-    for start in range(0, kernel_map.num_outputs, CHUNK_ROWS):
-        rows = kernel_map.table[start : start + CHUNK_ROWS]
-        gathered = padded.index_select(0, rows.reshape(-1)).view(len(rows), -1)
-        total = total + (gathered.T @ grad[start : start + CHUNK_ROWS]).float()
-    return total.view(kernel_map.volume, features.shape[1], grad.shape[1])
+    Returns:
+        The output [N_out, D], and the sums over the pairs of each offset of partner x input, [R, K, C] in float32 (or
+        float64).
+    """
+    channels = inputs.shape[1]
+    inputs = torch.nn.functional.pad(inputs, (0, 0, 0, 1))  # the row that "none" reads
+    out = sums = weight = None
+    if kernel is not None:
+        out = inputs.new_empty(plan.num_outputs, kernel.shape[2])
+    if partners is not None:
+        dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+        sums = torch.zeros(partners.shape[1], plan.volume, channels, dtype=dtype, device=inputs.device)
+    buffer = inputs.new_empty(max((len(chunk.indices) for chunk in plan.chunks), default=0), channels)
+    selected = plan  # of no chunk
+    for chunk in plan.chunks:
+        gathered = buffer[: len(chunk.indices)]
+        torch.index_select(inputs, 0, chunk.indices, out=gathered)
+        offsets = plan.volume if chunk.offsets is None else len(chunk.offsets)
+        gathered = gathered.view(-1, offsets * channels)
+        rows = chunk.rows
+        if out is not None:
+            if chunk.offsets is not selected:
+                selected = chunk.offsets
+                weight = kernel if selected is None else kernel.index_select(0, selected)
+                weight = weight.reshape(-1, kernel.shape[2])
+            out.index_copy_(0, rows, multiply(gathered, weight)[: len(rows)])
+        if sums is not None:
+            part = partners.index_select(0, rows)
+            part = torch.nn.functional.pad(part, (0, 0, 0, len(gathered) - len(rows))).T.contiguous()
+            part = multiply(part, gathered).view(-1, offsets, channels).to(sums.dtype)
+            if chunk.offsets is None:
+                sums += part
+            else:
+                sums.index_add_(1, chunk.offsets, part)
+    return out, sums
