@@ -35,6 +35,10 @@ class IgnoredObject:
         pass
 
 
+# What a defaultdict makes its values with; as a plain dict it needs none.
+_DEFAULT_FACTORIES = ("builtins.dict", "builtins.list", "builtins.set", "builtins.int", "builtins.float")
+
+
 def _plain_dict(*_factory: Any) -> dict:
     return {}
 
@@ -78,7 +82,7 @@ def _stand_ins(path: Path, ignored_modules: tuple[str, ...]) -> list[tuple[Calla
     for name in names:
         if name == "collections.defaultdict":
             stand_ins.append((_plain_dict, name))
-        elif name.split(".")[0] in ignored_modules:
+        elif name in _DEFAULT_FACTORIES or name.split(".")[0] in ignored_modules:
             stand_ins.append((IgnoredObject, name))
         else:
             raise DataFileError(path, f"holds an object of {name}; only tensors and plain containers are read")
@@ -263,8 +267,12 @@ def _scalar(dtype: _PendingDtype, data: bytes) -> np.generic:
     return _array(data, dtype, (), "C")[()]
 
 
+def _no_bytes() -> bytes:
+    return b""
+
+
 def _latin1_bytes(text: str, encoding: str) -> bytes:
-    # Protocol 2 has no bytes: Python 3 writes them as a call of `_codecs.encode`.
+    # Protocol 2 has no bytes: Python 3 writes them as a call of `_codecs.encode`, and no bytes as `bytes()`.
     if encoding not in ("latin1", "latin-1"):
         raise ValueError(f"text encoding {encoding!r}")
     return text.encode("latin1")
@@ -319,6 +327,7 @@ _CONSTRUCTORS: dict[str, Callable] = {
     "numpy.core.multiarray.scalar": _scalar,
     "numpy.core.numeric._frombuffer": _array,
     "_codecs.encode": _latin1_bytes,
+    "builtins.bytes": _no_bytes,
     "collections.OrderedDict": dict,
     "builtins.set": set,
     "builtins.frozenset": frozenset,

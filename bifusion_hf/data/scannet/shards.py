@@ -151,8 +151,13 @@ def _run(source: FrameSource, jobs: Mapping[str, list[str]], out: Path, workers:
             write_shard(source, units, out, name)
             yield name
         return
-    # A forked process would inherit the locks of the threads that pyarrow and others run.
-    context = multiprocessing.get_context("spawn")
+    # A fork of this process would inherit the locks of its threads, and a spawned one would import all anew: the fork
+    # server imports once, and forks from there.
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+    else:
+        context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, max(1, len(jobs))), mp_context=context) as pool:
         futures = {pool.submit(write_shard, source, units, out, name): name for name, units in jobs.items()}
         try:

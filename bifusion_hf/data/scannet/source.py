@@ -146,6 +146,8 @@ class _FrameReader:
     def _frame(self, number: int, frame_id: str, pose: np.ndarray, depth: np.ndarray) -> RGBDFrame:
         own_size = (depth.shape[1], depth.shape[0])
         size = self.size or own_size
+        if abs(size[0] * own_size[1] - own_size[0] * size[1]) > max(*size, *own_size):
+            raise ValueError(f"{frame_id}: depth is {own_size} while image_size is {size}; expected the same aspect")
         intrinsics = scale_intrinsics(self.scan.depth_intrinsics, size[0] / own_size[0], size[1] / own_size[1])
         color = self.scan.color(number)
         color_intrinsics = self.scan.color_intrinsics((color.shape[1], color.shape[0]))
