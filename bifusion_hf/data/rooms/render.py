@@ -11,6 +11,7 @@ from .layout import Room, rotation
 from .lights import Lighting
 from .meshes import Mesh, box_mesh, grid_mesh, merge
 from .support import make_scene
+from .texture_pack import TexturePack
 from .textures import Texture, pick_texture
 
 
@@ -73,10 +74,11 @@ class RoomScene:
         room: The furnished room.
         rng: For the surfaces of the room and its light.
         split: Whose textures may be used.
+        pack: More textures for walls, floor and ceiling.
     """
 
-    def __init__(self, room: Room, rng: np.random.Generator, split: str):
-        shell = _shell(room, rng, split)
+    def __init__(self, room: Room, rng: np.random.Generator, split: str, pack: TexturePack | None = None):
+        shell = _shell(room, rng, split, pack)
         triangles = [mesh.triangles for mesh, _, _ in shell] + [item.triangles() for item in room.objects]
         turned = [mesh.normals for mesh, _, _ in shell]
         turned += [(item.mesh.normals @ rotation(item.yaw).T).astype(np.float32) for item in room.objects]
@@ -204,16 +206,33 @@ def _quad(corner: np.ndarray, along: np.ndarray, up: np.ndarray, texture: Textur
     return grid_mesh(positions, np.array([[(0, 0), (w, 0)], [(0, h), (w, h)]]), np.ones(3), texture.image)
 
 
-def _shell(room: Room, rng: np.random.Generator, split: str) -> list[tuple[Mesh, str, int]]:
+# What covers a surface of the room, the likelier ones more than once.
+_COVERINGS = {
+    "floor": ("planks", "planks", "wood", "carpet", "carpet", "tiles", "concrete", "marble"),
+    "wall": ("paint", "paint", "paint", "wallpaper", "brick", "concrete"),
+    "accent": ("paint", "wallpaper", "brick", "tiles", "wood"),
+    "ceiling": ("ceiling_panels",),
+}
+
+
+def _covering(rng: np.random.Generator, split: str, surface: str, pack: TexturePack | None) -> Texture:
+    if pack is not None and rng.random() < 0.5:
+        texture = pack.pick(rng, split, "wall" if surface == "accent" else surface)
+        if texture is not None:
+            return texture
+    return pick_texture(rng, split, _COVERINGS[surface])
+
+
+def _shell(room: Room, rng: np.random.Generator, split: str, pack: TexturePack | None) -> list[tuple[Mesh, str, int]]:
     """The room's own surfaces: mesh in world coordinates, class name, instance.
 
     Wall and floor are stuff; the ceiling is an instance, as in ScanNet200's instance task.
     """
     w, d, h = room.width, room.depth, room.height
-    floor = pick_texture(rng, split, ("planks", "planks", "wood", "carpet", "carpet", "tiles", "concrete", "marble"))
-    wall = pick_texture(rng, split, ("paint", "paint", "paint", "wallpaper", "brick", "concrete"))
-    accent = pick_texture(rng, split, ("paint", "wallpaper", "brick", "tiles", "wood")) if rng.random() < 0.3 else wall
-    ceiling = pick_texture(rng, split, ("ceiling_panels",)) if rng.random() < 0.3 else None
+    floor = _covering(rng, split, "floor", pack)
+    wall = _covering(rng, split, "wall", pack)
+    accent = _covering(rng, split, "accent", pack) if rng.random() < 0.3 else wall
+    ceiling = _covering(rng, split, "ceiling", pack) if rng.random() < 0.3 else None
     x, y, z = np.eye(3)
     edge = 0.05  # surfaces overlap at the edges, so that no ray slips through
     base = np.array([-edge, -edge, 0.0])

@@ -1,9 +1,9 @@
 """What a consumer RGB-D sensor makes of a rendered view.
 
-Depth after the published behaviour of structured-light sensors: disparity measured in steps of an eighth of a pixel with
-noise (K. Khoshelham, S. Oude Elberink, "Accuracy and Resolution of Kinect Depth Data", Sensors 2012), positions
-jittered by about half a pixel (J. Barron, J. Malik, "Intrinsic Scene Properties from a Single RGB-D Image", CVPR 2013),
-shadows of the projector at depth edges, and no measurement at grazing angles, on dark surfaces, or out of range.
+Depth after the published behaviour of structured-light sensors: disparity measured in steps of an eighth of a pixel,
+with noise (K. Khoshelham, S. Oude Elberink, "Accuracy and Resolution of Kinect Depth Data", Sensors 2012); positions
+jittered by about half a pixel (J. Barron, J. Malik, "Intrinsic Scene Properties from a Single RGB-D Image", CVPR
+2013); shadows of the projector at depth edges; no measurement at grazing angles, on dark surfaces, or out of range.
 """
 
 import numpy as np

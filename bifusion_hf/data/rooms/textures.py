@@ -34,7 +34,7 @@ class Texture:
 
 
 def noise(rng: np.random.Generator, exponent: float, stretch: float = 1.0, size: int = _SIZE) -> np.ndarray:
-    """Periodic noise [size, size] of mean 0 and deviation 1 with a 1/f^exponent spectrum, longer along x by `stretch`."""
+    """Periodic noise [size, size], mean 0, deviation 1, with a 1/f^exponent spectrum; longer along x by `stretch`."""
     frequency = np.fft.fftfreq(size)
     radius = np.hypot(frequency[:, None], frequency[None] * stretch)
     radius[0, 0] = np.inf
@@ -63,12 +63,14 @@ def _wall_color(rng: np.random.Generator) -> np.ndarray:
 
 
 def paint(rng: np.random.Generator) -> Texture:
+    """A painted wall."""
     color = _wall_color(rng)
     grain = 0.012 * noise(rng, 0.4) + rng.uniform(0.005, 0.03) * noise(rng, 1.6)
     return Texture(_image(color * (1 + grain[..., None])), 1.7)
 
 
 def wallpaper(rng: np.random.Generator) -> Texture:
+    """Stripes, checks or waves in two close colours."""
     color, other = _wall_color(rng), _wall_color(rng)
     other = color + 0.45 * (other - color)
     x, y = np.meshgrid(np.arange(_SIZE) / _SIZE, np.arange(_SIZE) / _SIZE)
@@ -102,6 +104,7 @@ def _bricks(
 
 
 def brick(rng: np.random.Generator) -> Texture:
+    """A brick wall."""
     color = random_color(rng, (0.3, 0.6), (0.4, 0.75), 0.04) if rng.random() < 0.6 else _wall_color(rng)
     cell, joint = _bricks(rng, 10, 4, True, 0.008)
     tone = rng.normal(1, 0.1, size=cell.max() + 1)[cell] + 0.06 * noise(rng, 0.8)
@@ -110,6 +113,7 @@ def brick(rng: np.random.Generator) -> Texture:
 
 
 def tiles(rng: np.random.Generator) -> Texture:
+    """Ceramic tiles, of one or two colours."""
     color = random_color(rng, (0, 0.22), (0.45, 0.95))
     count = int(rng.choice([2, 3, 4]))
     cell, joint = _bricks(rng, count, count, bool(rng.random() < 0.2), 0.006)
@@ -127,6 +131,7 @@ def _wood_color(rng: np.random.Generator) -> np.ndarray:
 
 
 def planks(rng: np.random.Generator) -> Texture:
+    """A floor of boards."""
     color = _wood_color(rng)
     rows = int(rng.integers(6, 12))
     cell, joint = _bricks(rng, rows, 2, True, 0.0025)
@@ -137,6 +142,7 @@ def planks(rng: np.random.Generator) -> Texture:
 
 
 def wood(rng: np.random.Generator) -> Texture:
+    """Veneer."""
     color = _wood_color(rng)
     rings = np.sin(14 * noise(rng, 2.0, stretch=9) * 0.6)
     return Texture(
@@ -145,6 +151,7 @@ def wood(rng: np.random.Generator) -> Texture:
 
 
 def carpet(rng: np.random.Generator) -> Texture:
+    """Carpet pile."""
     color = random_color(rng, (0.02, 0.5), (0.25, 0.75))
     return Texture(
         _image(color * (1 + 0.12 * noise(rng, 0.2) + 0.05 * noise(rng, 1.2))[..., None]), rng.uniform(0.6, 1.2)
@@ -152,11 +159,13 @@ def carpet(rng: np.random.Generator) -> Texture:
 
 
 def concrete(rng: np.random.Generator) -> Texture:
+    """Concrete or rough plaster."""
     color = random_color(rng, (0, 0.12), (0.4, 0.8), 0.1)
     return Texture(_image(color * (1 + 0.07 * noise(rng, 1.5) + 0.02 * noise(rng, 0.2))[..., None]), 2.0)
 
 
 def marble(rng: np.random.Generator) -> Texture:
+    """Stone with veins."""
     color = random_color(rng, (0, 0.2), (0.6, 0.95))
     veins = np.abs(noise(rng, 1.8))
     image = color * (1 - 0.35 * np.exp(-6 * veins) + 0.02 * noise(rng, 0.8))[..., None]
@@ -164,12 +173,14 @@ def marble(rng: np.random.Generator) -> Texture:
 
 
 def ceiling_panels(rng: np.random.Generator) -> Texture:
+    """A suspended ceiling."""
     cell, joint = _bricks(rng, 2, 2, False, 0.01)
     image = np.where(joint, 0.6, rng.uniform(0.8, 0.95) + 0.03 * noise(rng, 0.1))
     return Texture(_image(np.repeat(image[..., None], 3, axis=2)), 1.2)
 
 
 def fabric(rng: np.random.Generator) -> Texture:
+    """Cloth: plain, striped, checked, dotted or blotched."""
     color = random_color(rng, (0.05, 0.75), (0.2, 0.9))
     other = random_color(rng, (0.0, 0.7), (0.2, 0.95))
     y, x = np.mgrid[0:_SIZE, 0:_SIZE] / _SIZE
@@ -242,6 +253,7 @@ def art(rng: np.random.Generator) -> Texture:
 
 
 def poster(rng: np.random.Generator) -> Texture:
+    """A printed sheet: writing and a few shapes."""
     background = random_color(rng, (0, 0.5), (0.7, 1))
     return Texture(
         np.asarray(_draw(rng, background, (_SIZE, _SIZE), int(rng.integers(8, 16)), int(rng.integers(1, 4)))), 1.0
