@@ -1,0 +1,330 @@
+import pickle
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from bifusion_hf.data.esam import ESAM_INTRINSICS, EsamFrames, prepare_esam
+from bifusion_hf.data.files import DataFileError
+from bifusion_hf.data.frames import frame_from_row, load_frames
+from bifusion_hf.data.safe_pickle import load_pickle
+from bifusion_hf.processing_bifusion import BiFusionProcessor
+
+
+POINTS = 3000
+
+
+def rotation(seed):
+    q, r = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    q = q * np.sign(np.diag(r))
+    return q * np.linalg.det(q)
+
+
+class Room:
+    """The pixels of one frame, before ESAM's preparation."""
+
+    def __init__(self, seed):
+        rng = np.random.default_rng(seed)
+        u, v = np.meshgrid(np.arange(640), np.arange(480))
+        self.depth = (1500 + u + v // 2 + 400 * (u > 300)).astype(np.int64)
+        self.depth[:, 600:] = 0
+        self.image = np.stack([u // 3, v // 2, (u + v) // 5], axis=-1).astype(np.uint8)
+        self.raw_ids = np.array([3, 1, 2, 0])[(u > 300) + 2 * (v > 240)]
+        self.instance = np.array([1, 2, 4, 0])[(u > 300) + 2 * (v > 240)]
+        self.superpoints = u // 50 + 20 * (v // 60)
+        self.pose = np.eye(4)
+        self.pose[:3, :3] = rotation(seed)
+        self.pose[:3, 3] = rng.normal(size=3)
+
+
+def write_frame(folder, scan, number, seed):
+    """Files and row as ESAM's scripts make them."""
+    room = Room(seed)
+    rng = np.random.default_rng(seed + 100)
+    name = f"{scan}_{number}"
+    for part in (
+        "points",
+        "super_points",
+        "instance_mask",
+        "semantic_mask",
+        f"2D/{scan}/color",
+        f"pose_centered/{scan}",
+    ):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    image_path = folder / "2D" / scan / "color" / f"{number}.jpg"
+    Image.fromarray(room.image).save(image_path, quality=95)
+    image = np.asarray(Image.open(image_path))
+    v, u = np.nonzero(room.depth)
+    z = room.depth[v, u] / 1000
+    rays = np.stack([u, v, np.ones_like(u)]).astype(float)
+    xyz = (room.pose[:3, :3] @ (np.linalg.inv(ESAM_INTRINSICS) @ rays * z)).T + room.pose[:3, 3]
+    offset = xyz.mean(axis=0)
+    pose = room.pose.copy()
+    pose[:3, 3] -= offset
+    chosen = rng.choice(len(u), POINTS, replace=False)
+    u, v = u[chosen], v[chosen]
+    points = np.concatenate([xyz[chosen] - offset, image[v, u]], axis=1).astype(np.float32)
+    points.tofile(folder / "points" / f"{name}.bin")
+    for part, values in (
+        ("super_points", np.unique(room.superpoints[v, u], return_inverse=True)[1]),
+        ("instance_mask", room.instance[v, u]),
+        ("semantic_mask", room.raw_ids[v, u]),
+    ):
+        values.astype(np.int64).tofile(folder / part / f"{name}.bin")
+    np.save(folder / "pose_centered" / scan / f"{number}.npy", pose)
+    return {
+        "lidar_points": {"num_pts_feats": 6, "lidar_path": f"{name}.bin"},
+        "pts_semantic_mask_path": f"{name}.bin",
+        "pts_instance_mask_path": f"{name}.bin",
+        "super_pts_path": f"{name}.bin",
+        "img_path": f"./data/scannet200-sv/2D/{scan}/color/{number}.jpg",
+        "pose": pose,
+        "axis_align_matrix": np.eye(4).tolist(),
+    }, (room, u, v)
+
+
+def infos_path(folder, split="val"):
+    return folder / f"scannet200_sv_oneformer3d_infos_{split}.pkl"
+
+
+def write_infos(folder, rows, split="val"):
+    infos = {
+        "metainfo": {"categories": {"chair": 0}, "dataset": "scannet200_sv", "info_version": "1.1"},
+        "data_list": rows,
+    }
+    infos_path(folder, split).write_bytes(pickle.dumps(infos, protocol=2))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("esam") / "scannet200-sv"
+    made = [write_frame(folder, "scene0011_00", 0, 1), write_frame(folder, "scene0011_00", 200, 2)]
+    made.append(write_frame(folder, "scene0015_00", 0, 3))
+    write_infos(folder, [row for row, _ in made])
+    return folder, [origin for _, origin in made]
+
+
+@pytest.fixture
+def data(original, tmp_path):
+    """A folder, its rows, and what the frames were made from."""
+    folder = tmp_path / "scannet200-sv"
+    shutil.copytree(original[0], folder)
+    return folder, load_pickle(infos_path(folder))["data_list"], original[1]
+
+
+def test_points_return_to_their_pixels(data):
+    folder, rows, origins = data
+    frames = EsamFrames(folder, "val")
+    assert len(frames) == 3
+    for frame, row, (room, u, v) in zip(frames, rows, origins, strict=True):
+        assert frame.frame_id == row["lidar_points"]["lidar_path"][:-4]
+        assert np.count_nonzero(frame.depth) == POINTS
+        np.testing.assert_allclose(1000 * frame.depth[v, u], room.depth[v, u], atol=0.02)
+        np.testing.assert_array_equal(frame.instance[v, u], room.instance[v, u] - 1)
+        np.testing.assert_array_equal(frame.semantic[v, u], np.array([-1, 0, 2, 1])[room.raw_ids[v, u]])
+        _, expected = np.unique(room.superpoints[v, u], return_inverse=True)
+        np.testing.assert_array_equal(frame.superpoints[v, u], expected)
+        empty = frame.depth == 0
+        for labels in (frame.instance, frame.semantic, frame.superpoints):
+            assert (labels[empty] == -1).all()
+        np.testing.assert_array_equal(frame.camera_to_world, row["pose"])
+
+
+def test_the_network_sees_the_very_points_of_the_files(data):
+    folder, rows, _ = data
+    sample = BiFusionProcessor().prepare_frame(EsamFrames(folder, "val")[1])
+    stored = np.fromfile(folder / "points" / rows[1]["lidar_points"]["lidar_path"], np.float32).reshape(-1, 6)
+    found = sample["points"] + sample["point_offset"]
+    assert len(found) == POINTS
+    orders = [np.lexsort(np.round(points[:, ::-1].T, 3)) for points in (found, stored[:, :3])]
+    np.testing.assert_allclose(found[orders[0]], stored[orders[1], :3], atol=2e-5)
+    np.testing.assert_array_equal(sample["point_rgb"][orders[0]], stored[orders[1], 3:])
+    assert sample["point_visible"].all()
+
+
+def test_the_colour_check_reports_and_refuses(data, caplog):
+    folder, rows, _ = data
+    with caplog.at_level("INFO"):
+        frames = EsamFrames(folder, "val", check_rows=2)
+    assert len(frames.color_errors) == 2
+    assert max(frames.color_errors) < 0.001
+    assert "at most 0.0" in caplog.text
+    path = folder / "points" / rows[1]["lidar_points"]["lidar_path"]
+    stored = np.fromfile(path, np.float32).reshape(-1, 6)
+    stored[:, [0, 1, 2, 5, 4, 3]].tofile(path)
+    with pytest.raises(ValueError, match=r"infos_val\.pkl: row 1: the colours .*colour channels"):
+        EsamFrames(folder, "val")
+    assert EsamFrames(folder, "val", check_rows=1).color_errors[0] < 0.001
+
+
+def test_images_of_another_frame_are_noticed(data):
+    folder, rows, _ = data
+    path = folder / "2D" / "scene0011_00" / "color" / "0.jpg"
+    Image.fromarray(np.asarray(Image.open(path))[:, ::-1]).save(path, quality=95)
+    with pytest.raises(ValueError, match="row 0: the colours"):
+        EsamFrames(folder, "val")
+
+
+def test_a_wrong_pose_is_noticed(data):
+    folder, rows, _ = data
+    rows[0]["pose"] = rows[1]["pose"]
+    write_infos(folder, rows)
+    with pytest.raises(DataFileError, match=r"scene0011_00_0\.bin: has .* points outside of the image"):
+        EsamFrames(folder, "val")
+    # Turned a little about the camera: the points stay inside, but not on pixels.
+    turned = np.eye(4)
+    turned[:2, :2] = [[np.cos(2e-3), -np.sin(2e-3)], [np.sin(2e-3), np.cos(2e-3)]]
+    rows[0]["pose"] = np.load(folder / "pose_centered" / "scene0011_00" / "0.npy") @ turned
+    write_infos(folder, rows)
+    with pytest.raises(DataFileError, match="beside pixel centres"):
+        EsamFrames(folder, "val")
+
+
+def test_a_row_without_pose_takes_the_file_beside(data):
+    folder, rows, _ = data
+    expected = rows[0].pop("pose")
+    write_infos(folder, rows)
+    np.testing.assert_array_equal(EsamFrames(folder, "val")[0].camera_to_world, expected)
+    (folder / "pose_centered" / "scene0011_00" / "0.npy").unlink()
+    with pytest.raises(DataFileError, match=r"0\.npy"):
+        EsamFrames(folder, "val")
+
+
+BAD_NAMES = (
+    "../points/secret.bin",
+    "/etc/passwd",
+    "a/b.bin",
+    "..",
+    "",
+    "C:\\x.bin",
+    "a\\..\\..\\x.bin",
+    "a\0b",
+    7,
+    None,
+)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize("key", ["lidar_path", "super_pts_path", "pts_instance_mask_path", "pts_semantic_mask_path"])
+def test_names_that_leave_the_folder_are_refused(data, key, name):
+    folder, rows, _ = data
+    (rows[0]["lidar_points"] if key == "lidar_path" else rows[0])[key] = name
+    write_infos(folder, rows)
+    with pytest.raises(DataFileError, match=r"infos_val\.pkl: .*(names the file|has the file name)"):
+        EsamFrames(folder, "val")
+
+
+@pytest.mark.parametrize(
+    "name", ["2D/../../secret.jpg", "/etc/passwd", "../2D/scene0011_00/color/0.jpg", "2D/x/..\\..\\..\\0.jpg", 5]
+)
+def test_image_names_that_leave_the_folder_are_refused(data, name):
+    folder, rows, _ = data
+    rows[0]["img_path"] = name
+    write_infos(folder, rows)
+    with pytest.raises(DataFileError, match=r"infos_val\.pkl"):
+        EsamFrames(folder, "val")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "./data/scannet200-sv/", "/home/someone/ESAM/data/scannet200-sv/", "data\\scannet200-sv\\"]
+)
+def test_image_names_begin_anywhere(data, prefix):
+    folder, rows, _ = data
+    rows[0]["img_path"] = f"{prefix}2D/scene0011_00/color/0.jpg"
+    write_infos(folder, rows)
+    assert EsamFrames(folder, "val", check_rows=1)[0].frame_id == "scene0011_00_0"
+
+
+def test_damaged_files_are_named(data):
+    folder, rows, _ = data
+    name = "scene0011_00_0.bin"
+    for path, content, message in (
+        (folder / "points" / name, b"\0" * 23, "multiple of 24"),
+        (folder / "points" / name, b"", "multiple of 24"),
+        (folder / "points" / name, np.full(6, np.nan, np.float32).tobytes(), "not finite"),
+        (folder / "points" / name, np.full(6, 300, np.float32).tobytes(), "outside of 0..255"),
+        (folder / "super_points" / name, bytes(8 * 7), "has 7 entries"),
+        (folder / "instance_mask" / name, np.full(POINTS, -1).tobytes(), "expected 0"),
+        (folder / "semantic_mask" / name, np.full(POINTS, 1400).tobytes(), "expected 0..1357"),
+        (folder / "2D" / "scene0011_00" / "color" / "0.jpg", b"\xff\xd8\xff", "no readable PNG or JPEG"),
+    ):
+        original = path.read_bytes()
+        path.write_bytes(content)
+        with pytest.raises(DataFileError, match=message) as error:
+            EsamFrames(folder, "val")
+        assert str(error.value).startswith(str(path))
+        path.write_bytes(original)
+    EsamFrames(folder, "val")
+
+
+@pytest.mark.parametrize(
+    "infos", [[], {"data_list": []}, {"data_list": [3]}, {"data_list": {"a": 1}}, {"metainfo": {}}]
+)
+def test_other_infos_are_refused(data, infos):
+    folder, _, _ = data
+    infos_path(folder).write_bytes(pickle.dumps(infos))
+    with pytest.raises(DataFileError, match="no data_list"):
+        EsamFrames(folder, "val")
+
+
+def test_infos_that_run_something_are_refused(data):
+    folder, rows, _ = data
+    infos_path(folder).write_bytes(b"cposix\nsystem\n(S'touch /nonexistent/x'\ntR.")
+    with pytest.raises(DataFileError, match="object of posix.system"):
+        EsamFrames(folder, "val")
+
+
+def test_conversion_keeps_the_frames(data, tmp_path):
+    folder, rows, _ = data
+    write_infos(folder, rows[:2], "train")
+    write_infos(folder, rows[2:], "val")
+    report = prepare_esam(folder, tmp_path / "out", progress=False)
+    assert {split: part["frames"] for split, part in report["splits"].items()} == {"train": 2, "val": 1}
+    assert len(report["settings"]["colour difference of the first rows, in 255"]["train"]) == 2
+    for split in ("train", "val"):
+        for row, expected in zip(load_frames(tmp_path / "out", split), EsamFrames(folder, split), strict=True):
+            found = frame_from_row(row)
+            np.testing.assert_allclose(found.depth, expected.depth, atol=2e-5)
+            for name in ("image", "instance", "semantic", "superpoints", "intrinsics", "camera_to_world"):
+                np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    loaded = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded["frame_id"] == ["scene0011_00_0", "scene0011_00_200"]
+
+
+def test_conversion_reports_rows_that_cannot_be_read(data, tmp_path):
+    folder, rows, _ = data
+    write_infos(folder, [rows[0]] * 8 + rows[1:], "val")
+    (folder / "instance_mask" / "scene0015_00_0.bin").write_bytes(b"")
+    report = prepare_esam(folder, tmp_path / "out", ["val"], progress=False)
+    assert report["splits"]["val"]["frames"] == 9
+    assert report["splits"]["val"]["skipped_by_reason"] == {"unreadable": 1}
+
+
+def test_fuzzed_files_end_in_an_error_that_names_one(data):
+    """Bits flipped, files cut: a frame or an error with the name of a file, nothing else."""
+    folder, rows, _ = data
+    rng = np.random.default_rng(0)
+    failed = 0
+    paths = [
+        folder / part / "scene0011_00_0.bin" for part in ("points", "super_points", "instance_mask", "semantic_mask")
+    ]
+    paths += [folder / "2D" / "scene0011_00" / "color" / "0.jpg", infos_path(folder)]
+    for trial in range(120):
+        path = paths[trial % len(paths)]
+        original = path.read_bytes()
+        content = bytearray(original)
+        if trial % 4 == 0:
+            del content[int(rng.integers(len(content))) :]
+        for bit in rng.integers(8 * max(1, len(content)), size=rng.integers(0, 30)):
+            content[bit // 8 : bit // 8 + 1] = bytes([content[bit // 8] ^ 1 << bit % 8]) if content else b""
+        path.write_bytes(content)
+        try:
+            frames = EsamFrames(folder, "val", check_rows=0)
+            frames.read_frame(0)
+        except DataFileError as error:
+            assert str(folder) in str(error)
+            failed += 1
+        path.write_bytes(original)
+    assert failed > 40
