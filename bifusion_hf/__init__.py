@@ -16,6 +16,7 @@ with explain_torchvision_misfit():
         BiFusionModelOutput,
         BiFusionPreTrainedModel,
     )
+    from .pipeline_bifusion import register as _register_pipeline
     from .processing_bifusion import BiFusionProcessor
 
 
@@ -24,6 +25,7 @@ AutoConfig.register(BiFusionConfig.model_type, BiFusionConfig, exist_ok=True)
 AutoModel.register(BiFusionConfig, BiFusionModel, exist_ok=True)
 AutoModelForInstanceSegmentation.register(BiFusionConfig, BiFusionForInstanceSegmentation, exist_ok=True)
 AutoProcessor.register(BiFusionConfig, BiFusionProcessor, exist_ok=True)
+_register_pipeline()
 
 __version__ = "0.1.0"
 
