@@ -20,8 +20,8 @@ MAX_IMAGE_BYTES = 2**26
 class SensScan:
     """The frames of a `.sens` file. A context manager; frames are numbered by their place in the stream.
 
-    Attributes: `depth_intrinsics` float64 [3, 3] of the depth image, pixel centres at integers; `depth_scale`, units
-    per metre.
+    Attributes: `path` of the file or folder; `depth_intrinsics` float64 [3, 3] of the depth image, pixel centres at
+    integers; `depth_scale`, units per metre.
 
     Args:
         path: The file.
@@ -32,6 +32,7 @@ class SensScan:
     """
 
     def __init__(self, path: str | Path, *, assume_registered: bool = False):
+        self.path = Path(path)
         self._sens = SensFile(path)
         self.depth_scale = self._sens.depth_scale
         self.depth_intrinsics = _checked_intrinsics(self._sens.depth_intrinsics, path)
@@ -87,8 +88,8 @@ class ExportedScan:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self._files = {kind: _numbered_files(self.folder / kind) for kind in ("color", "depth", "pose")}
+        self.path = Path(folder)
+        self._files = {kind: _numbered_files(self.path / kind) for kind in ("color", "depth", "pose")}
         self.depth_intrinsics, self.depth_scale = self._intrinsics("depth"), EXPORTED_DEPTH_SCALE
         self._color_intrinsics = self._intrinsics("color")
 
@@ -122,7 +123,7 @@ class ExportedScan:
 
         None where images were resized on export and their original size is unknown: they are registered by a resize.
         """
-        info_path = self.folder / f"{self.folder.name}.txt"
+        info_path = self.path / f"{self.path.name}.txt"
         if not info_path.is_file():
             # An export keeps the camera's size unless told otherwise, and the principal point is near the centre.
             centred = np.abs(self._color_intrinsics[:2, 2] / np.array(size) - 0.5).max() < 0.1
@@ -135,14 +136,14 @@ class ExportedScan:
 
     def _file(self, kind: str, number: int) -> Path:
         if number not in self._files[kind]:
-            raise DataFileError(self.folder / kind, f"has no frame {number}")
+            raise DataFileError(self.path / kind, f"has no frame {number}")
         return self._files[kind][number]
 
     def _intrinsics(self, kind: str) -> np.ndarray:
         # The second name is that of ScanNet's "frames 25k" download.
         candidates = [
-            self.folder / "intrinsic" / f"intrinsic_{kind}.txt",
-            self.folder / f"intrinsics_{kind}.txt",
+            self.path / "intrinsic" / f"intrinsic_{kind}.txt",
+            self.path / f"intrinsics_{kind}.txt",
         ]
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:

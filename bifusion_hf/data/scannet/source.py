@@ -128,26 +128,26 @@ class _FrameReader:
 
     def read(self, number: int, frame_id: str) -> RGBDFrame | SkippedFrame:
         """A frame, or why there is none."""
+        place = f"{self.scan.path}: frame {number}"
         try:
             pose = self.scan.pose(number)
             if not np.isfinite(pose).all():
-                return SkippedFrame(frame_id, "invalid pose", f"{frame_id}: the pose is not finite")
+                return SkippedFrame(frame_id, "invalid pose", f"{place}: the pose is not finite")
             depth = self.scan.depth(number)
-            if np.count_nonzero(depth) < MIN_VALID_POINTS:
-                return SkippedFrame(
-                    frame_id, "empty depth", f"{frame_id}: {np.count_nonzero(depth)} pixels with a measurement"
-                )
+            measured = np.count_nonzero(depth)
+            if measured < MIN_VALID_POINTS:
+                return SkippedFrame(frame_id, "empty depth", f"{place}: {measured} pixels with a measurement")
             return self._frame(number, frame_id, pose, depth)
         except DataFileError as error:
             return SkippedFrame(frame_id, "unreadable", str(error))
         except ValueError as error:
-            return SkippedFrame(frame_id, "malformed", str(error))
+            return SkippedFrame(frame_id, "malformed", f"{place}: {error}")
 
     def _frame(self, number: int, frame_id: str, pose: np.ndarray, depth: np.ndarray) -> RGBDFrame:
         own_size = (depth.shape[1], depth.shape[0])
         size = self.size or own_size
         if abs(size[0] * own_size[1] - own_size[0] * size[1]) > max(*size, *own_size):
-            raise ValueError(f"{frame_id}: depth is {own_size} while image_size is {size}; expected the same aspect")
+            raise ValueError(f"depth is {own_size} while image_size is {size}; expected the same aspect")
         intrinsics = scale_intrinsics(self.scan.depth_intrinsics, size[0] / own_size[0], size[1] / own_size[1])
         color = self.scan.color(number)
         color_intrinsics = self.scan.color_intrinsics((color.shape[1], color.shape[0]))

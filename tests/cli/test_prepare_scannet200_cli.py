@@ -1,0 +1,155 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bifusion_hf.cli.prepare_scannet200 import build_parser, main
+from bifusion_hf.data.frames import frame_from_row, load_frames
+
+
+INTRINSICS = np.array([[57.0, 0, 31.5], [0, 57, 23.5], [0, 0, 1]])
+
+
+def write_scan(folder, numbers):
+    """An exported scan with 2D labels: a wall with a chair's rectangle before it."""
+    for name in ("color", "depth", "pose", "intrinsic", "label-filt", "instance-filt"):
+        (folder / name).mkdir(parents=True)
+    chair = np.zeros((48, 64), bool)
+    chair[10:30, 20:40] = True
+    matrix = np.eye(4)
+    matrix[:3, :3] = INTRINSICS
+    for number in numbers:
+        images = {
+            "color/{}.jpg": np.dstack([np.full((48, 64), number % 256), 200 * chair, 0 * chair]).astype(np.uint8),
+            "depth/{}.png": np.where(chair, 1500, 2000).astype(np.uint16),
+            "label-filt/{}.png": np.where(chair, 2, 1).astype(np.uint16),
+            "instance-filt/{}.png": np.where(chair, 5, 1).astype(np.uint8),
+        }
+        for name, values in images.items():
+            Image.fromarray(values).save(folder / name.format(number))
+        np.savetxt(folder / "pose" / f"{number}.txt", np.eye(4))
+    for kind in ("color", "depth"):
+        np.savetxt(folder / "intrinsic" / f"intrinsic_{kind}.txt", matrix)
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    for scan in ("scene0000_00", "scene0001_00"):
+        write_scan(tmp_path / "scans" / scan, [0, 20, 200, 220, 400])
+    (tmp_path / "train.txt").write_text("scene0000_00\n")
+    (tmp_path / "val.txt").write_text("scene0001_00\n")
+    lists = ["--split", f"train={tmp_path / 'train.txt'}", "--split", f"val={tmp_path / 'val.txt'}"]
+    return ["--scans", str(tmp_path / "scans"), "--out", str(tmp_path / "out"), "--labels", "2d", *lists]
+
+
+def test_prepares_and_prints_the_report(arguments, tmp_path, capsys):
+    main(arguments)
+    output = capsys.readouterr().out
+    assert "train: 3 frames of 1 scans" in output
+    assert "labels: 2d: 1 scans" in output
+    assert str(tmp_path / "out" / "report.txt") in output
+    rows = load_frames(tmp_path / "out", "val")
+    assert rows["frame_id"] == ["scene0001_00_0", "scene0001_00_200", "scene0001_00_400"]
+    frame = frame_from_row(rows[0])
+    assert frame.instance[20, 30] == 4
+    assert frame.semantic[20, 30] == 2
+    assert frame.semantic[0, 0] == 0
+    assert rows[0]["image"]["bytes"].startswith(b"\xff\xd8")
+
+
+def test_options_arrive(arguments, tmp_path):
+    main([*arguments, "--frame_interval", "20", "--image_size", "32", "24", "--jpeg_quality", "0"])
+    rows = load_frames(tmp_path / "out", "val")
+    assert len(rows) == 5
+    assert frame_from_row(rows[0]).image.shape == (24, 32, 3)
+    assert rows[0]["image"]["bytes"].startswith(b"\x89PNG")
+    settings = json.loads((tmp_path / "out" / "report.json").read_text())["settings"]
+    assert settings["image_size"] == [32, 24]
+    assert settings["jpeg_quality"] is None
+
+
+def test_a_failed_scan_ends_with_an_error_after_the_others_are_written(arguments, tmp_path, capsys):
+    (tmp_path / "scans" / "scene0000_00" / "intrinsic" / "intrinsic_depth.txt").unlink()
+    (tmp_path / "train.txt").write_text("scene0000_00\nscene0002_00\n")
+    write_scan(tmp_path / "scans" / "scene0002_00", [0])
+    with pytest.raises(SystemExit, match="1 scans failed"):
+        main(arguments)
+    assert "failed: " in capsys.readouterr().out
+    assert load_frames(tmp_path / "out", "train")["frame_id"] == ["scene0002_00_0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: [*a, "--labels", "mesh"], "label_map is missing"),
+        (lambda a: [*a, "--split", "test=/nowhere.txt"], "/nowhere.txt: No such file"),
+        (lambda a: [*a, "--frame_interval", "0"], "frame_interval is 0"),
+    ],
+)
+def test_errors_are_one_line(arguments, change, message):
+    with pytest.raises(SystemExit) as error:
+        main(change(arguments))
+    assert message in str(error.value)
+    assert str(error.value).startswith("bifusion-prepare-scannet200: error: ")
+
+
+@pytest.mark.parametrize("change", [["--split", "train"], ["--split", "train=a"], ["--esam", "x"]])
+def test_malformed_arguments_show_the_usage(arguments, change, capsys):
+    with pytest.raises(SystemExit) as error:
+        main([*arguments, *change])
+    assert error.value.code == 2
+    assert "usage: bifusion-prepare-scannet200" in capsys.readouterr().err
+
+
+def test_esam_is_handed_on(monkeypatch, tmp_path, capsys):
+    calls = []
+
+    def prepare_esam(*arguments, **options):
+        calls.append((arguments, options))
+        return {"settings": {}, "splits": {}}
+
+    monkeypatch.setattr("bifusion_hf.data.esam.prepare_esam", prepare_esam)
+    main(["--esam", str(tmp_path), "--out", "out", "--split", "train", "--split", "val", "--workers", "3"])
+    ((folder, _, splits), options) = calls[0]
+    assert (folder, splits) == (tmp_path, ["train", "val"])
+    assert options == {"scans_per_shard": 16, "workers": 3, "jpeg_quality": None}
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for action in build_parser()._actions:
+        assert action.help
+        assert action.option_strings[-1] in text
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(arguments, tmp_path):
+    """Killed without warning while it works: the next run makes what is missing, and the result is whole."""
+    scans = [f"scene{index:04d}_00" for index in range(2, 42)]
+    for scan in scans:
+        write_scan(tmp_path / "scans" / scan, range(0, 8000, 200))
+    (tmp_path / "train.txt").write_text("\n".join(scans))
+    arguments = [*arguments, "--scans_per_shard", "2"]
+    code = "import sys; from bifusion_hf.cli.prepare_scannet200 import main; main(sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL)
+    shards = tmp_path / "out" / "data"
+    while process.poll() is None and len(list(shards.glob("*.parquet"))) < 4:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in shards.glob("*.parquet")}
+    assert 4 <= len(done) < 21
+    main(arguments)
+    # The last shard may have been without its record.
+    assert sum(path.stat().st_mtime_ns == time_ns for path, time_ns in done.items()) >= len(done) - 1
+    rows = load_frames(tmp_path / "out", "train")
+    assert rows["frame_id"] == [f"{scan}_{number}" for scan in scans for number in range(0, 8000, 200)]
+    assert not [name for name in os.listdir(tmp_path / "out" / ".preparation") if name.endswith(".tmp")]

@@ -1,0 +1,152 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from bifusion_hf.data.files import DataFileError
+from bifusion_hf.data.frames import RGBDFrame, frame_from_row, frame_to_row, load_frames
+from bifusion_hf.data.scannet.shards import SkippedFrame, write_shards
+
+
+class CountingSource:
+    """Units "a3" give three frames; they are noted in a file, so that a test sees what was made, in any process."""
+
+    def __init__(self, log, stop_at=None):
+        self.log = str(log)
+        self.stop_at = stop_at
+
+    def rows(self, unit):
+        with open(self.log, "a") as file:
+            file.write(f"{unit} {os.getpid()}\n")
+        if unit == self.stop_at:
+            raise KeyboardInterrupt
+        if unit.startswith("x"):
+            raise DataFileError(unit, "is broken")
+        yield "a note"
+        for index in range(int(unit[1:])):
+            values = np.full((12, 16), 1 + index / 10)
+            intrinsics = np.array([[10.0, 0, 7.5], [0, 10, 5.5], [0, 0, 1]])
+            yield frame_to_row(
+                RGBDFrame(np.zeros((12, 16, 3), np.uint8), values, intrinsics, frame_id=f"{unit}_{index}")
+            )
+        yield SkippedFrame(f"{unit}_9", "missing", "not there")
+
+
+SPLITS = {"train": ["a1", "b2", "c3", "d1"], "val": ["e1"]}
+SHARDS = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "val-00000-of-00001.parquet"]
+
+
+def write(tmp_path, splits=SPLITS, settings=None, stop_at=None, **options):
+    source = CountingSource(tmp_path / "log", stop_at)
+    options = {"units_per_shard": 2, "progress": False} | options
+    return write_shards(source, splits, tmp_path / "out", settings or {"a": (1, 2)}, **options)
+
+
+def made(tmp_path):
+    return [line.split()[0] for line in (tmp_path / "log").read_text().splitlines()]
+
+
+def names(tmp_path, split):
+    return [row["frame_id"] for row in load_frames(tmp_path / "out", split)]
+
+
+def shards(tmp_path):
+    return sorted(path.name for path in (tmp_path / "out" / "data").iterdir())
+
+
+ALL = ["a1_0", "b2_0", "b2_1", "c3_0", "c3_1", "c3_2", "d1_0"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_shards_records_and_order(tmp_path, workers):
+    records = write(tmp_path, workers=workers)
+    assert shards(tmp_path) == SHARDS
+    assert names(tmp_path, "train") == ALL
+    assert names(tmp_path, "val") == ["e1_0"]
+    assert records["train"].units == SPLITS["train"]
+    assert records["train"].frames == 7
+    assert [item.frame_id for item in records["train"].skipped] == ["a1_9", "b2_9", "c3_9", "d1_9"]
+    assert records["train"].notes == {"a note": 4}
+    pids = {line.split()[1] for line in (tmp_path / "log").read_text().splitlines()}
+    assert (str(os.getpid()) in pids) == (workers == 1)
+
+
+def test_an_interrupted_run_goes_on(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, stop_at="d1")
+    # The shard under work has left nothing that looks like a result.
+    assert shards(tmp_path) == SHARDS[:1]
+    leftovers = list((tmp_path / "out" / ".preparation").glob("*.tmp"))
+    assert len(leftovers) == 1
+    assert made(tmp_path) == ["a1", "b2", "c3", "d1"]
+    (tmp_path / "log").unlink()
+    records = write(tmp_path)
+    assert made(tmp_path) == ["c3", "d1", "e1"]
+    assert names(tmp_path, "train") == ALL
+    assert records["train"].frames == 7
+    assert not any(path.exists() for path in leftovers)
+    (tmp_path / "log").unlink()
+    write(tmp_path)
+    assert not (tmp_path / "log").exists()
+    assert names(tmp_path, "train") == ALL
+
+
+@pytest.mark.parametrize("lost", ["data/train-00000-of-00002.parquet", ".preparation/train-00000-of-00002.json"])
+def test_a_shard_without_its_record_or_file_is_remade(tmp_path, lost):
+    write(tmp_path)
+    (tmp_path / "out" / lost).unlink()
+    (tmp_path / "log").unlink()
+    write(tmp_path)
+    assert made(tmp_path) == ["a1", "b2"]
+    assert names(tmp_path, "train") == ALL
+
+
+def test_a_failed_unit_costs_its_shard_alone(tmp_path):
+    splits = {"train": ["a1", "x0", "c3"]}
+    records = write(tmp_path, splits)
+    assert records["train"].failed == {"x0": "x0: is broken"}
+    assert names(tmp_path, "train") == ["a1_0", "c3_0", "c3_1", "c3_2"]
+    (tmp_path / "log").unlink()
+    write(tmp_path, splits)
+    assert made(tmp_path) == ["a1", "x0"]
+
+
+def test_a_worker_that_fails_ends_the_run(tmp_path):
+    with pytest.raises(ValueError, match="invalid literal"):
+        write(tmp_path, {"train": ["a1", "b2", "cc", "d1"]}, workers=2)
+    assert not list((tmp_path / "out" / "data").glob("train-00001*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"settings": {"a": 2}}, "another a;"),
+        ({"splits": {"train": ["a1"]}}, "another splits"),
+        ({"units_per_shard": 3}, "another units_per_shard"),
+        ({"settings": {"a": (1, 2), "b": None}}, ""),
+    ],
+)
+def test_other_settings_never_mix(tmp_path, options, message):
+    write(tmp_path)
+    if message:
+        with pytest.raises(ValueError, match=message):
+            write(tmp_path, **options)
+    else:
+        write(tmp_path, **options)
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path):
+    (tmp_path / "out" / "data").mkdir(parents=True)
+    (tmp_path / "out" / "data" / "train-00000-of-00001.parquet").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files"):
+        write(tmp_path)
+
+
+def test_rows_are_frames(tmp_path):
+    write(tmp_path)
+    frame = frame_from_row(load_frames(tmp_path / "out", "train")[2])
+    assert frame.frame_id == "b2_1"
+    np.testing.assert_allclose(frame.depth, 1.1, atol=1e-6)
+    record = json.loads((tmp_path / "out" / ".preparation" / "val-00000-of-00001.json").read_text())
+    assert record["frames"] == 1
