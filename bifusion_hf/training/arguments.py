@@ -349,7 +349,7 @@ def load_arguments(recipe: str | Path | None, overrides: Sequence[str] = ()) -> 
         except yaml.YAMLError as error:
             raise ValueError(f"--{key}: cannot read {text!r} as a YAML value") from error
         target = values
-        *sections, name = key.split(".")
+        *sections, name = _split_key(key)
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
@@ -389,6 +389,14 @@ def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, str]]:
             pairs.append((key, "true"))
         position += 1
     return pairs
+
+
+def _split_key(key: str) -> list[str]:
+    """Parts of a dotted key; what is below a mapping of numbers is one name, dots included."""
+    for name, kind in valid_keys().items():
+        if _is_open(kind) and typing.get_args(kind)[1] is not Any and key.startswith(f"{name}."):
+            return [*name.split("."), key.removeprefix(f"{name}.")]
+    return key.split(".")
 
 
 def _is_open(kind: Any) -> bool:

@@ -18,8 +18,8 @@ PANELS: Mapping[str, Sequence[str]] = {
     "learning rate": ("learning_rate*",),
 }
 COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#8c564b", "#e377c2", "#7f7f7f")
-PANEL_SIZE = (640, 400)
-MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 76, 16, 34, 40
+PANEL_SIZE = (760, 400)
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 76, 160, 34, 40
 
 
 def draw_curves(lines: Sequence[Mapping[str, float | None]], path: str | Path) -> None:
@@ -88,5 +88,5 @@ def _draw_panel(
         for x, y in places[:: max(1, len(places) // 40)]:
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=color)
         row = top + 6 + 16 * index
-        draw.line((right - 130, row + 7, right - 112, row + 7), fill=color, width=3)
-        draw.text((right - 106, row), name, fill="black", font=font)
+        draw.line((right + 8, row + 7, right + 22, row + 7), fill=color, width=3)
+        draw.text((right + 27, row), name, fill="black", font=font)

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import Dataset
 
-from ..configuration_bifusion import BiFusionConfig
+from ..configuration_bifusion import PRESETS, BiFusionConfig
 from ..data import superpoints, superpoints_geometry, superpoints_graph
 from ..data.augmentation import AugmentationConfig, JointAugmentation
 from ..data.collator import BiFusionCollator
@@ -84,7 +84,15 @@ def build_model(arguments: TrainArguments) -> BiFusionForInstanceSegmentation:
     if arguments.model.pretrained is not None:
         model = BiFusionForInstanceSegmentation.from_pretrained(arguments.model.pretrained, **arguments.model.config)
     else:
-        config = BiFusionConfig.from_preset(arguments.model.preset, **arguments.model.config)
+        # A part of a sub-configuration changes only that part.
+        preset = PRESETS.get(arguments.model.preset, {})
+        overrides = {
+            name: {**preset[name], **value}
+            if isinstance(value, dict) and isinstance(preset.get(name), dict)
+            else value
+            for name, value in arguments.model.config.items()
+        }
+        config = BiFusionConfig.from_preset(arguments.model.preset, **overrides)
         model = BiFusionForInstanceSegmentation(config)
     return model.float()
 

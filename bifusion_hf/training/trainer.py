@@ -159,29 +159,28 @@ class BiFusionTrainer:
         probed = self.audit.wants_probe(counts)
         audited = self._is_audited(update)
         sums: dict[str, torch.Tensor] = {}
-        with self.recorder.timer.part("compute"):
-            self.guard.remember()
-            loss_counts = {name: torch.tensor(count, device=self.accelerator.device) for name, count in counts.items()}
-            for batch in window:
-                last = batch is window[-1]
-                try:
-                    with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+        self.guard.remember()
+        loss_counts = {name: torch.tensor(count, device=self.accelerator.device) for name, count in counts.items()}
+        for batch in window:
+            last = batch is window[-1]
+            try:
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                    with self.recorder.timer.part("compute"):
                         outputs = self.model(**self._inputs(batch), loss_counts=loss_counts)
-                        if last and (probed or audited):
-                            active = {name: term for name, term in outputs.loss_dict.items() if counts.get(name)}
-                            self._probe(update, active, probed, last_counts, audited)
-                        # DistributedDataParallel averages over processes; the counts are already sums over them.
+                    if last and (probed or audited):
+                        active = {name: term for name, term in outputs.loss_dict.items() if counts.get(name)}
+                        self._probe(update, active, probed, last_counts, audited)
+                    # DistributedDataParallel averages over processes; the counts are already sums over them.
+                    with self.recorder.timer.part("compute"):
                         self.accelerator.backward(outputs.loss * self.accelerator.num_processes)
-                except Exception as error:
-                    explain_out_of_memory(error, batch, self.arguments)
-                    raise
-                # A term that is switched off is a constant that nothing counts.
-                terms = {
-                    name: term for name, term in outputs.loss_dict.items() if term.requires_grad or counts.get(name)
-                }
-                for name, term in {"loss": outputs.loss, **terms}.items():
-                    sums[name] = sums.get(name, 0) + term.detach().double()
-            values = self._step(sums, counts, audited)
+            except Exception as error:
+                explain_out_of_memory(error, batch, self.arguments)
+                raise
+            # A term that is switched off is a constant that nothing counts.
+            terms = {name: term for name, term in outputs.loss_dict.items() if term.requires_grad or counts.get(name)}
+            for name, term in {"loss": outputs.loss, **terms}.items():
+                sums[name] = sums.get(name, 0) + term.detach().double()
+        values = self._step(sums, counts, audited)
         alpha = alpha_statistics(outputs, window[-1]) if audited or self._is_logged(update) else None
         if alpha is not None:
             values["alpha_mean"], values["alpha_std"] = alpha
@@ -190,17 +189,19 @@ class BiFusionTrainer:
     def _step(self, sums: dict[str, torch.Tensor], counts: dict[str, int], audited: bool) -> dict[str, float]:
         """Clips and steps, or skips the update where a loss or the gradient is not finite."""
         trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        norm = self.accelerator.clip_grad_norm_(trainable, self.arguments.optimizer.max_grad_norm)
-        # One transfer to the host for all numbers of the update.
-        losses = self.accelerator.reduce(torch.stack(list(sums.values())), "sum")
-        *numbers, norm = torch.cat([losses, norm.double().reshape(1)]).tolist()
+        with self.recorder.timer.part("compute"):
+            norm = self.accelerator.clip_grad_norm_(trainable, self.arguments.optimizer.max_grad_norm)
+            # One transfer to the host for all numbers of the update; on a GPU it waits for the backward pass.
+            losses = self.accelerator.reduce(torch.stack(list(sums.values())), "sum")
+            *numbers, norm = torch.cat([losses, norm.double().reshape(1)]).tolist()
         values = {**dict(zip(sums, numbers, strict=True)), "grad_norm": norm}
         accepted = self.guard.accept(values)
         if accepted:
             self.audit.observe(self.update + 1, has_visible=counts["visible_points"] > 0)
             if audited:
                 self.audit.before_step()
-            self.optimizer.step()
+            with self.recorder.timer.part("compute"):
+                self.optimizer.step()
             if audited:
                 self.audit.after_step()
             if self.ema is not None:
@@ -263,7 +264,11 @@ class BiFusionTrainer:
         every = self.arguments.training.empty_cache_every
         if every and self.update % every == 0 and self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
-        rates = {f"learning_rate_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        # Of the groups with and without weight decay, one stands for both.
+        rates = {
+            f"learning_rate_{group['name'].removesuffix('_no_decay')}": group["lr"]
+            for group in self.optimizer.param_groups
+        }
         self.recorder.advance(values, max(rates.values()))
         if self._is_logged(self.update):
             state = {
@@ -292,8 +297,8 @@ class BiFusionTrainer:
             metric = self.arguments.evaluation.metric
             if metric not in results:
                 raise ValueError(f"evaluation.metric {metric!r} is none of the results {sorted(results)}")
-            # NaN (no instance at all) is never the best.
-            if not self.best or results[metric] > self.best[metric]:
+            # Of equals the later one: at AP 0 it has learned more. NaN (no instance at all) is never the best.
+            if not self.best or results[metric] >= self.best[metric]:
                 self.best = {"update": self.update, **results}
                 self._write_model(self.output_dir / "best")
             self.recorder.record_evaluation(self.update, results, self.best)

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from torch import nn
+from training_standin import make_trainer, recipe
+
+from bifusion_hf.training.audit import (
+    Exemption,
+    LivenessAudit,
+    LivenessError,
+    alpha_statistics,
+    gradient_norm,
+    nearest_parameters,
+    probe_losses,
+)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used = nn.Linear(2, 2)
+        self.unused = nn.Linear(2, 2)
+        self.gate = nn.Linear(2, 1)
+
+
+def step(net, audit, update, *, gate=False, **kwargs):
+    net.zero_grad()
+    value = net.used(torch.randn(4, 2))
+    loss = (value * torch.sigmoid(net.gate(value))).sum() if gate else value.sum()
+    loss.backward()
+    audit.observe(update, **kwargs)
+
+
+def test_a_dead_module_stops_the_run_after_the_window():
+    net = Net()
+    audit = LivenessAudit(net, window=5)
+    for update in range(1, 5):
+        step(net, audit, update, gate=True)
+    with pytest.raises(LivenessError, match=r"2 trainable tensors: unused.weight, unused.bias"):
+        step(net, audit, 5, gate=True)
+
+
+def test_frozen_exempt_and_warming_up_tensors_do_not_stop_it():
+    net = Net()
+    net.unused.requires_grad_(False)
+    audit = LivenessAudit(net, window=5, warmup_updates=8)
+    for update in range(1, 13):
+        step(net, audit, update)
+    # The gate's window begins after its warm-up.
+    with pytest.raises(LivenessError, match="gate.weight"):
+        for update in range(13, 30):
+            step(net, audit, update)
+    audit = LivenessAudit(net, window=5, exempt=["^gate"])
+    for update in range(1, 30):
+        step(net, audit, update)
+    assert "exempt by training.audit_exempt" in audit.table()
+
+
+def test_updates_without_visible_points_do_not_count_for_the_image_side():
+    net = nn.ModuleDict({"encoder": nn.ModuleDict({"image_encoder": nn.Linear(2, 2)}), "other": nn.Linear(2, 2)})
+    audit = LivenessAudit(net, window=4)
+    for update in range(2, 30):
+        net.zero_grad()
+        net["other"](torch.ones(1, 2)).sum().backward()
+        audit.observe(update, has_visible=False)
+    with pytest.raises(LivenessError, match="encoder.image_encoder.weight"):
+        for update in range(30, 60):
+            audit.observe(update, has_visible=True)
+
+
+def test_one_living_update_in_the_window_is_enough():
+    net = Net()
+    net.unused.requires_grad_(False)
+    audit = LivenessAudit(net, window=5)
+    for update in range(1, 40):
+        step(net, audit, update, gate=update % 4 == 0)
+
+
+def test_a_detached_loss_stops_the_run_and_an_absent_one_does_not():
+    audit = LivenessAudit(Net(), window=10)
+    probes = 0
+    for update in range(1, 30):
+        assert audit.wants_probe({"loss_absent": 0, "points": 5}) == []
+    with pytest.raises(LivenessError, match="loss_dead had no gradient in"):
+        for update in range(1, 30):
+            for name in audit.wants_probe({"loss_dead": 3, "loss_live": 3}):
+                probes += 1
+                audit.record_probe(update, name, 0.0 if name == "loss_dead" else 1.0)
+    assert 10 <= update <= 12 and probes < 12
+
+
+def test_gradient_norms_of_losses():
+    net = Net()
+    value = net.used(torch.randn(4, 2))
+    losses = {"a": value.sum(), "b": value.sum().detach(), "c": torch.tensor(1.0, requires_grad=True)}
+    assert nearest_parameters(losses["a"])
+    full = probe_losses(losses, list(net.used.parameters()))
+    assert full["a"] > 0 and full["b"] == full["c"] == 0
+    assert probe_losses(losses)["a"] == pytest.approx(full["a"])
+    losses["a"].backward()
+    expected = torch.stack([parameter.grad.norm() for parameter in net.used.parameters()]).norm()
+    assert full["a"] == pytest.approx(float(expected))
+    assert gradient_norm(losses["b"], [net.used.weight]) == 0
+
+
+def test_nearest_parameters_stay_near():
+    layers = nn.Sequential(*(nn.Linear(2, 2) for _ in range(30)))
+    found = nearest_parameters(layers(torch.ones(1, 2)).sum(), limit=4)
+    last = {id(parameter) for layer in layers[-3:] for parameter in layer.parameters()}
+    assert len(found) == 4 and all(id(parameter) in last for parameter in found)
+
+
+def test_alpha_is_measured_on_visible_points():
+    class Outputs:
+        fusion_weights = torch.tensor([[[0.2], [0.6], [0.0]]])
+
+    batch = {"point_visible": torch.tensor([[True, True, False]]), "point_mask": torch.ones(1, 3, dtype=torch.bool)}
+    mean, spread = alpha_statistics(Outputs, batch)
+    assert mean == pytest.approx(0.4) and spread == pytest.approx(0.2)
+    assert alpha_statistics(Outputs, {"point_visible": None}) is None
+
+
+def test_table_names_state_gradient_and_reason():
+    net = Net()
+    net.unused.requires_grad_(False)
+    audit = LivenessAudit(net, warmup_updates=3, exemptions=[Exemption("gate", "held", until="warmup")])
+    step(net, audit, 1)
+    audit.before_step()
+    with torch.no_grad():
+        net.used.weight.mul_(1.1)
+    audit.after_step()
+    audit.wants_probe({"loss_a": 1})
+    audit.record_values({"loss_a": 1.25, "alpha_mean": 0.5, "alpha_std": 0.1})
+    audit.record_probe(1, "loss_a", 2.0)
+    audit.record_alignment([0.01])
+    lines = {line.split()[0]: line for line in audit.table().splitlines()}
+    assert "trainable" in lines["used"] and "frozen" in lines["unused"]
+    assert "2 without gradient: held (warmup)" in lines["gate"]
+    assert "value 1.2500  gradient 2.00e+00" in lines["loss_a"]
+    assert "mean 0.500, spread 0.100" in lines["alpha"] and "2.55/255" in lines["colour"]
+    assert audit.dead_tensors() == ["gate.weight", "gate.bias"]
+
+
+def test_the_loop_stops_for_a_detached_loss(tmp_path):
+    arguments = recipe(tmp_path, training={"epochs": 20, "audit_window": 10}, evaluation={"every_epochs": 0})
+    # The detached term leaves the class head without gradient too; the loss itself is to be named here.
+    arguments.training.audit_exempt = ["classes"]
+    trainer = make_trainer(arguments, config={"detach": "loss_class"})
+    with pytest.raises(LivenessError, match="the loss loss_class had no gradient"):
+        trainer.train()
+    assert trainer.update < 15

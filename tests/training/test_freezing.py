@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch import nn
+
+from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation
+from bifusion_hf.training.freezing import (
+    TOWER,
+    eval_mode,
+    freeze,
+    frozen_prefixes,
+    is_frozen,
+    train_mode,
+    unfreeze_due,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return BiFusionForInstanceSegmentation(
+        BiFusionConfig.from_preset("tiny", freeze_clip_early_layers=True, freeze_clip_patch_embedding=True)
+    )
+
+
+def test_configuration_names_what_is_frozen(model):
+    prefixes = frozen_prefixes(model)
+    assert sum(f"{TOWER}.encoder.layers." in prefix or f"{TOWER}.layers." in prefix for prefix in prefixes) == 3
+    freeze(model, prefixes)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert all(name.startswith(TOWER) for name in frozen)
+    for part in ("patch_embedding", "position_embedding", "class_embedding", "pre_layrnorm"):
+        assert any(part in name for name in frozen), part
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    # The last block and the projection head always train.
+    assert any(".layers.3." in name for name in trainable)
+    assert any("image_encoder.projection" in name for name in trainable)
+    assert not any("embeddings" in name for name in trainable)
+
+
+def test_presets_without_tower_freeze_nothing():
+    class Plain(nn.Module):
+        config = BiFusionConfig.from_preset("sv3d")
+
+    assert frozen_prefixes(Plain()) == []
+
+
+def test_frozen_statistics_do_not_drift():
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 3), nn.BatchNorm1d(3))
+    freeze(net, ["1"])
+    train_mode(net)
+    assert not net[1].training and net[4].training and net[2].training
+    before = net[1].running_mean.clone(), net[4].running_mean.clone()
+    net(torch.randn(8, 2))
+    assert torch.equal(net[1].running_mean, before[0]) and not torch.equal(net[4].running_mean, before[1])
+    with eval_mode(net):
+        assert not any(module.training for module in net.modules())
+    assert net[4].training and not net[1].training
+
+
+def test_a_frozen_parent_keeps_its_dropout_in_eval_mode():
+    net = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), nn.Linear(2, 2))
+    freeze(net, ["0"])
+    train_mode(net)
+    assert is_frozen(net[0]) and not net[0][1].training
+
+
+def test_staged_unfreezing_and_wrong_names():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert freeze(net, ["0"]) == 6
+    assert unfreeze_due(net, {"0": 0.5}, 0.49) == []
+    assert unfreeze_due(net, {"0": 0.5}, 0.5) == ["0.weight", "0.bias"]
+    assert unfreeze_due(net, {"0": 0.5}, 0.6) == []
+    with pytest.raises(ValueError, match="no parameter below 'missing'"):
+        freeze(net, ["missing"])
