@@ -8,17 +8,26 @@ from PIL import Image
 from scipy import ndimage
 
 from .superpoints_geometry import estimate_normals, surface_links
-from .superpoints_graph import RegionGraph, connected_segments, cut_at_barred_pairs, number_segments, region_pairs
+from .superpoints_graph import (
+    RegionGraph,
+    connected_segments,
+    cut_at_barred_pairs,
+    nearby_pairs,
+    number_segments,
+    region_pairs,
+)
 
 
 # Differences that count as 1: of CIE Lab colour, of unit normals, of position in metres.
-COLOUR_SCALE = 10.0
+COLOUR_SCALE = 5.0
 NORMAL_SCALE = 0.4
 POSITION_SCALE = 0.5
 BOUNDARY_WEIGHT = 1.0
 SIZE_POWER = 0.5
-# Regions before merging, for each that is left.
-FIRST_REGIONS = 5
+# Small regions that touch nothing they may merge with look this far, as a fraction of their depth.
+NEAR_RADIUS = 0.03
+# Regions before merging; at least 5 for each that is left.
+FIRST_REGIONS = 2000
 
 
 def segment_superpoints(
@@ -32,16 +41,17 @@ def segment_superpoints(
     """Over-segments a frame by colour, position and normals.
 
     A watershed of the colour and normal gradient from a regular grid of seeds, cut at strong depth edges, whose
-    regions merge greedily, the most similar first. Every segment is connected through 4-neighbours, and no strong
-    depth edge (`superpoints_geometry.depth_edges`) runs through it. Deterministic.
+    regions merge greedily, the most similar first. No strong depth edge (`superpoints_geometry.depth_edges`) runs
+    through a segment. Segments are connected; only parts below `min_size` that touch nothing they may merge with (a
+    wall seen between leaves) join the nearest segment in space. Deterministic.
 
     Args:
         image: uint8 [Hc, Wc, 3] RGB; resized to the depth image where it has another size.
         depth: float [H, W] metres, 0 = no measurement.
         intrinsics: [3, 3] of the depth image, pixel centres at integers.
-        num_segments: Number of segments aimed at; simple frames have fewer, frames with many holes more.
-        min_size: Smallest segment in pixels; None = H W / 4800 (16 at 320x240). Only parts that holes and depth
-            edges surround stay smaller.
+        num_segments: Number of segments aimed at; frames that holes or foliage cut up have a few more.
+        min_size: Smallest segment in pixels; None = H W / 4800 (16 at 320x240). Only what nothing is near to stays
+            smaller.
 
     Returns:
         int32 [H, W], 0..S-1 in the order of their first pixel, -1 where there is no depth.
@@ -58,6 +68,8 @@ def segment_superpoints(
     if min_size is None:
         min_size = max(1, height * width // 4800)
     valid = depth > 0
+    if not valid.any():
+        return np.full(depth.shape, -1, np.int32)
     links = surface_links(depth)
     # One "unit" is a pixel at 320x240, so that the result depends little on the resolution.
     unit = max(1.0, float(np.sqrt(height * width / 76800)))
@@ -66,19 +78,31 @@ def segment_superpoints(
     pixel_features = np.concatenate([lab / COLOUR_SCALE, normals / NORMAL_SCALE], axis=-1).astype(np.float32)
     contrast = _link_contrast(pixel_features)
 
-    regions = watershed(_pixel_contrast(contrast, links), _grid_seeds(valid, FIRST_REGIONS * num_segments), mask=valid)
+    regions = watershed(
+        _pixel_contrast(contrast, links), _grid_seeds(valid, max(FIRST_REGIONS, 5 * num_segments)), mask=valid
+    )
     across = (~links[0] & valid[:, :-1] & valid[:, 1:], ~links[1] & valid[:-1] & valid[1:])
     regions = cut_at_barred_pairs(connected_segments(np.where(valid, regions, -1), links), depth, links, across)
     members = regions[valid]
     sizes = np.bincount(members)
-    features = np.concatenate([pixel_features[valid], _positions(depth, intrinsics)[valid] / POSITION_SCALE], axis=1)
+    positions = _positions(depth, intrinsics)[valid]
+    features = np.concatenate([pixel_features[valid], positions / POSITION_SCALE], axis=1)
     means = np.stack([np.bincount(members, weights=column) for column in features.T], axis=1) / sizes[:, None]
     low, high, count, total = region_pairs(regions, links, contrast)
-    barred = np.stack(region_pairs(regions, across)[:2], axis=1)
-
-    graph = RegionGraph(sizes, means, low, high, count, BOUNDARY_WEIGHT * total, barred, SIZE_POWER)
+    graph = RegionGraph(
+        sizes,
+        means,
+        adjacent=(low, high, count, BOUNDARY_WEIGHT * total),
+        barred=np.stack(region_pairs(regions, across)[:2], axis=1),
+        size_power=SIZE_POWER,
+    )
     graph.absorb_small(min_size)
-    graph.merge_to(num_segments, tolerance=0.0)
+    # What is still small touches nothing that it may merge with.
+    current = graph.roots()[members]
+    small = np.bincount(current, minlength=len(sizes)) < min_size
+    graph.add_near(*nearby_pairs(current, positions, small, NEAR_RADIUS * depth[valid]))
+    graph.absorb_small(min_size)
+    graph.merge_to(num_segments, min_size)
     merged = np.full(depth.shape, -1, np.int32)
     merged[valid] = graph.roots()[members]
     return number_segments(merged)

@@ -3,10 +3,12 @@
 import heapq
 
 import numpy as np
-from scipy import sparse
+from scipy import sparse, spatial
 from scipy.sparse import csgraph
 
 
+# Nearest pixels that are looked at around each pixel of a small region.
+_NEAREST = 24
 Links = tuple[np.ndarray, np.ndarray]
 
 
@@ -116,38 +118,49 @@ def region_pairs(
 class RegionGraph:
     """Regions that merge greedily, the cheapest pair first.
 
-    The cost of a pair is `(|f_a - f_b|^2 + contrast) * s^p`: f the regions' mean features, contrast the mean
-    over their common boundary, s the smaller size relative to the mean final size. p between 0 (a plain threshold
-    on the difference) and 1 (Ward's criterion for very unequal sizes) decides how much small regions are favoured.
+    The cost of a pair is `(|f_a - f_b|^2 + contrast) * s^p`: f the regions' mean features, contrast the mean over
+    their common boundary, s the smaller size. p between 0 (the difference alone) and 1 (Ward's criterion for regions
+    of very unequal size) decides how readily small regions merge.
 
     Args:
         sizes: [R] pixels of each region.
         features: float [R, C] means, scaled so that 1 is a clear difference.
-        low, high, count, contrast: Region pairs as `region_pairs` returns them.
+        adjacent: low, high, count, contrast of the regions that touch, as `region_pairs` returns them.
         barred: [F, 2] region pairs that must never share a segment.
         size_power: p.
     """
 
-    def __init__(self, sizes, features, low, high, count, contrast, barred, size_power):
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        features: np.ndarray,
+        adjacent: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+        barred: np.ndarray,
+        size_power: float,
+    ):
         self.parent = list(range(len(sizes)))
-        self.sizes = [float(size) for size in sizes]
+        self.sizes = [int(size) for size in sizes]
         self.sums = (np.asarray(features, np.float64) * np.asarray(sizes)[:, None]).tolist()
         self.size_power = size_power
-        self.neighbours: list[dict[int, list[float]]] = [{} for _ in self.sizes]
+        # region -> neighbour -> [pixel pairs, sum of their contrast]; the list is shared by both directions.
+        self.adjacent: list[dict[int, list[float]]] = [{} for _ in self.sizes]
+        self.near: list[dict[int, float]] = [{} for _ in self.sizes]
         self.barred: list[set[int]] = [set() for _ in self.sizes]
-        for a, b, number, total in zip(low.tolist(), high.tolist(), count.tolist(), contrast.tolist(), strict=True):
-            edge = [number, total]
-            self.neighbours[a][b] = edge
-            self.neighbours[b][a] = edge
-        for a, b in np.asarray(barred).reshape(-1, 2).tolist():
+        for a, b, number, total in zip(*(column.tolist() for column in adjacent), strict=True):
+            self.adjacent[a][b] = self.adjacent[b][a] = [number, total]
+        for a, b in barred.tolist():
             self.barred[a].add(b)
             self.barred[b].add(a)
-        self.alive = len(self.sizes)
+
+    def add_near(self, low: np.ndarray, high: np.ndarray, distance: np.ndarray) -> None:
+        """Adds pairs of regions that lie close to each other, as `nearby_pairs` returns them."""
+        for a, b, value in zip(low.tolist(), high.tolist(), distance.tolist(), strict=True):
+            self.near[a][b] = self.near[b][a] = value
 
     def difference(self, a: int, b: int) -> float:
-        """How different two neighbouring regions are, whatever their size."""
+        """How different two adjacent regions are, whatever their size."""
         size_a, size_b = self.sizes[a], self.sizes[b]
-        number, total = self.neighbours[a][b]
+        number, total = self.adjacent[a][b]
         squares = 0.0
         for x, y in zip(self.sums[a], self.sums[b], strict=True):
             d = x / size_a - y / size_b
@@ -155,71 +168,77 @@ class RegionGraph:
         return squares + total / number
 
     def cost(self, a: int, b: int) -> float:
-        """Cost of merging two neighbouring regions."""
+        """Cost of merging two adjacent regions."""
         return self.difference(a, b) * min(self.sizes[a], self.sizes[b]) ** self.size_power
 
     def merge(self, a: int, b: int) -> int:
-        """Merges region b into region a, or a into b if b has more neighbours; returns the one that stays."""
-        if len(self.neighbours[b]) > len(self.neighbours[a]):
+        """Merges two regions into the one with more neighbours, and returns it."""
+        if len(self.adjacent[b]) > len(self.adjacent[a]):
             a, b = b, a
         self.parent[b] = a
         self.sizes[a] += self.sizes[b]
         self.sums[a] = [x + y for x, y in zip(self.sums[a], self.sums[b], strict=True)]
-        del self.neighbours[a][b]
-        for other, edge in self.neighbours[b].items():
+        self.adjacent[a].pop(b, None)
+        self.near[a].pop(b, None)
+        for other, edge in self.adjacent[b].items():
             if other == a:
                 continue
-            del self.neighbours[other][b]
-            if other in self.neighbours[a]:
-                known = self.neighbours[a][other]
-                known[0] += edge[0]
-                known[1] += edge[1]
-            else:
-                self.neighbours[a][other] = self.neighbours[other][a] = edge
-        self.neighbours[b] = {}
+            del self.adjacent[other][b]
+            known = self.adjacent[a].get(other, [0, 0.0])
+            self.adjacent[a][other] = self.adjacent[other][a] = [known[0] + edge[0], known[1] + edge[1]]
+        for other, distance in self.near[b].items():
+            if other != a:
+                del self.near[other][b]
+                distance = min(distance, self.near[a].get(other, np.inf))
+                self.near[a][other] = self.near[other][a] = distance
         for other in self.barred[b]:
             self.barred[other].discard(b)
             self.barred[other].add(a)
             self.barred[a].add(other)
-        self.barred[b] = set()
-        self.alive -= 1
+        self.adjacent[b], self.near[b], self.barred[b] = {}, {}, set()
         return a
 
-    def merge_to(self, number: int, tolerance: float) -> None:
-        """Merges until `number` regions are left, then on while the cheapest pair costs less than `tolerance`."""
-        version = [0] * len(self.parent)
-        heap = [(self.cost(a, b), a, b, 0, 0) for a, row in enumerate(self.neighbours) for b in row if a < b]
-        heapq.heapify(heap)
-        while heap:
-            cost, a, b, version_a, version_b = heapq.heappop(heap)
-            if self.alive <= number and cost > tolerance:
-                break
-            # Entries of regions that have changed since are stale; a region that is gone has version -1.
-            if version[a] != version_a or version[b] != version_b or b in self.barred[a]:
-                continue
-            version[a] += 1
-            version[b] += 1
-            kept = self.merge(a, b)
-            version[b if kept == a else a] = -1
-            for other in self.neighbours[kept]:
-                if other not in self.barred[kept]:
-                    low, high = min(kept, other), max(kept, other)
-                    heapq.heappush(heap, (self.cost(low, high), low, high, version[low], version[high]))
+    def absorb_small(self, min_size: int) -> None:
+        """Merges every region below `min_size` pixels, the smallest first.
 
-    def absorb_small(self, min_size: float) -> None:
-        """Merges every region below `min_size` pixels into the most similar neighbour it may merge with, if any."""
+        Each goes to the most similar adjacent region it may merge with, or else to the nearest of those close by; what
+        has neither stays.
+        """
         heap = [(size, a) for a, size in enumerate(self.sizes) if self.parent[a] == a and size < min_size]
         heapq.heapify(heap)
         while heap:
             size, a = heapq.heappop(heap)
             if self.parent[a] != a or self.sizes[a] != size:
                 continue
-            allowed = [(self.difference(a, b), b) for b in self.neighbours[a] if b not in self.barred[a]]
-            if not allowed:
+            choices = [(self.difference(a, b), b) for b in self.adjacent[a] if b not in self.barred[a]]
+            if not choices:
+                choices = [(distance, b) for b, distance in self.near[a].items() if b not in self.barred[a]]
+            if choices:
+                kept = self.merge(a, min(choices)[1])
+                if self.sizes[kept] < min_size:
+                    heapq.heappush(heap, (self.sizes[kept], kept))
+
+    def merge_to(self, number: int, min_size: int) -> None:
+        """Merges adjacent regions until at most `number` of those with `min_size` pixels or more are left."""
+        large = sum(self.parent[a] == a and size >= min_size for a, size in enumerate(self.sizes))
+        # Entries of regions that have changed since are stale; a region that is gone has version -1.
+        version = [0 if parent == a else -1 for a, parent in enumerate(self.parent)]
+        heap = [(self.cost(a, b), a, b, 0, 0) for a, row in enumerate(self.adjacent) for b in row if a < b]
+        heapq.heapify(heap)
+        while heap and large > number:
+            _, a, b, version_a, version_b = heapq.heappop(heap)
+            if version[a] != version_a or version[b] != version_b or b in self.barred[a]:
                 continue
-            kept = self.merge(a, min(allowed)[1])
-            if self.sizes[kept] < min_size:
-                heapq.heappush(heap, (self.sizes[kept], kept))
+            large -= (self.sizes[a] >= min_size) + (self.sizes[b] >= min_size)
+            version[a] += 1
+            version[b] += 1
+            kept = self.merge(a, b)
+            version[b if kept == a else a] = -1
+            large += self.sizes[kept] >= min_size
+            for other in self.adjacent[kept]:
+                if other not in self.barred[kept]:
+                    low, high = min(kept, other), max(kept, other)
+                    heapq.heappush(heap, (self.cost(low, high), low, high, version[low], version[high]))
 
     def roots(self) -> np.ndarray:
         """The region, int [R], that each first region has become part of."""
@@ -227,3 +246,34 @@ class RegionGraph:
         while (root[root] != root).any():
             root = root[root]
         return root
+
+
+def nearby_pairs(
+    members: np.ndarray, positions: np.ndarray, small: np.ndarray, radius: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For small regions the other regions that come close in space.
+
+    Args:
+        members: int [P], region of each pixel.
+        positions: float [P, 3] metres.
+        small: bool [R], regions whose surroundings are asked for.
+        radius: float [P] metres, how far to look from each pixel.
+
+    Returns:
+        low [E], high [E] (region ids, low < high) and the distance [E] between their nearest pixels among the
+        `_NEAREST` nearest of each.
+    """
+    asking = np.flatnonzero(small[members])
+    # A tree built in haste: few queries follow.
+    tree = spatial.cKDTree(positions, balanced_tree=False, compact_nodes=False)
+    distances, found = tree.query(positions[asking], k=min(_NEAREST, len(positions)))
+    heads = np.repeat(members[asking], distances.shape[1])
+    tails = members[found.ravel()]
+    distances = distances.ravel()
+    kept = (heads != tails) & (distances <= np.repeat(radius[asking], found.shape[1]))
+    low, high = np.minimum(heads, tails)[kept], np.maximum(heads, tails)[kept]
+    order = np.lexsort((distances[kept], high, low))
+    low, high, distances = low[order], high[order], distances[kept][order]
+    first = np.ones(len(low), bool)
+    first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+    return low[first], high[first], distances[first]
