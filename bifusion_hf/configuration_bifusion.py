@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .data.labels import INSTANCE_CLASS_NAMES, SCANNET200_CLASS_NAMES
+
 
 @strict
 class BiFusionPointConfig(PreTrainedConfig):
@@ -182,12 +184,13 @@ class BiFusionConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.vision_config is None and self.fusion_type != "none":
             self.vision_config = _vision_tower(4)
-        if self.id2label is None and kwargs.get("num_labels") is None:
-            self.id2label, self.label2id = {0: "object"}, {"object": 0}
+        if self.id2label is None:
+            names = {1: ("object",), len(INSTANCE_CLASS_NAMES): INSTANCE_CLASS_NAMES}.get(kwargs.get("num_labels", 1))
+            if names is not None:
+                self.id2label = dict(enumerate(names))
+                self.label2id = {name: label for label, name in self.id2label.items()}
         super().__post_init__(**kwargs)
         if self.semantic_id2label is None and self.num_semantic_labels == 200:
-            from .data.labels import SCANNET200_CLASS_NAMES
-
             self.semantic_id2label = dict(enumerate(SCANNET200_CLASS_NAMES))
         elif self.semantic_id2label is not None:
             self.semantic_id2label = {int(key): name for key, name in self.semantic_id2label.items()}

@@ -81,7 +81,8 @@ def test_any_vision_backbone_can_be_the_tower():
 
 def test_labels():
     config = BiFusionConfig(num_labels=198)
-    assert config.num_labels == 198
+    assert config.num_labels == 198 and config.id2label[0] == "chair" and config.label2id["table"] == 1
+    assert BiFusionConfig(num_labels=3).id2label[2] == "LABEL_2"
     assert config.semantic_id2label[0] == "wall" and config.semantic_id2label[2] == "chair"
     assert BiFusionConfig(id2label={0: "cup", 1: "box"}).num_labels == 2
     assert BiFusionConfig.from_preset("sv3d", num_points=8000).min_instance_points == 40
