@@ -14,6 +14,8 @@ from .colors import instance_colors
 # Pictures are enlarged by a whole factor to about this width, so that labels on a 320x240 image can be read.
 PICTURE_WIDTH = 1120
 TINT = 0.45
+# Holes and parts below this share of the picture get no outline (sensors leave many).
+SPECK = 2e-4
 
 
 def draw_instances(
@@ -40,11 +42,7 @@ def draw_instances(
     Raises:
         ValueError: An argument is malformed, or the segmentation has an id that `segments_info` lacks.
     """
-    segmentation = np.asarray(segmentation)
-    if segmentation.ndim != 2 or not np.issubdtype(segmentation.dtype, np.integer):
-        raise ValueError(
-            f"segmentation has shape {segmentation.shape} and dtype {segmentation.dtype}; expected integers [H, W]"
-        )
+    segmentation = _check_map("segmentation", segmentation)
     ids = np.array([int(segment["id"]) for segment in segments_info], dtype=np.int64)
     unknown = np.setdiff1d(segmentation[segmentation >= 0], ids)
     if len(unknown):
@@ -61,15 +59,23 @@ def draw_instances(
     present = rows >= 0
     canvas[present] = (1 - TINT) * canvas[present] + TINT * colors[rows[present]]
     line = max(1, canvas.shape[1] // 500)
+    speck = SPECK * canvas.shape[0] * canvas.shape[1]
     for row, box in enumerate(ndimage.find_objects(rows + 1, max_label=len(ids))):
         if box is not None:
-            region = _padded(rows, box, line) == row
+            region = _without_specks(_padded(rows, box, line) == row, speck)
             outline = ndimage.binary_dilation(region, iterations=line) & ~region
             _padded(canvas, box, line)[outline] = colors[row]
     picture = Image.fromarray(canvas.round().astype(np.uint8))
     texts = [_segment_text(segment, id2label) for segment in segments_info]
     _draw_labels(picture, rows, texts, colors)
     return picture
+
+
+def _check_map(name: str, values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != 2 or not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"{name} has shape {values.shape} and dtype {values.dtype}; expected integers [H, W]")
+    return values
 
 
 def _enlarge(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,6 +86,16 @@ def _enlarge(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndar
     labels = labels.repeat(scale, axis=0).repeat(scale, axis=1)
     picture = Image.fromarray(image).resize(labels.shape[::-1], Image.Resampling.BICUBIC)
     return np.array(picture, dtype=np.float32), labels
+
+
+def _without_specks(region: np.ndarray, size: float) -> np.ndarray:
+    """The region without its holes and its parts below `size` pixels, which would be nothing but outline."""
+    for filled in (True, False):
+        parts, _ = ndimage.label(region != filled)
+        small = np.bincount(parts.ravel()) < size
+        small[0] = False
+        region = np.where(small[parts], filled, region)
+    return region
 
 
 def _padded(array: np.ndarray, box: tuple[slice, slice], margin: int) -> np.ndarray:
@@ -153,7 +169,7 @@ def draw_superpoints(image: np.ndarray, superpoints: np.ndarray) -> Image.Image:
     Returns:
         RGB picture, enlarged to about `PICTURE_WIDTH`.
     """
-    canvas, labels = _enlarge(np.asarray(image), np.asarray(superpoints))
+    canvas, labels = _enlarge(np.asarray(image), _check_map("superpoints", superpoints))
     canvas[labels < 0] *= 0.35
     boundary = np.zeros(labels.shape, bool)
     boundary[:, :-1] |= labels[:, :-1] != labels[:, 1:]

@@ -81,6 +81,19 @@ def test_tensors_are_taken_and_inputs_left_alone(frame):
     np.testing.assert_array_equal(image, before)
 
 
+def test_specks_and_pinholes_are_tinted_but_not_outlined():
+    image = np.full((240, 320, 3), 120, np.uint8)
+    solid = np.full((240, 320), -1)
+    solid[40:200, 40:200] = 0
+    speckled = solid.copy()
+    speckled[100, 100], speckled[20, 20] = -1, 0
+    difference = np.asarray(draw_instances(image, solid, [{"id": 0}])) != np.asarray(
+        draw_instances(image, speckled, [{"id": 0}])
+    )
+    scale = difference.shape[1] // 320
+    assert difference.any(axis=-1).sum() == 2 * scale**2
+
+
 def test_nothing_found(frame):
     image, segmentation, _ = frame
     picture = draw_instances(image, np.full_like(segmentation, -1), [])
@@ -95,6 +108,8 @@ def test_malformed_input(frame):
         draw_instances(image, segmentation, info[:1])
     with pytest.raises(ValueError, match="segmentation has shape .* float64"):
         draw_instances(image, segmentation * 1.0, info)
+    with pytest.raises(ValueError, match="superpoints has shape .* float64"):
+        draw_superpoints(image, segmentation * 1.0)
     with pytest.raises(ValueError, match=r"image has shape \(240, 320\)"):
         draw_instances(image[..., 0], segmentation, info)
 
