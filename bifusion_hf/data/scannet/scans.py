@@ -34,18 +34,21 @@ class SensScan:
     def __init__(self, path: str | Path, *, assume_registered: bool = False):
         self.path = Path(path)
         self._sens = SensFile(path)
-        self.depth_scale = self._sens.depth_scale
-        self.depth_intrinsics = _checked_intrinsics(self._sens.depth_intrinsics, path)
-        self._color_intrinsics = _checked_intrinsics(self._sens.color_intrinsics, path)
-        offset = np.abs(self._sens.color_extrinsics - self._sens.depth_extrinsics).max()
-        # NaN must fail too.
-        if not (offset < 1e-3 or assume_registered):
+        try:
+            self.depth_scale = self._sens.depth_scale
+            self.depth_intrinsics = _checked_intrinsics(self._sens.depth_intrinsics, path)
+            self._color_intrinsics = _checked_intrinsics(self._sens.color_intrinsics, path)
+            offset = np.abs(self._sens.color_extrinsics - self._sens.depth_extrinsics).max()
+            # NaN must fail too.
+            if not (offset < 1e-3 or assume_registered):
+                raise DataFileError(
+                    path,
+                    "has different extrinsics for colour and depth; expected colour registered to depth. Where it is "
+                    "registered nevertheless, say so by assume_registered",
+                )
+        except DataFileError:
             self._sens.close()
-            raise DataFileError(
-                path,
-                "has different extrinsics for colour and depth; expected colour registered to depth. Where it is "
-                "registered nevertheless, say so by assume_registered",
-            )
+            raise
 
     def __enter__(self) -> "SensScan":
         return self
