@@ -109,9 +109,11 @@ def save_checkpoint(
         error = f"process {accelerator.process_index}: {type(exception).__name__}: {exception}"
     errors = [message for message in gather_object([error]) if message]
     if errors:
+        message = _failure(root, update, "; ".join(errors), partial)
+        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(_failure(root, update, errors))
+        raise CheckpointError(message)
     if accelerator.is_main_process:
         for path in partial.iterdir():
             _flush(path)
@@ -134,14 +136,14 @@ def replace_folder(folder: Path, write: Callable[[Path], None]):
     partial, old = folder.with_name(f".partial-{folder.name}"), folder.with_name(f".old-{folder.name}")
     recover_folder(folder)
     shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     try:
-        partial.mkdir(parents=True)
         write(partial)
         for path in partial.iterdir():
             _flush(path)
     except Exception as exception:
+        message = f"could not write {folder}: {_space(partial)} ({type(exception).__name__}: {exception})"
         shutil.rmtree(partial, ignore_errors=True)
-        message = f"could not write {folder}: {type(exception).__name__}: {exception}{_free_space(folder.parent)}"
         raise CheckpointError(message) from exception
     if folder.exists():
         folder.rename(old)
@@ -197,16 +199,19 @@ def _flush(path: Path):
             os.close(descriptor)
 
 
-def _free_space(folder: Path) -> str:
-    with contextlib.suppress(OSError):
-        return f"; {shutil.disk_usage(folder).free / 2**20:.1f} MiB are free there"
-    return ""
+def _space(folder: Path) -> str:
+    """What the disk has to do with a failed write into `folder`, which is still there."""
+    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    # Writers report a full disk in many ways, some of them as broken files.
+    full = "the disk is full, " if free < max(written, 1 << 20) else ""
+    return f"{full}{free / 2**20:.1f} MiB are free on it"
 
 
-def _failure(root: Path, update: int, errors: list[str]) -> str:
+def _failure(root: Path, update: int, errors: str, partial: Path) -> str:
     checkpoints = list_checkpoints(root)
     last = f"the last complete one is {checkpoints[-1]}" if checkpoints else "there is no earlier one"
     return (
-        f"could not write the checkpoint of update {update} to {root} ({'; '.join(errors)}){_free_space(root)}; {last}"
-        ". Make room and resume with --resume_from_checkpoint latest"
+        f"could not write the checkpoint of update {update} to {root}: {_space(partial)}; {last}. Make room and "
+        f"resume with --resume_from_checkpoint latest. ({errors})"
     )

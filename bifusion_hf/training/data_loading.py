@@ -9,6 +9,7 @@ carry their own seed (seed, epoch, row), so that loader workers have no state.
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import fsspec
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
@@ -143,6 +144,9 @@ class StreamedFrames(IterableDataset):
 
     def __iter__(self) -> Iterator[Any]:
         worker = torch.utils.data.get_worker_info()
+        if worker is not None:
+            # A lock that was held when the worker was forked would hang remote file systems.
+            fsspec.asyn.reset_lock()
         num_workers, index = (worker.num_workers, worker.id) if worker else (1, 0)
         # The loader asks worker 0 first, also after a resume; it takes the part whose turn it is.
         index = (index + self.start_batch) % num_workers
@@ -160,12 +164,13 @@ class StreamedFrames(IterableDataset):
         while True:
             shard.set_epoch(epoch)
             count = 0
-            for position, row in enumerate(shard):
+            # Not `iter(shard)`: in a loader worker it would split the shards over the workers once more.
+            for position, rows in enumerate(shard.iter(batch_size=1)):
                 count += 1
                 if skip > 0:
                     skip -= 1
                     continue
-                yield self.prepare(row, epoch, position)
+                yield self.prepare({name: values[0] for name, values in rows.items()}, epoch, position)
             if count == 0:
                 raise ValueError(f"shard {index} of the streamed data set has no rows")
             epoch += 1

@@ -13,7 +13,7 @@ SCHEDULE_POINTS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 def describe_plan(trainer: BiFusionTrainer) -> str:
     """Steps, schedules, parameter groups and memory of a run, as text.
 
-    Runs one forward pass of one batch, to measure what it keeps for the backward pass.
+    Runs one batch forward and backward, to measure what the first keeps for the second.
     """
     return "\n\n".join([_steps(trainer), _schedule(trainer), _groups(trainer), _modules(trainer), _memory(trainer)])
 
@@ -107,7 +107,5 @@ def saved_bytes(trainer: BiFusionTrainer) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = trainer.trial(trainer.batch_size)
-    # The graph has to live until the last tensor is counted, or its memory would be counted twice.
-    del outputs
+        trainer.trial(trainer.batch_size)
     return sum(storages.values())

@@ -79,7 +79,7 @@ class BiFusionTrainer:
         self.frames_per_update = self.batch_size * self.accumulation * self.accelerator.num_processes
         if training.find_batch_size:
             frames = self.batch_size * self.accumulation
-            self.batch_size = largest_batch_size(self.accelerator, self._trial_update, self.batch_size, frames)
+            self.batch_size = largest_batch_size(self.accelerator, self.trial, self.batch_size, frames)
             self.accumulation = frames // self.batch_size
         self.updates_per_epoch = None
         if not arguments.data.streaming:
@@ -442,16 +442,18 @@ class BiFusionTrainer:
             return (send_to_device(batch, self.accelerator.device) for batch in loader)
         return self.accelerator.prepare_data_loader(loader)
 
-    def trial(self, size: int) -> Any:
-        """Forward pass of the first `size` frames, for the batch-size finder and the plan; leaves no trace."""
+    def trial(self, size: int) -> None:
+        """Forward and backward pass of the first `size` frames, for the batch-size finder and the plan.
+
+        It leaves no trace in the network.
+        """
         batch = self.collate([self.train_dataset[0, row % len(self.train_dataset)] for row in range(size)])
         train_mode(self.network)
-        with preserved_buffers(self.network), self.accelerator.autocast():
-            return self.network(**self._inputs(send_to_device(batch, self.accelerator.device)))
-
-    def _trial_update(self, size: int) -> None:
         try:
-            self.trial(size).loss.backward()
+            with preserved_buffers(self.network):
+                with self.accelerator.autocast():
+                    outputs = self.network(**self._inputs(send_to_device(batch, self.accelerator.device)))
+                outputs.loss.backward()
         finally:
             self.network.zero_grad()
 

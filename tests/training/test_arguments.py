@@ -33,7 +33,8 @@ def test_overrides_take_every_form():
         None,
         [
             "--optimizer.learning_rate", "1e-3", "--training.batch_size=2", "--deterministic", "--data.val", "null",
-            "--optimizer.betas", "[0.9, 0.95]", "--logging.trackers", "tensorboard", "--training.mixed_precision", "no",
+            "--optimizer.betas", "[0.9, 0.95]", "--logging.trackers", "tensorboard",
+            "--training.mixed_precision", "no",
         ],
     )  # fmt: skip
     assert arguments.optimizer.learning_rate == 1e-3 and arguments.training.batch_size == 2

@@ -78,7 +78,7 @@ def test_one_living_update_in_the_window_is_enough():
 def test_a_detached_loss_stops_the_run_and_an_absent_one_does_not():
     audit = LivenessAudit(Net(), window=10)
     probes = 0
-    for update in range(1, 30):
+    for _ in range(30):
         assert audit.wants_probe({"loss_absent": 0, "points": 5}) == []
     with pytest.raises(LivenessError, match="loss_dead had no gradient in"):
         for update in range(1, 30):

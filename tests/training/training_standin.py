@@ -1,9 +1,13 @@
 """A small network with the contract of `BiFusionForInstanceSegmentation`, and frames for it."""
 
+import multiprocessing
+import os
+import socket
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
@@ -146,7 +150,73 @@ def recipe(output_dir, **sections):
     return TrainArguments.from_dict(values)
 
 
-def make_trainer(arguments, *, dtype=torch.float32, frames=None, config=None, freeze_norm=False, cls=BiFusionTrainer):
+class RecordingTrainer(BiFusionTrainer):
+    """Keeps the loss terms and gradients before, and the weights after, each update."""
+
+    def _step(self, sums, counts, audited):
+        if not hasattr(self, "seen"):
+            self.seen, self.weights = [], []
+        gradients = [p.grad.clone() for p in self.network.parameters() if p.grad is not None]
+        values = super()._step(sums, counts, audited)
+        losses = {name: value for name, value in values.items() if name.startswith("loss")}
+        self.seen.append((losses, gradients))
+        self.weights.append({name: value.clone() for name, value in self.network.state_dict().items()})
+        return values
+
+
+def assert_same_updates(first, second, tolerance=1e-8):
+    """Loss terms and gradients of two runs, relative to each tensor's largest entry."""
+    assert len(first) == len(second) > 0
+    for (losses, gradients), (other_losses, other_gradients) in zip(first, second, strict=True):
+        assert losses.keys() == other_losses.keys()
+        for name, value in losses.items():
+            assert abs(value - other_losses[name]) <= tolerance * max(1, abs(value)), name
+        for a, b in zip(gradients, other_gradients, strict=True):
+            assert (a - b).abs().max() <= tolerance * max(1.0, float(a.abs().max()))
+
+
+def run_processes(function, world, *args):
+    """Calls `function(*args)` in `world` forked processes with the environment that torchrun gives them."""
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(world):
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS=1)
+        process = context.Process(target=_run_one, args=(environment, function, args))
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def _run_one(environment, function, args):
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    torch.set_num_threads(1)
+    function(*args)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def join(processes, timeout=60):
+    """Waits for the processes; none may have failed."""
+    for process in processes:
+        process.join(timeout)
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+
+
+def make_trainer(
+    arguments,
+    *,
+    dtype=torch.float32,
+    frames=None,
+    config=None,
+    freeze_norm=False,
+    cls=BiFusionTrainer,
+):
     torch.manual_seed(0)
     model = StandIn(StandInConfig(**(config or {}))).to(dtype)
     if freeze_norm:

@@ -1,0 +1,117 @@
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+import torch
+from accelerate import Accelerator
+from training_standin import StandIn, make_trainer, recipe
+
+from bifusion_hf.training.checkpoints import (
+    CheckpointError,
+    find_checkpoint,
+    list_checkpoints,
+    read_state,
+    recover_folder,
+    replace_folder,
+    save_checkpoint,
+)
+
+
+def write_file(folder):
+    (folder / "weights").write_text("x")
+
+
+def test_checkpoints_are_listed_in_order_and_limited(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    for update in (9, 10, 100):
+        save_checkpoint(accelerator, tmp_path, update, write_file, {"update": update}, keep=2)
+    assert [read_state(path)["update"] for path in list_checkpoints(tmp_path)] == [10, 100]
+    assert find_checkpoint(tmp_path, "latest").name == "checkpoint-0000100"
+    assert find_checkpoint(tmp_path / "nothing", "latest") is None
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        find_checkpoint(tmp_path, str(tmp_path))
+
+
+def test_a_failed_write_leaves_the_earlier_checkpoint_and_no_rest(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    save_checkpoint(accelerator, tmp_path, 1, write_file, {"update": 1}, keep=1)
+
+    def fail(folder):
+        write_file(folder)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match=r"update 2 .*last complete one is .*checkpoint-0000001.*No space left"):
+        save_checkpoint(accelerator, tmp_path, 2, fail, {"update": 2}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0000001"]
+
+
+def test_what_a_kill_leaves_is_no_checkpoint(tmp_path):
+    (tmp_path / ".partial-checkpoint-0000007").mkdir()
+    (tmp_path / ".deleted-checkpoint-0000003").mkdir()
+    assert list_checkpoints(tmp_path) == []
+    save_checkpoint(Accelerator(cpu=True), tmp_path, 8, write_file, {"update": 8}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0000008"]
+
+
+def test_best_is_swapped_so_that_one_is_always_whole(tmp_path):
+    best = tmp_path / "best"
+    replace_folder(best, write_file)
+    replace_folder(best, lambda folder: (folder / "weights").write_text("y"))
+    assert (best / "weights").read_text() == "y" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(CheckpointError, match="could not write"):
+        replace_folder(best, lambda folder: 1 / 0)
+    assert (best / "weights").read_text() == "y"
+    # A kill between the two renames.
+    best.rename(tmp_path / ".old-best")
+    recover_folder(best)
+    assert (best / "weights").read_text() == "y"
+
+
+def test_checkpoint_is_complete_and_loads_with_from_pretrained(tmp_path):
+    trainer = make_trainer(recipe(tmp_path, training={"ema_decay": 0.9}))
+    trainer.train()
+    folder = list_checkpoints(trainer.checkpoint_dir)[-1]
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "config.json", "ema.safetensors", "model.safetensors", "optimizer.bin", "scheduler.bin",
+        "random_states_0.pkl", "trainer_state.json",
+    }  # fmt: skip
+    loaded = StandIn.from_pretrained(folder)
+    for name, value in trainer.network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert loaded.progress.tolist() == [12, 12]
+    assert json.loads((folder / "trainer_state.json").read_text())["update"] == 12
+    # best and final are the averaged weights.
+    final = StandIn.from_pretrained(trainer.output_dir / "final").state_dict()
+    assert torch.equal(final["inner.weight"], trainer.ema.module.state_dict()["inner.weight"])
+    assert not torch.equal(final["inner.weight"], loaded.inner.weight)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_ends_with_a_clear_error_and_the_last_checkpoint_intact(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("cannot mount a tmpfs here")
+    try:
+        arguments = recipe(
+            disk, checkpoints={"every_updates": 2, "keep": 50}, evaluation={"every_epochs": 0}, training={"epochs": 50}
+        )
+        # About 250 kB a checkpoint.
+        trainer = make_trainer(arguments, config={"width": 1500})
+        with pytest.raises(CheckpointError, match=r"the disk is full.*MiB are free.*last complete one is"):
+            trainer.train()
+        present = list_checkpoints(trainer.checkpoint_dir)
+        assert present and not list(trainer.checkpoint_dir.glob(".partial*"))
+        for extra in present[:-1]:
+            shutil.rmtree(extra)
+        arguments.resume_from_checkpoint = "latest"
+        arguments.checkpoints.keep = 1
+        arguments.checkpoints.every_updates = 100
+        resumed = make_trainer(arguments, config={"width": 1500})
+        resumed.train()
+        assert resumed.update == resumed.total_updates
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,92 @@
+import datasets
+import pytest
+import torch
+
+from bifusion_hf.training.data_loading import StreamedFrames, UpdateSampler, build_train_loader, updates_per_epoch
+
+
+def test_every_update_is_a_slice_of_its_epochs_permutation():
+    sampler = UpdateSampler(num_rows=10, frames_per_update=4, total_updates=5, seed=3)
+    keys = list(sampler)
+    assert len(keys) == len(sampler) == 20 and sampler.updates_per_epoch == 2
+    assert [epoch for epoch, _ in keys] == [0] * 8 + [1] * 8 + [2] * 4
+    for epoch in (0, 1):
+        rows = [row for key, row in keys if key == epoch]
+        assert rows == sampler.epoch_order(epoch)[:8] and len(set(rows)) == 8
+    assert sampler.epoch_order(0) != sampler.epoch_order(1)
+    assert list(UpdateSampler(10, 4, 5, seed=4)) != keys
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 4])
+def test_a_resumed_sampler_goes_on_in_the_middle_of_an_epoch(start):
+    keys = list(UpdateSampler(10, 4, 5, seed=3))
+    assert list(UpdateSampler(10, 4, 5, seed=3, start_update=start)) == keys[4 * start :]
+
+
+def test_too_few_frames_are_refused():
+    with pytest.raises(ValueError, match="3 training frames do not fill one update of 4"):
+        updates_per_epoch(3, 4)
+
+
+class Keys(torch.utils.data.Dataset):
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, key):
+        return key
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_leaves_torchs_generator_alone(workers):
+    sampler = UpdateSampler(10, 4, 5, seed=0)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    batches = list(build_train_loader(Keys(), sampler, 2, list, workers, 2, False))
+    assert torch.equal(torch.rand(3), expected)
+    assert [key for batch in batches for key in batch] == list(sampler)
+
+
+@pytest.fixture
+def stream(tmp_path, monkeypatch):
+    # datasets sleeps for seconds after its reader threads, against a hang of Arrow.
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+    for shard in range(4):
+        rows = [{"frame_id": f"{shard}_{index}"} for index in range(6)]
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / f"train-{shard}.parquet"))
+    files = sorted(str(path) for path in tmp_path.glob("*.parquet"))
+    return datasets.load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)
+
+
+def prepare(row, epoch, position):
+    return epoch, row["frame_id"]
+
+
+def read(stream, batches, workers, **kwargs):
+    data = StreamedFrames(stream, prepare, 2, seed=1, shuffle_buffer=3, **kwargs)
+    loader = iter(build_train_loader(data, None, 2, list, workers, 2, False))
+    return [next(loader) for _ in range(batches)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [1, 7, 14])
+def test_a_stream_resumes_exactly(stream, workers, start):
+    whole = read(stream, 20, workers)
+    assert read(stream, 20 - start, workers, start_batch=start) == whole[start:]
+
+
+def test_a_stream_gives_each_row_once_an_epoch_over_processes_and_workers(stream):
+    seen = [
+        name
+        for process in range(2)
+        for batch in read(stream, 6, 2, num_processes=2, process_index=process)
+        for epoch, name in batch
+        if epoch == 0
+    ]
+    assert len(seen) == len(set(seen)) == 24
+
+
+def test_a_stream_with_too_few_shards_is_refused(stream):
+    data = StreamedFrames(stream, prepare, 2, num_processes=8)
+    with pytest.raises(ValueError, match="4 shards for 8 readers"):
+        next(iter(data))

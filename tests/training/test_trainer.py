@@ -1,0 +1,343 @@
+import math
+import time
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from training_standin import (
+    RecordingTrainer,
+    StandIn,
+    StandInFrames,
+    assert_same_updates,
+    collate,
+    make_trainer,
+    recipe,
+)
+
+from bifusion_hf.training.checkpoints import list_checkpoints
+from bifusion_hf.training.guards import NonFiniteError, OutOfMemoryError
+from bifusion_hf.training.metrics import read_metrics
+from bifusion_hf.training.trainer import BiFusionTrainer
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.network.state_dict().items()}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_learns_and_leaves_everything_behind(tmp_path, capsys):
+    trainer = make_trainer(recipe(tmp_path, training={"epochs": 10}, evaluation={"every_epochs": 5}))
+    results = trainer.train()
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    updates = [line for line in lines if "loss" in line]
+    assert [line["update"] for line in updates] == list(range(1, 41))
+    assert updates[-1]["loss_points"] < 0.75 * updates[0]["loss_points"]
+    for key in ("loss_points", "loss_class", "grad_norm", "learning_rate_main", "data_fraction", "compute_fraction",
+                "overhead_fraction", "points_per_second", "memory_gib", "alpha_mean", "epoch"):  # fmt: skip
+        assert all(math.isfinite(line[key]) for line in updates), key
+    log = (tmp_path / "train.log").read_text()
+    assert "best_all_ap 0.1" in log and "liveness audit of update 1" in log and "liveness audit of update 40" in log
+    assert log.count("evaluation of update") == 2
+    assert results == trainer.best | {} or results.keys() <= trainer.best.keys()
+    for name in ("best", "final", "recipe.yaml", "curves.png", "checkpoints"):
+        assert (tmp_path / name).exists(), name
+    assert len(list_checkpoints(trainer.checkpoint_dir)) == 2
+    assert trainer.network.progress.tolist() == [40, 40]
+    assert same(StandIn.from_pretrained(tmp_path / "final").state_dict(), weights(trainer))
+
+
+def test_best_is_the_evaluation_with_the_highest_metric(tmp_path):
+    trainer = make_trainer(recipe(tmp_path, evaluation={"every_updates": 3}))
+    values = iter([0.2, 0.5, 0.5, float("nan")])
+    trainer.evaluate_model = lambda model: {"all_ap": 0.0, "all_ap_50%": next(values)}
+    kept = {}
+    write = trainer._write_model
+    trainer._write_model = lambda folder: (kept.setdefault(folder.name, []).append(trainer.update), write(folder))
+    trainer.train()
+    assert kept == {"best": [3, 6, 9], "final": [12]}
+    assert trainer.best["update"] == 9 and trainer.best["all_ap_50%"] == 0.5
+
+
+def test_the_same_seed_gives_identical_losses(tmp_path):
+    runs = []
+    for name in ("a", "b"):
+        trainer = make_trainer(recipe(tmp_path / name), config={"dropout": 0.3})
+        trainer.train()
+        runs.append([line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in line])
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6, 11])
+def test_a_resumed_run_is_identical_bit_for_bit(tmp_path, stop):
+    sections = {"training": {"accumulation": 1, "ema_decay": 0.8}, "checkpoints": {"every_updates": 1}}
+    config = {"dropout": 0.3, "gate_warmup_steps": 5}
+    whole = make_trainer(recipe(tmp_path / "whole", **sections), config=config)
+    whole.train()
+
+    class Stop(Exception):
+        pass
+
+    arguments = recipe(tmp_path / "resumed", **sections)
+    trainer = make_trainer(arguments, config=config)
+    save = trainer.save_checkpoint
+
+    def save_and_stop():
+        save()
+        if trainer.update == stop:
+            raise Stop
+
+    trainer.save_checkpoint = save_and_stop
+    with pytest.raises(Stop):
+        trainer.train()
+    arguments.resume_from_checkpoint = "latest"
+    resumed = make_trainer(arguments, config=config)
+    torch.rand(7)  # Whatever happens before the checkpoint is read must not matter.
+    resumed.train()
+    assert same(weights(whole), weights(resumed))
+    assert same(dict(whole.ema.state_dict()), dict(resumed.ema.state_dict()))
+    for parameter, other in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
+        first, second = whole.optimizer.state[parameter], resumed.optimizer.state[other]
+        assert same(first, second)
+    losses = [
+        [line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in line]
+        for name in ("whole", "resumed")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_other_runs_are_not_overwritten_and_mismatches_are_refused(tmp_path):
+    arguments = recipe(tmp_path)
+    make_trainer(arguments).train()
+    with pytest.raises(ValueError, match="--resume_from_checkpoint latest"):
+        make_trainer(arguments).train()
+    arguments.resume_from_checkpoint = "latest"
+    arguments.training.batch_size = 8
+    with pytest.raises(ValueError, match="total_updates 12, this run 6"):
+        make_trainer(arguments).train()
+    arguments.resume_from_checkpoint = None
+    arguments.overwrite_output_dir = True
+    trainer = make_trainer(arguments)
+    trainer.train()
+    assert trainer.update == 6 and len(read_metrics(tmp_path / "metrics.jsonl")) == 6 + 3
+
+
+def test_latest_without_a_checkpoint_starts_and_says_so(tmp_path, capsys):
+    make_trainer(recipe(tmp_path, resume_from_checkpoint="latest", training={"max_updates": 2})).train()
+    assert "no checkpoint in" in capsys.readouterr().out
+
+
+def test_lines_of_updates_that_are_run_again_are_dropped(tmp_path):
+    arguments = recipe(tmp_path, checkpoints={"every_updates": 4})
+    trainer = make_trainer(arguments)
+
+    class Stop(Exception):
+        pass
+
+    def stop(window, values, finish=trainer._finish_update):
+        finish(window, values)
+        if trainer.update == 6:
+            raise Stop
+
+    trainer._finish_update = stop
+    with pytest.raises(Stop):
+        trainer.train()
+    arguments.resume_from_checkpoint = "latest"
+    make_trainer(arguments).train()
+    assert [line["update"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line] == [*range(1, 13)]
+
+
+def test_accumulation_equals_the_big_batch(tmp_path):
+    runs = {}
+    for name, batch, accumulation in (("big", 4, 1), ("half", 2, 2), ("single", 1, 4)):
+        arguments = recipe(tmp_path / name, training={"batch_size": batch, "accumulation": accumulation})
+        trainer = make_trainer(arguments, dtype=torch.float64, freeze_norm=True, cls=RecordingTrainer)
+        trainer.train()
+        runs[name] = trainer.seen
+    assert_same_updates(runs["big"], runs["half"])
+    assert_same_updates(runs["big"], runs["single"])
+
+
+def test_means_of_means_would_have_been_wrong(tmp_path):
+    """The test above can tell: with each batch's own counts the accumulated gradient is another."""
+    trainer = make_trainer(
+        recipe(tmp_path, training={"batch_size": 2, "accumulation": 2}), dtype=torch.float64, freeze_norm=True
+    )
+    frames = [StandInFrames()[0, row] for row in (0, 3, 1, 2)]
+    whole = trainer.network(**trainer._inputs(collate(frames))).loss
+    halves = [trainer.network(**trainer._inputs(collate(frames[part : part + 2]))).loss for part in (0, 2)]
+    assert abs((whole - sum(halves) / 2).item()) > 0.1
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_poisoned_frame_is_skipped_named_and_leaves_no_trace(tmp_path, precision, capsys):
+    arguments = recipe(tmp_path, training={"mixed_precision": precision})
+    frames = StandInFrames(poison={(1, 5)})
+    trainer = make_trainer(arguments, frames=frames)
+    trainer.train()
+    assert trainer.guard.skipped == 1 and trainer.guard.in_a_row == 0
+    assert all(torch.isfinite(value).all() for value in trainer.network.state_dict().values())
+    assert "frame_5" in capsys.readouterr().out
+    (line,) = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line.get("skipped")]
+    assert 5 <= line["update"] <= 8 and line["loss"] is None
+
+
+def test_too_many_skipped_updates_stop_the_run(tmp_path):
+    arguments = recipe(tmp_path, training={"max_nonfinite_updates": 3})
+    trainer = make_trainer(arguments, frames=StandInFrames(poison={(1, row) for row in range(16)}))
+    with pytest.raises(NonFiniteError, match="3 updates in a row"):
+        trainer.train()
+    assert trainer.update == 7
+
+
+def test_out_of_memory_names_the_batch_and_the_settings(tmp_path):
+    trainer = make_trainer(recipe(tmp_path))
+
+    def forward(**inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    trainer.model = forward
+    with pytest.raises(OutOfMemoryError, match=r"frames frame_\d.*training.batch_size 4 -> 2.*accumulation 1 -> 2"):
+        trainer.train()
+
+    def broken(**inputs):
+        raise RuntimeError("something else")
+
+    trainer = make_trainer(recipe(tmp_path / "b"))
+    trainer.model = broken
+    with pytest.raises(RuntimeError, match="something else"):
+        trainer.train()
+
+
+def test_batch_size_finder_keeps_the_frames_of_an_update(tmp_path):
+    tried = []
+
+    class Limited(BiFusionTrainer):
+        def trial(self, size):
+            tried.append(size)
+            if size > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().trial(size)
+
+    arguments = recipe(tmp_path, training={"batch_size": 12, "find_batch_size": True, "epochs": 2})
+    trainer = make_trainer(arguments, frames=StandInFrames(24), cls=Limited)
+    # Only divisors of 12 are tried, so that an update keeps its 12 frames.
+    assert tried == [12, 6, 4]
+    assert (trainer.batch_size, trainer.accumulation, trainer.frames_per_update) == (4, 3, 12)
+    assert trainer.network.norm.num_batches_tracked == 0
+    trainer.train()
+    assert trainer.update == 4
+
+
+def test_ema_is_the_average_and_what_is_evaluated(tmp_path):
+    arguments = recipe(tmp_path, training={"ema_decay": 0.5, "max_updates": 2})
+    evaluated = []
+    trainer = make_trainer(arguments, cls=RecordingTrainer)
+    trainer.evaluate_model = lambda model: evaluated.append(model) or {"all_ap_50%": 0.0}
+    trainer.train()
+    first, second = trainer.weights
+    expected = 0.5 * first["inner.weight"] + 0.5 * second["inner.weight"]
+    assert torch.allclose(trainer.ema.module.inner.weight, expected)
+    # Running statistics are not averaged, they are the network's.
+    assert torch.equal(trainer.ema.module.norm.running_mean, trainer.network.norm.running_mean)
+    assert all(model is trainer.ema.module for model in evaluated)
+
+
+def test_staged_unfreezing_survives_a_resume(tmp_path):
+    sections = {"training": {"unfreeze_at": {"inner": 0.5}}, "checkpoints": {"every_updates": 4, "keep": 9}}
+    whole = make_trainer(recipe(tmp_path / "a", **sections), cls=RecordingTrainer)
+    before = whole.network.inner.weight.clone()
+    whole.train()
+    moved = [not torch.equal(state["inner.weight"], before) for state in whole.weights]
+    assert moved == [False] * 6 + [True] * 6
+    for update in (4, 8):
+        arguments = recipe(tmp_path / f"b{update}", **sections)
+        arguments.resume_from_checkpoint = str(whole.checkpoint_dir / f"checkpoint-{update:07d}")
+        resumed = make_trainer(arguments)
+        resumed.train()
+        assert same(weights(whole), weights(resumed))
+
+
+def test_frozen_parameters_have_no_gradient_and_no_state(tmp_path):
+    trainer = make_trainer(recipe(tmp_path), freeze_norm=True)
+    trainer.train()
+    norm = trainer.network.norm
+    assert norm.weight.grad is None and norm.weight not in trainer.optimizer.state
+    assert norm.num_batches_tracked == 0 and torch.equal(norm.running_mean, torch.zeros(8))
+
+
+def test_bf16_trains_and_fp16_on_a_cpu_is_refused(tmp_path):
+    trainer = make_trainer(recipe(tmp_path / "a", training={"mixed_precision": "bf16", "epochs": 10}))
+    trainer.train()
+    lines = [line["loss_points"] for line in read_metrics(tmp_path / "a" / "metrics.jsonl") if "loss" in line]
+    assert lines[-1] < 0.75 * lines[0]
+    assert trainer.network.inner.weight.dtype == torch.float32
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        make_trainer(recipe(tmp_path / "b", training={"mixed_precision": "fp16"}))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "key"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "training.mixed_precision"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "training.accumulation"),
+    ],
+)
+def test_a_launcher_that_contradicts_the_recipe_is_refused(tmp_path, monkeypatch, variable, value, key):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=key):
+        make_trainer(recipe(tmp_path))
+
+
+def test_trackers_by_name(tmp_path):
+    pytest.importorskip("tensorboard")
+    arguments = recipe(tmp_path, logging={"trackers": ["tensorboard"]}, training={"max_updates": 2})
+    make_trainer(arguments).train()
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+    with pytest.raises(ValueError, match="logging.trackers has no paper"):
+        make_trainer(recipe(tmp_path / "b", logging={"trackers": ["paper"]}))
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path):
+    with pytest.raises(ImportError, match="pip install clearml"):
+        make_trainer(recipe(tmp_path, logging={"trackers": ["clearml"]}))
+
+
+def test_deterministic_is_passed_on(tmp_path):
+    try:
+        make_trainer(recipe(tmp_path, deterministic=True)).train()
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_loader_workers_change_nothing(tmp_path):
+    trained = []
+    for workers in (0, 2):
+        trainer = make_trainer(recipe(tmp_path / str(workers), data={"num_workers": workers}))
+        trainer.train()
+        trained.append(weights(trainer))
+    assert same(*trained)
+
+
+def test_the_loop_itself_costs_little(tmp_path):
+    """Against a step of a realistic length; the numbers of the real network are in the benchmark."""
+
+    trainer = make_trainer(recipe(tmp_path, training={"max_updates": 8}, evaluation={"every_epochs": 0}))
+    trainer.network.inner.register_forward_hook(lambda *_: time.sleep(0.2))
+    trainer.train()
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if 1 < line["update"] < 8]
+    assert sum(line["overhead_fraction"] for line in lines) / len(lines) < 0.03
+
+
+def test_compile_keeps_the_names_of_the_weights(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
+    trainer = make_trainer(recipe(tmp_path, training={"compile": True, "max_updates": 1}))
+    assert compiled == [(trainer.network, {"dynamic": True})]
+    trainer.train()
+    assert "inner.weight" in load_file(list_checkpoints(trainer.checkpoint_dir)[0] / "model.safetensors")
