@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .data.collator import Sample
+from .data.collator import FORWARD_INPUTS, Sample
 from .data.frames import RGBDFrame
 from .data.inputs import frame_from_arrays
 from .modeling_bifusion import BiFusionForInstanceSegmentation
@@ -26,16 +26,6 @@ OPTIONAL_KEYS = {
     "superpoints": "superpoints",
     "frame_id": "frame_id",
 }
-MODEL_INPUTS = (
-    "points",
-    "point_colors",
-    "point_mask",
-    "superpoint_ids",
-    "pixel_values",
-    "point_pixels",
-    "point_visible",
-    "camera_rotations",
-)
 
 
 class RGBDInstanceSegmentationPipeline(Pipeline):
@@ -106,7 +96,7 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         return self.processor.prepare_frame(frame if isinstance(frame, RGBDFrame) else _read_frame(frame))
 
     def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
-        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        inputs = {name: batch[name] for name in FORWARD_INPUTS if name in batch}
         return {"outputs": self.model(**inputs), "batch": batch}
 
     def postprocess(self, model_outputs: dict[str, Any], **settings) -> list[dict[str, Any]]:

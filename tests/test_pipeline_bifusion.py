@@ -7,7 +7,8 @@ from transformers import AutoProcessor, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
-from bifusion_hf.pipeline_bifusion import MODEL_INPUTS, TASK, RGBDInstanceSegmentationPipeline, register
+from bifusion_hf.data.collator import FORWARD_INPUTS
+from bifusion_hf.pipeline_bifusion import TASK, RGBDInstanceSegmentationPipeline, register
 
 
 SUPERPOINTS = np.arange(96 * 128).reshape(96, 128) // 128 // 12 * 8 + np.arange(96 * 128).reshape(96, 128) % 128 // 16
@@ -64,7 +65,7 @@ def test_a_frame_gives_what_processor_and_model_give(segmenter, model, processor
     result = segmenter(as_dict(frame))
     batch = processor.collate([processor.prepare_frame(frame)])
     with torch.no_grad():
-        outputs = model(**{name: batch[name] for name in MODEL_INPUTS})
+        outputs = model(**{name: batch[name] for name in FORWARD_INPUTS})
     expected = processor.post_process_instance_segmentation(outputs, batch, threshold=0.0, min_points=0)[0]
     assert len(expected["scores"]) > 0
     for name in ("segmentation", "point_masks", "scores", "labels"):

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 
-from ..data.collator import IGNORE, BiFusionCollator
+from ..data.collator import FORWARD_INPUTS, IGNORE, BiFusionCollator
 from .arrays import to_array
 from .instance_average_precision import InstanceAveragePrecision
 from .semantic_mean_iou import SemanticMeanIoU
@@ -26,18 +26,6 @@ if TYPE_CHECKING:
 
     from ..modeling_bifusion import BiFusionForInstanceSegmentation
     from ..processing_bifusion import BiFusionProcessor
-
-# Arguments of the network's forward that are not labels.
-FORWARD_INPUTS = (
-    "points",
-    "point_colors",
-    "point_mask",
-    "superpoint_ids",
-    "pixel_values",
-    "point_pixels",
-    "point_visible",
-    "camera_rotations",
-)
 
 
 @dataclass
