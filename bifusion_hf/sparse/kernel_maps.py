@@ -29,11 +29,22 @@ class KernelMap:
     # of offset `backward_offsets[k]` in the place of offset k's.
     backward_map: "KernelMap" = field(init=False, repr=False)
     backward_offsets: torch.Tensor = field(init=False, repr=False)
+    _plans: dict[int, GatherPlan] = field(init=False, repr=False, default_factory=dict)
 
-    @cached_property
-    def plan(self) -> GatherPlan:
-        """How the torch backend walks over the output rows."""
-        return GatherPlan(self.table, self.num_inputs)
+    def plan(self, parts: int) -> GatherPlan:
+        """How the torch backend walks over the output rows, with the kernel in so many parts; made once."""
+        if parts not in self._plans:
+            self._plans[parts] = GatherPlan(self.table, self.num_inputs, parts)
+        return self._plans[parts]
+
+    @property
+    def volume(self) -> int:
+        """Number of the kernel's offsets."""
+        return len(self.table)
+
+    @property
+    def num_outputs(self) -> int:
+        return self.table.shape[1]
 
     @cached_property
     def num_pairs(self) -> int:
