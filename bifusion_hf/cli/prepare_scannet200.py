@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.esam import prepare_esam
 from ..data.scannet.mesh_labels import MAX_DISTANCE, NEAR_RANGE
 from ..data.scannet.preparation import prepare_scannet200, report_summary
 from ..data.scannet.source import LABEL_SOURCES
@@ -112,9 +113,6 @@ def prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> d
     """Prepares the data set; gives its report."""
     options = {"scans_per_shard": arguments.scans_per_shard, "workers": arguments.workers}
     if arguments.esam is not None:
-        # Its reader needs torch, which the other source does not.
-        from ..data.esam import prepare_esam
-
         options["jpeg_quality"] = arguments.jpeg_quality or None
         return prepare_esam(arguments.esam, arguments.out, arguments.split, **options)
     lists = dict(item.partition("=")[::2] for item in arguments.split)

@@ -114,7 +114,7 @@ def test_esam_is_handed_on(monkeypatch, tmp_path, capsys):
         calls.append((arguments, options))
         return {"settings": {}, "splits": {}}
 
-    monkeypatch.setattr("bifusion_hf.data.esam.prepare_esam", prepare_esam)
+    monkeypatch.setattr("bifusion_hf.cli.prepare_scannet200.prepare_esam", prepare_esam)
     main(["--esam", str(tmp_path), "--out", "out", "--split", "train", "--split", "val", "--workers", "3"])
     ((folder, _, splits), options) = calls[0]
     assert (folder, splits) == (tmp_path, ["train", "val"])

@@ -17,6 +17,10 @@ import numpy as np
 from ..files import DataFileError, parse_floats, read_json, read_text
 
 
+# A frame keeps its objects, plus one, in 16 bits.
+MAX_OBJECT_ID = 2**16 - 2
+
+
 @dataclass(frozen=True)
 class VertexLabels:
     """Annotation of a mesh's vertices.
@@ -87,6 +91,8 @@ def read_vertex_labels(
         members = _integers(_field(group, "segments", aggregation_path), "segments", aggregation_path)
         label = _field(group, "label", aggregation_path)
         (object_id,) = _integers([_field(group, "objectId", aggregation_path)], "objectId", aggregation_path)
+        if object_id > MAX_OBJECT_ID:
+            raise DataFileError(aggregation_path, f"has the objectId {object_id}; expected at most {MAX_OBJECT_ID}")
         if not isinstance(label, str):
             raise DataFileError(aggregation_path, f"has the label {label!r}; expected text")
         chosen = np.isin(values, members)

@@ -155,7 +155,7 @@ def _run(source: FrameSource, jobs: Mapping[str, list[str]], out: Path, workers:
     # server imports once, and forks from there.
     if "forkserver" in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload([__name__, "datasets.arrow_writer"])
     else:
         context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, max(1, len(jobs))), mp_context=context) as pool:

@@ -64,6 +64,7 @@ class ScanNetSource:
                 images=LabelImages(folder) if kind == "2d" else None,
                 alignment=axis_alignment(folder / f"{unit}.txt") if self.axis_align else None,
                 size=self.image_size,
+                jpeg_quality=self.jpeg_quality,
             )
             yield f"labels: {kind}"
             available = scan.numbers()
@@ -77,10 +78,7 @@ class ScanNetSource:
                 if number not in available:
                     yield SkippedFrame(frame_id, "missing", f"{folder}: has no frame {number}")
                     continue
-                result = reader.read(number, frame_id)
-                if isinstance(result, RGBDFrame):
-                    result = frame_to_row(result, scan.depth_scale, self.jpeg_quality)
-                yield result
+                yield reader.row(number, frame_id)
 
     def _label_source(self, folder: Path) -> str:
         if self.labels != "auto":
@@ -118,6 +116,7 @@ class _FrameReader:
         images: Label images that do, or None.
         alignment: [4, 4] scan to world, or None where they are the same.
         size: (width, height) of the frames, or None for the depth camera's.
+        jpeg_quality: Of `frame_to_row`.
     """
 
     scan: SensScan | ExportedScan
@@ -125,9 +124,10 @@ class _FrameReader:
     images: LabelImages | None
     alignment: np.ndarray | None
     size: tuple[int, int] | None
+    jpeg_quality: int | None
 
-    def read(self, number: int, frame_id: str) -> RGBDFrame | SkippedFrame:
-        """A frame, or why there is none."""
+    def row(self, number: int, frame_id: str) -> dict[str, Any] | SkippedFrame:
+        """The row of a frame, or why there is none."""
         place = f"{self.scan.path}: frame {number}"
         try:
             pose = self.scan.pose(number)
@@ -137,7 +137,8 @@ class _FrameReader:
             measured = np.count_nonzero(depth)
             if measured < MIN_VALID_POINTS:
                 return SkippedFrame(frame_id, "empty depth", f"{place}: {measured} pixels with a measurement")
-            return self._frame(number, frame_id, pose, depth)
+            frame = self._frame(number, frame_id, pose, depth)
+            return frame_to_row(frame, self.scan.depth_scale, self.jpeg_quality)
         except DataFileError as error:
             return SkippedFrame(frame_id, "unreadable", str(error))
         except ValueError as error:

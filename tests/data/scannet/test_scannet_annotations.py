@@ -70,6 +70,7 @@ def test_vertices_take_the_object_of_their_segment(tmp_path):
         (1, {"segGroups": [{"segments": [7], "label": "wall"}]}, "no objectId"),
         (1, {"segGroups": [{"segments": [7], "label": 3, "objectId": 0}]}, "label 3"),
         (1, {"segGroups": [{"segments": [7], "label": "wall", "objectId": -2}]}, "no list of integers"),
+        (1, {"segGroups": [{"segments": [7], "label": "wall", "objectId": 65535}]}, "objectId 65535"),
         (1, {"segGroups": [{"segments": [10**30], "label": "wall", "objectId": 0}]}, "no list of integers"),
     ],
 )
