@@ -51,7 +51,8 @@ def load_checkpoint(
     Args:
         path: The file.
         map_location: Device of the tensors.
-        ignored_modules: Packages whose objects become an `IgnoredObject`.
+        ignored_modules: Packages whose objects become an `IgnoredObject`; numpy's arrays and numbers too, which the
+            logs beside the tensors consist of.
 
     Returns:
         What was saved, mostly a dict.
