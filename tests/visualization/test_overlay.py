@@ -81,17 +81,19 @@ def test_tensors_are_taken_and_inputs_left_alone(frame):
     np.testing.assert_array_equal(image, before)
 
 
-def test_specks_and_pinholes_are_tinted_but_not_outlined():
+def test_specks_and_pinholes_are_drawn_as_what_surrounds_them():
     image = np.full((240, 320, 3), 120, np.uint8)
     solid = np.full((240, 320), -1)
     solid[40:200, 40:200] = 0
+    solid[50:58, 300:308] = 1
     speckled = solid.copy()
-    speckled[100, 100], speckled[20, 20] = -1, 0
-    difference = np.asarray(draw_instances(image, solid, [{"id": 0}])) != np.asarray(
-        draw_instances(image, speckled, [{"id": 0}])
-    )
-    scale = difference.shape[1] // 320
-    assert difference.any(axis=-1).sum() == 2 * scale**2
+    speckled[100, 100], speckled[120, 120], speckled[20, 20] = -1, 1, 0
+    info = [{"id": 0}, {"id": 1}]
+    expected = np.asarray(draw_instances(image, solid, info))
+    assert np.array_equal(np.asarray(draw_instances(image, speckled, info)), expected)
+    # What is small but no speck stays.
+    solid[50:58, 300:308] = -1
+    assert not np.array_equal(np.asarray(draw_instances(image, solid, info)), expected)
 
 
 def test_nothing_found(frame):
