@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 OUT ?= outputs
-# Two workers suit a small machine; raise it on a larger one.
+# Two workers suit a small machine; raise it on a larger one. Each runs on one thread: more would wait for each other.
 TEST_WORKERS ?= 2
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
@@ -31,7 +31,7 @@ train-demo: $(VENV)/installed
 	$(BIN)/python scripts/train.py tiny_demo --output_dir $(OUT)/train-demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n $(TEST_WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)
 
 # open_clip needs torchvision, which fits one torch only and would break the main environment of a CPU build.
 $(VENV)-openclip/installed: setup.cfg pyproject.toml constraints.txt
