@@ -13,7 +13,6 @@ OPTIONAL_PACKAGES = {
     "open_clip": "openclip",
     "spconv": "spconv",
     "embreex": "rooms",
-    "imageio": "scannet",
     "gradio": "demo",
     "rerun": "rerun",
 }
