@@ -23,6 +23,8 @@ def build_accelerator(arguments: TrainArguments) -> Accelerator:
     _check_launcher("ACCELERATE_MIXED_PRECISION", "training.mixed_precision", training.mixed_precision, "no")
     _check_launcher("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "training.accumulation", training.accumulation, "1")
     accelerator = Accelerator(
+        # Without it Accelerate ignores torchrun on a machine without GPU: N processes that each train alone.
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=training.mixed_precision,
         # The loop accumulates itself, because the counts of a whole window must be known before its first backward.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -33,6 +35,9 @@ def build_accelerator(arguments: TrainArguments) -> Accelerator:
         # Every branch of the network always takes part, so there are no unused parameters to look for.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
     )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise ValueError(f"{launched} processes were launched, but Accelerate runs {accelerator.num_processes}")
     if training.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError(
             "training.mixed_precision fp16 needs a GPU: on a CPU Accelerate would silently train in float32; use bf16"

@@ -181,7 +181,8 @@ class BiFusionTrainer:
             for name, term in {"loss": outputs.loss, **terms}.items():
                 sums[name] = sums.get(name, 0) + term.detach().double()
         values = self._step(sums, counts, audited)
-        alpha = alpha_statistics(outputs, window[-1]) if audited or self._is_logged(update) else None
+        shown = (audited or self._is_logged(update)) and not values["skipped"]
+        alpha = alpha_statistics(outputs, window[-1]) if shown else None
         if alpha is not None:
             values["alpha_mean"], values["alpha_std"] = alpha
         return {**values, "points": counts["points"]}

@@ -1,0 +1,152 @@
+"""Several processes, and processes that are killed."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_standin import (
+    RecordingTrainer,
+    StandInFrames,
+    assert_same_updates,
+    join,
+    make_trainer,
+    recipe,
+    run_processes,
+)
+
+from bifusion_hf.training.checkpoints import list_checkpoints
+from bifusion_hf.training.metrics import read_metrics
+
+
+def train_recording(folder, batch_size, accumulation):
+    arguments = recipe(folder, training={"batch_size": batch_size, "accumulation": accumulation})
+    trainer = make_trainer(arguments, dtype=torch.float64, freeze_norm=True, cls=RecordingTrainer)
+    trainer.train()
+    torch.save(trainer.seen, folder / f"seen_{trainer.accelerator.process_index}.pt")
+
+
+def test_two_processes_equal_one_with_the_same_frames_per_update(tmp_path):
+    for name, world, batch_size, accumulation in (("two", 2, 2, 1), ("one", 1, 4, 1), ("two_by_two", 2, 1, 2)):
+        join(run_processes(train_recording, world, tmp_path / name, batch_size, accumulation))
+    one = torch.load(tmp_path / "one" / "seen_0.pt")
+    assert len(one) == 12
+    for name in ("two", "two_by_two"):
+        first, second = (torch.load(tmp_path / name / f"seen_{rank}.pt") for rank in range(2))
+        assert_same_updates(first, second, tolerance=0)
+        assert_same_updates(one, first)
+
+
+def train_for_kill(folder, resume):
+    arguments = recipe(
+        folder,
+        resume_from_checkpoint="latest" if resume else None,
+        training={"epochs": 8, "batch_size": 2, "accumulation": 2 // int(os.environ["WORLD_SIZE"])},
+        checkpoints={"every_updates": 1},
+        evaluation={"every_updates": 5},
+        data={"num_workers": 1},
+    )
+    trainer = make_trainer(arguments, config={"dropout": 0.3, "gate_warmup_steps": 9})
+    # Updates of some length, so that kills fall everywhere between two checkpoints.
+    trainer.network.inner.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    trainer.train()
+
+
+def done(folder):
+    """Finished updates of a run."""
+    return max((line["update"] for line in read_metrics(folder / "metrics.jsonl")), default=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_killed_at_random_moments_and_resumed_the_weights_are_identical(tmp_path, world):
+    join(run_processes(train_for_kill, world, tmp_path / "whole", False))
+    draw = random.Random(world)
+    killed = tmp_path / "killed"
+    for kill in range(5):
+        processes = run_processes(train_for_kill, world, killed, True)
+        while all(process.is_alive() for process in processes) and done(killed) < 1 + 5 * kill:
+            time.sleep(0.005)
+        # Somewhere in the next few updates, checkpoints and evaluations.
+        time.sleep(draw.uniform(0, 0.15))
+        assert all(process.is_alive() for process in processes)
+        for process in processes:
+            process.kill()
+            process.join()
+        assert not (killed / "final").exists()
+    join(run_processes(train_for_kill, world, killed, True))
+    checkpoints = [list_checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("whole", "killed")]
+    assert [path.name for path in checkpoints] == ["checkpoint-0000032"] * 2
+    for name in ("model.safetensors",):
+        first, second = (load_file(path / name) for path in checkpoints)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    for name in ("optimizer.bin", *(f"random_states_{rank}.pkl" for rank in range(world))):
+        first, second = (torch.load(path / name, weights_only=False) for path in checkpoints)
+        assert str(first) == str(second), name
+    for name in ("best", "final"):
+        first, second = (load_file(tmp_path / run / name / "model.safetensors") for run in ("whole", "killed"))
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+
+
+def fail_on_one_process(folder):
+    arguments = recipe(folder, training={"batch_size": 2, "max_nonfinite_updates": 1})
+    # Row 5 is poisoned: one process has it, both must stop.
+    trainer = make_trainer(arguments, frames=StandInFrames(poison={(0, 5)}))
+    try:
+        trainer.train()
+    except Exception as error:
+        (folder / f"error_{trainer.accelerator.process_index}").write_text(f"{type(error).__name__} {error}")
+
+
+def test_all_processes_stop_together_and_name_the_frames_of_all(tmp_path):
+    join(run_processes(fail_on_one_process, 2, tmp_path))
+    errors = [(tmp_path / f"error_{rank}").read_text() for rank in range(2)]
+    assert errors[0] == errors[1] and errors[0].startswith("NonFiniteError") and "frame_5" in errors[0]
+    assert errors[0].count("frame_") == 4
+
+
+def unfreeze(folder):
+    trainer = make_trainer(recipe(folder, training={"batch_size": 2, "unfreeze_at": {"inner": 0.5}}))
+    trainer.train()
+    torch.save(trainer.network.state_dict(), folder / f"weights_{trainer.accelerator.process_index}.pt")
+
+
+def test_what_is_unfrozen_later_is_averaged_over_processes(tmp_path):
+    join(run_processes(unfreeze, 2, tmp_path))
+    first, second = (torch.load(tmp_path / f"weights_{rank}.pt") for rank in range(2))
+    assert torch.equal(first["inner.weight"], second["inner.weight"])
+
+
+def test_resuming_with_another_number_of_processes_is_refused(tmp_path):
+    arguments = recipe(tmp_path, training={"batch_size": 4})
+    make_trainer(arguments).train()
+    for path in (tmp_path / "checkpoints").glob("*/trainer_state.json"):
+        path.write_text(path.read_text().replace('"num_processes": 1', '"num_processes": 2'))
+    arguments.resume_from_checkpoint = "latest"
+    with pytest.raises(ValueError, match="random states of 2 processes, this run has 1"):
+        make_trainer(arguments).train()
+
+
+@pytest.mark.slow
+def test_torchrun(tmp_path):
+    """The same through the launcher itself."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\n"
+        "from test_processes import train_recording\n"
+        "train_recording(Path(sys.argv[1]), 2, 1)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, tmp_path / "torchrun"], check=True, env=environment, timeout=120)
+    join(run_processes(train_recording, 1, tmp_path / "one", 4, 1))
+    one = torch.load(tmp_path / "one" / "seen_0.pt")
+    assert_same_updates(one, torch.load(tmp_path / "torchrun" / "seen_0.pt"))
