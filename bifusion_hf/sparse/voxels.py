@@ -67,6 +67,8 @@ class VoxelGrid:
         self._levels = levels
         self._levels[stride] = self
         self._maps: dict[tuple, KernelMap] = {}
+        # What a backend keeps with the grid.
+        self.extras: dict = {}
         self._parents: torch.Tensor | None = None
 
     def __len__(self) -> int:

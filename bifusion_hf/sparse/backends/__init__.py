@@ -1,13 +1,14 @@
 """What computes a sparse convolution.
 
-`torch` runs everywhere that torch does. `spconv` needs the package of that name and a CUDA device.
+`torch` runs everywhere that torch does. `spconv` needs the package of that name, and is made for CUDA devices.
 """
 
 from typing import TYPE_CHECKING
 
 import torch
 
-from . import torch_backend
+from ...import_utils import is_available
+from . import spconv_backend, torch_backend
 
 
 if TYPE_CHECKING:
@@ -23,6 +24,18 @@ def check_backend(name: str) -> None:
         raise ValueError(f"sparse backend is {name!r}; expected one of {', '.join(BACKENDS)}")
 
 
+def choose_backend(name: str, features: torch.Tensor) -> str:
+    """The backend that computes on these features where the layer asks for `name`: `"torch"` or `"spconv"`.
+
+    `"auto"` is spconv for what it is made for: float32 and float16 on a CUDA device, where it is installed.
+    """
+    check_backend(name)
+    if name == "auto":
+        fits = features.device.type == "cuda" and features.dtype in spconv_backend.DTYPES
+        return "spconv" if fits and is_available("spconv") else "torch"
+    return name
+
+
 @torch.compiler.disable
 def convolve(
     features: torch.Tensor, kernel: torch.Tensor, grid: "VoxelGrid", layer: "_SparseConvolution"
@@ -31,4 +44,6 @@ def convolve(
 
     Kernel maps depend on the data, so torch.compile leaves this call out and compiles what lies between.
     """
+    if choose_backend(layer.backend, features) == "spconv" and len(grid):
+        return spconv_backend.convolve(features, kernel, grid, layer)
     return torch_backend.convolve(features, kernel, grid, layer)
