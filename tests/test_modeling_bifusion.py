@@ -170,7 +170,14 @@ def test_same_prediction_in_a_fresh_process(small_config, make_batch, tmp_path):
         "with torch.no_grad(): logits = model(**torch.load(sys.argv[2])).masks_queries_logits\n"
         "torch.save(logits, sys.argv[3])"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "model"), str(tmp_path / "batch.pt"), str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        str(tmp_path / "model"),
+        str(tmp_path / "batch.pt"),
+        str(tmp_path / "out"),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     with torch.no_grad():
         assert torch.equal(torch.load(tmp_path / "out"), model(**batch).masks_queries_logits)
@@ -273,7 +280,9 @@ def test_sdpa_and_eager_agree(small_config, make_batch):
         model.set_attn_implementation("sdpa")
         fused = model(**batch)
     real = eager.query_mask
-    torch.testing.assert_close(eager.masks_queries_logits[real], fused.masks_queries_logits[real], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        eager.masks_queries_logits[real], fused.masks_queries_logits[real], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(small_config, make_batch):
