@@ -163,6 +163,7 @@ class EvaluationArguments:
     Args:
         every_epochs: Epochs between evaluations; 0 = only at the end.
         every_updates: Updates between evaluations, in place of `every_epochs`.
+        at_start: Evaluate before the first update too.
         batch_size: Frames of one forward.
         num_workers: Worker processes.
         metric: What makes a checkpoint the best one.
@@ -170,6 +171,7 @@ class EvaluationArguments:
 
     every_epochs: int = 1
     every_updates: int | None = None
+    at_start: bool = False
     batch_size: int = 4
     num_workers: int = 2
     metric: str = "all_ap_50%"

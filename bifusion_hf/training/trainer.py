@@ -134,6 +134,8 @@ class BiFusionTrainer:
         self.network.set_training_progress(self.update, self.total_updates)
         results: dict[str, float] = {}
         try:
+            if self.arguments.evaluation.at_start and self.update == 0:
+                self.evaluate()
             while self.update < self.total_updates:
                 with self.recorder.timer.part("data"):
                     window = [next(batches) for _ in range(self.accumulation)]

@@ -50,6 +50,11 @@ def test_a_run_learns_and_leaves_everything_behind(tmp_path, capsys):
     assert same(StandIn.from_pretrained(tmp_path / "final").state_dict(), weights(trainer))
 
 
+def test_evaluation_before_the_first_update(tmp_path):
+    make_trainer(recipe(tmp_path, evaluation={"at_start": True, "every_epochs": 0})).train()
+    assert [line["update"] for line in read_metrics(tmp_path / "metrics.jsonl") if "all_ap" in line] == [0, 12]
+
+
 def test_best_is_the_evaluation_with_the_highest_metric(tmp_path):
     trainer = make_trainer(recipe(tmp_path, evaluation={"every_updates": 3}))
     values = iter([0.2, 0.5, 0.5, float("nan")])

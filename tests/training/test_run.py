@@ -1,0 +1,205 @@
+"""Recipes with the real network on the sample frames."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from training_standin import RecordingTrainer, assert_same_updates, join, run_processes
+
+from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor
+from bifusion_hf.data import superpoints
+from bifusion_hf.data.frames import frame_from_row, load_frames
+from bifusion_hf.training import run
+from bifusion_hf.training.arguments import TrainArguments
+from bifusion_hf.training.checkpoints import list_checkpoints
+from bifusion_hf.training.metrics import read_metrics
+from bifusion_hf.training.plan import describe_plan
+from bifusion_hf.training.run import KeyedFrames, build_model, build_trainer, cache_superpoints
+
+
+# A network of the real kind, small enough for seconds on one core.
+SMALL = {
+    "num_points": 600,
+    "voxel_size": 0.1,
+    "hidden_size": 8,
+    "projection_dim": 16,
+    "projection_hidden_size": 16,
+    "decoder_size": 16,
+    "decoder_intermediate_size": 32,
+    "gate_warmup_steps": 0,
+    "point_config": {"stem_channels": 8, "planes": [8] * 8, "stem_kernel_size": 3},
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 40,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.getbasetemp() / "datasets_cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+
+
+def small_recipe(folder, **sections):
+    values = {
+        "output_dir": str(folder),
+        "model": {"preset": "tiny", "config": {**SMALL, **sections.pop("config", {})}},
+        "data": {"max_train_frames": 4, "max_val_frames": 2, "num_workers": 0},
+        "optimizer": {"learning_rate": 1e-3},
+        "training": {"batch_size": 2, "epochs": 1},
+        "evaluation": {"num_workers": 0},
+        "logging": {"progress_bar": False, "every_updates": 1},
+    }
+    for name, section in sections.items():
+        values.setdefault(name, {}).update(section)
+    return TrainArguments.from_dict(values)
+
+
+def test_a_recipe_trains_evaluates_and_saves_what_from_pretrained_loads(tmp_path):
+    trainer = build_trainer(small_recipe(tmp_path))
+    results = trainer.train()
+    assert {"all_ap", "all_ap_50%", "all_ap_25%"} <= results.keys()
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
+    terms = {"loss_cls", "loss_mask", "loss_dice", "loss_sem", "loss_clip", "loss_spatial", "loss_noview"}
+    assert len(lines) == 2 and terms <= lines[0].keys()
+    log = (tmp_path / "train.log").read_text()
+    assert "colour of points against their pixels: at most" in log and "alpha on visible points" in log
+    for folder in (tmp_path / "final", tmp_path / "best", list_checkpoints(tmp_path / "checkpoints")[-1]):
+        model, info = BiFusionForInstanceSegmentation.from_pretrained(folder, output_loading_info=True)
+        assert not any(info.values())
+        assert BiFusionProcessor.from_pretrained(folder).num_points == 600
+    state = trainer.network.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert int(model.model.training_update) == 2
+
+
+def test_the_same_seed_gives_identical_losses(tmp_path):
+    losses = []
+    for name in "ab":
+        build_trainer(small_recipe(tmp_path / name, evaluation={"every_epochs": 0}, data={"val": None})).train()
+        losses.append([line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in line])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("fusion", ["residual", "lite_gate"])
+def test_every_trainable_tensor_has_a_gradient_after_three_updates(tmp_path, fusion):
+    width = {"hidden_size": 16} if fusion == "lite_gate" else {}
+    arguments = small_recipe(
+        tmp_path,
+        config={"fusion_type": fusion, **width},
+        data={"val": None},
+        optimizer={"weight_decay": 0.0},
+        training={"batch_size": 2, "max_updates": 3, "epochs": 2},
+    )
+    trainer = build_trainer(arguments)
+    largest = torch.zeros(len(trainer.audit.names))
+    observe = trainer.audit.observe
+
+    def remember(update, **kwargs):
+        observe(update, **kwargs)
+        largest.copy_(torch.maximum(largest, trainer.audit._norms / trainer.audit._norms.max()))
+
+    trainer.audit.observe = remember
+    trainer.train()
+    dead = [name for name, value in zip(trainer.audit.names, largest, strict=True) if not value > 1e-6]
+    assert all("softmax" in trainer.audit.notes(name, trainer.network.get_parameter(name)) for name in dead), dead
+
+
+def test_initial_weights_are_loaded_at_the_start_and_not_on_resume(tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(run, "load_initial_weights", lambda model, arguments: loaded.append(arguments) or [])
+    arguments = small_recipe(tmp_path, init={"sv3d": "somewhere.pth"}, data={"val": None})
+    arguments.resume_from_checkpoint = "latest"
+    build_trainer(arguments).train()
+    assert len(loaded) == 1
+    build_trainer(arguments)
+    assert len(loaded) == 1
+
+
+def test_config_overrides_are_checked_and_merged(tmp_path):
+    arguments = small_recipe(tmp_path)
+    assert build_model(arguments).config.vision_config.image_size == 320
+    arguments.model.config["fusion_typ"] = "none"
+    with pytest.raises(ValueError, match="did you mean 'fusion_type'"):
+        build_model(arguments)
+    arguments = small_recipe(tmp_path, data={"augmentation": {"flip": 1}})
+    with pytest.raises(ValueError, match=r"unknown key 'data.augmentation.flip'"):
+        build_trainer(arguments)
+
+
+def test_superpoints_are_computed_once_and_are_those_of_the_processor(monkeypatch):
+    rows = load_frames("sample", "train").select(range(2))
+    assert rows[0]["superpoints"] is None
+    processor = BiFusionProcessor()
+    cached = cache_superpoints(rows, processor, num_workers=1)
+    for row, original in zip(cached, rows, strict=True):
+        expected = processor.prepare_frame(frame_from_row(original))["superpoint_map"]
+        assert np.array_equal(processor.prepare_frame(frame_from_row(row))["superpoint_map"], expected)
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(superpoints, "segment_superpoints", forbidden)
+    again = cache_superpoints(load_frames("sample", "train").select(range(2)), processor, num_workers=1)
+    assert again[1]["superpoints"] == cached[1]["superpoints"]
+    assert cache_superpoints(again, processor, num_workers=1) is again
+    with pytest.raises(AssertionError, match="computed again"):
+        cache_superpoints(load_frames("sample", "train").select(range(2)), BiFusionProcessor(num_superpoints=50), 1)
+
+
+def test_samples_depend_on_epoch_and_row_only(tmp_path):
+    arguments = small_recipe(tmp_path)
+    data = build_trainer(arguments).train_dataset
+    assert isinstance(data, KeyedFrames)
+    first, second = data[0, 1], data[3, 1]
+    again = data[0, 1]
+    assert np.array_equal(first["points"], again["points"]) and first["query_seed"] == again["query_seed"]
+    assert not np.array_equal(first["points"], second["points"])
+    # Workers that run ahead into the next epoch do not disturb one another.
+    keys = [(epoch, row) for epoch in (0, 1) for row in range(4)]
+    loader = torch.utils.data.DataLoader(data, batch_size=1, sampler=keys, num_workers=2, collate_fn=list)
+    for key, (sample,) in zip(keys, loader, strict=True):
+        assert np.array_equal(sample["points"], data[key]["points"]), key
+
+
+def test_the_plan_says_what_will_happen(tmp_path):
+    arguments = small_recipe(tmp_path, config={"gate_warmup_steps": 7}, training={"accumulation": 2})
+    trainer = build_trainer(arguments)
+    text = describe_plan(trainer)
+    for part in ("1 updates", "2 x 2 accumulated x 1 processes", "LONGER THAN THE RUN", "main_no_decay", "tower",
+                 "MiB (measured on the first batch)", "model.encoder.fusion"):  # fmt: skip
+        assert part in text, part
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def train_real(folder, batch_size, accumulation):
+    arguments = small_recipe(
+        folder, data={"val": None}, training={"batch_size": batch_size, "accumulation": accumulation}
+    )
+
+    class Double(RecordingTrainer):
+        def __init__(self, arguments, model, *args, **kwargs):
+            model.double()
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm1d):
+                    module.requires_grad_(False)
+            super().__init__(arguments, model, *args, **kwargs)
+
+    run.BiFusionTrainer = Double
+    trainer = build_trainer(arguments)
+    trainer.train()
+    torch.save(trainer.seen, folder / f"seen_{trainer.accelerator.process_index}.pt")
+
+
+@pytest.mark.slow
+def test_the_real_network_gives_the_same_update_however_its_frames_are_shared(tmp_path):
+    for name, world, batch_size, accumulation in (("one", 1, 4, 1), ("two", 2, 2, 1), ("accumulated", 1, 2, 2)):
+        join(run_processes(train_real, world, tmp_path / name, batch_size, accumulation), timeout=180)
+    one = torch.load(tmp_path / "one" / "seen_0.pt")
+    for name in ("two", "accumulated"):
+        assert_same_updates(one, torch.load(tmp_path / name / "seen_0.pt"))
