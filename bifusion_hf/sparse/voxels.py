@@ -1,5 +1,6 @@
 """Voxel grids, and features on them."""
 
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,17 +45,17 @@ class VoxelGrid:
         if repeated := int((keys[1:] == keys[:-1]).sum()):
             raise ValueError(f"{repeated} of {len(coordinates)} coordinates are repeated; expected unique ones")
         is_sorted = bool((order[1:] > order[:-1]).all())
-        self._set(coordinates.int(), keys, None if is_sorted else order, batch_size, stride, levels={})
+        self._set(coordinates.int(), keys, None if is_sorted else order, batch_size, stride)
 
     @classmethod
     def _from_sorted_keys(
-        cls, keys: torch.Tensor, batch_size: int, stride: int, levels: dict[int, "VoxelGrid"]
+        cls, keys: torch.Tensor, batch_size: int, stride: int, finer: "VoxelGrid | None" = None
     ) -> "VoxelGrid":
         grid = cls.__new__(cls)
-        grid._set(unpack(keys), keys, None, batch_size, stride, levels)
+        grid._set(unpack(keys), keys, None, batch_size, stride, finer)
         return grid
 
-    def _set(self, coordinates, keys, order, batch_size, stride, levels):
+    def _set(self, coordinates, keys, order, batch_size, stride, finer=None):
         self.coordinates = coordinates
         self.batch_size = batch_size
         self.stride = stride
@@ -64,8 +65,10 @@ class VoxelGrid:
         self.sorted_keys = keys
         # Row of each sorted key; None = rows are in the order of their keys.
         self.order = order
-        self._levels = levels
-        self._levels[stride] = self
+        self._coarser: VoxelGrid | None = None
+        # Weak, so that a forward pass's grids and maps, which are large, go as soon as nobody holds the finest grid,
+        # and do not wait for the garbage collector.
+        self._finer = None if finer is None else weakref.ref(finer)
         self._maps: dict[tuple, KernelMap] = {}
         # What a backend keeps with the grid.
         self.extras: dict = {}
@@ -105,26 +108,27 @@ class VoxelGrid:
 
     def coarser(self) -> "VoxelGrid":
         """The grid of twice the stride: the voxels at floor(c / s) * s, sorted by key."""
-        stride = 2 * self.stride
-        if stride not in self._levels:
+        if self._coarser is None:
+            stride = 2 * self.stride
             floored = self.coordinates.long()
             floored[:, 1:] -= floored[:, 1:].remainder(stride)
             keys, self._parents = torch.unique(pack(floored), return_inverse=True)
-            VoxelGrid._from_sorted_keys(keys, self.batch_size, stride, self._levels)
-        return self._levels[stride]
+            self._coarser = VoxelGrid._from_sorted_keys(keys, self.batch_size, stride, finer=self)
+        return self._coarser
 
     def finer(self) -> "VoxelGrid":
         """The grid of half the stride that this one was made from.
 
         Raises:
-            ValueError: There is none; this is the finest grid.
+            ValueError: There is none: this is the finest grid, or nobody holds the finer one any more.
         """
-        if self.stride % 2 or self.stride // 2 not in self._levels:
+        finer = None if self._finer is None else self._finer()
+        if finer is None:
             raise ValueError(
-                f"no grid of stride {self.stride / 2:g} was made before this one of stride {self.stride}; "
-                f"known strides: {sorted(self._levels)}"
+                f"this grid of stride {self.stride} knows no finer one: it was not made by `coarser()`, or the grid "
+                "that it was made from has not been kept"
             )
-        return self._levels[self.stride // 2]
+        return finer
 
     @property
     def parents(self) -> torch.Tensor:
@@ -223,7 +227,7 @@ def voxelize(points: torch.Tensor, batch_indices: torch.Tensor, voxel_size: floa
             )
         check_samples(int(batch_indices.min()), int(batch_indices.max()), batch_size)
     keys, inverse = torch.unique(pack(torch.cat([batch_indices[:, None], cells.long()], dim=1)), return_inverse=True)
-    grid = VoxelGrid._from_sorted_keys(keys, batch_size, stride=1, levels={})
+    grid = VoxelGrid._from_sorted_keys(keys, batch_size, stride=1)
     grid.inverse = inverse
     return grid
 
