@@ -16,7 +16,7 @@ from .layers.encoder import BiFusionEncoder, PointEncoding
 from .layers.fusion import Fusion
 from .layers.geometry import FiLM, GeometricEncoding
 from .layers.local_attention import TinySA2D, TinySA3D
-from .layers.query_decoder import QueryCrossAttention, QueryDecoder, QueryDecoderLayer
+from .layers.query_decoder import QueryCrossAttention, QueryDecoder, QueryDecoderLayer, select_queries
 from .layers.superpoint_pooling import SuperpointPooling
 from .losses.criterion import BiFusionCriterion, FusionOutput
 from .losses.targets import BatchTargets, batch_targets
@@ -229,13 +229,17 @@ class BiFusionModel(BiFusionPreTrainedModel):
             point_pixels: [B, N, 2], place in the image as fractions of width and height.
             point_visible: [B, N], the point is seen in the image.
             camera_rotations: [B, 3, 3], camera axes to point axes; needed with FiLM.
-            output_hidden_states: Return the image tower's hidden states.
-            output_attentions: Return the image tower's attentions.
+            output_hidden_states: Return the image tower's hidden states; None = as the configuration says.
+            output_attentions: Return the image tower's attentions; None = as the configuration says.
             kwargs: For transformers.
 
         Raises:
             ValueError: An input is missing or has a wrong shape; the message names it.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         encoding, pooled, _, _ = self.encode(
             points, point_colors, point_mask, superpoint_ids, pixel_values, point_pixels, point_visible,
             camera_rotations, output_hidden_states=output_hidden_states, output_attentions=output_attentions,
@@ -305,32 +309,6 @@ def pad_points(features: torch.Tensor, point_mask: torch.Tensor) -> torch.Tensor
     padded = features.new_zeros(*point_mask.shape, features.shape[1])
     padded[point_mask] = features
     return padded
-
-
-def select_queries(
-    superpoint_mask: torch.Tensor, min_fraction: float | None, seeds: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Which superpoints become queries.
-
-    Args:
-        superpoint_mask: bool [B, S].
-        min_fraction: None takes all, in order; otherwise a random part of each sample's, from this fraction to all.
-        seeds: int64 [B], makes the choice of each sample reproducible; None draws from torch's default generator.
-
-    Returns:
-        int64 [B, Q], ascending, -1 = padding.
-    """
-    counts = superpoint_mask.sum(dim=1).tolist()
-    chosen = []
-    for index, count in enumerate(counts):
-        if min_fraction is None:
-            chosen.append(torch.arange(count))
-            continue
-        generator = None if seeds is None else torch.Generator().manual_seed(int(seeds[index]))
-        fraction = min_fraction + (1 - min_fraction) * torch.rand((), generator=generator).item()
-        kept = torch.randperm(count, generator=generator)[: math.ceil(fraction * count)]
-        chosen.append(kept.sort().values)
-    return nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-1).to(superpoint_mask.device)
 
 
 # Fields of the configuration that the criterion takes under the same name.

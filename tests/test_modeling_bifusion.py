@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel, AutoModelForInstanceSegmentation
 
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionModel
-from bifusion_hf.modeling_bifusion import select_queries
+from bifusion_hf.layers.query_decoder import select_queries
 
 
 FUSIONS = ["none", "lite_gate", "enhanced_gate", "residual"]

@@ -5,6 +5,7 @@ ESAM: post-norm layers of cross-attention, self-attention and feed-forward; ever
 next layer.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -160,6 +161,32 @@ class QueryDecoder(nn.Module):
         # Each query keeps the superpoints that are blocked least, so that no row is left without any.
         least = blocked.masked_fill(~real, float("inf")).amin(dim=2, keepdim=True)
         return ((blocked <= 0.5) | (blocked == least)) & real
+
+
+def select_queries(
+    superpoint_mask: torch.Tensor, min_fraction: float | None, seeds: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Which superpoints become queries.
+
+    Args:
+        superpoint_mask: bool [B, S].
+        min_fraction: None takes all, in order; otherwise a random part of each sample's, from this fraction to all.
+        seeds: int64 [B], makes the choice of each sample reproducible; None draws from torch's default generator.
+
+    Returns:
+        int64 [B, Q], ascending, -1 = padding.
+    """
+    counts = superpoint_mask.sum(dim=1).tolist()
+    chosen = []
+    for index, count in enumerate(counts):
+        if min_fraction is None:
+            chosen.append(torch.arange(count))
+            continue
+        generator = None if seeds is None else torch.Generator().manual_seed(int(seeds[index]))
+        fraction = min_fraction + (1 - min_fraction) * torch.rand((), generator=generator).item()
+        kept = torch.randperm(count, generator=generator)[: math.ceil(fraction * count)]
+        chosen.append(kept.sort().values)
+    return nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-1).to(superpoint_mask.device)
 
 
 def blocked_share(
