@@ -33,9 +33,10 @@ class LiteFusionGate(nn.Module):
 class EnhancedFusionGate(nn.Module):
     """One weight a point, from its features, its neighbours' features and the shape of the surface there.
 
-    Neighbours are voxels of the grid within a radius, the nearest `max_neighbors` of each. Their features are summed
-    as they are read, so nothing of the size points x neighbours x channels exists. The terms are added as logits and
-    squashed once: sigmoids in series saturate.
+    Neighbours are voxels of the grid within a radius, the nearest `max_neighbors` of each. Every term is a small MLP
+    whose first layer acts on each branch by itself, before anything is put side by side or averaged over neighbours:
+    nothing of the size points x neighbours x channels exists, and nothing as wide as both branches either. The terms
+    are added as logits and squashed once: sigmoids in series saturate.
 
     Args:
         feature_size: Width C of both branches.
@@ -45,17 +46,21 @@ class EnhancedFusionGate(nn.Module):
         use_spatial_attention: Whether the term from the neighbours' features exists.
     """
 
+    hidden_size = 64
+
     def __init__(
         self, feature_size: int, voxel_size: float, radius: float, max_neighbors: int, use_spatial_attention: bool
     ):
         super().__init__()
         self.radius = max(1, round(radius / voxel_size))
         self.max_neighbors = max_neighbors
-        self.base = _logit_mlp(2 * feature_size)
-        self.spatial = _logit_mlp(2 * feature_size) if use_spatial_attention else None
+        self.terms = ("base", "geometric", "spatial") if use_spatial_attention else ("base", "geometric")
+        self.image_hidden = nn.Linear(feature_size, len(self.terms) * self.hidden_size)
+        self.point_hidden = nn.Linear(feature_size, len(self.terms) * self.hidden_size, bias=False)
         self.shape_proj = nn.Linear(4, 16)
-        self.geometric = _logit_mlp(2 * feature_size + 16)
-        self.mix = nn.Linear(3 if use_spatial_attention else 2, 1)
+        self.shape_hidden = nn.Linear(16, self.hidden_size, bias=False)
+        self.logits = nn.ModuleDict({term: _logit_head(self.hidden_size) for term in self.terms})
+        self.mix = nn.Linear(len(self.terms), 1)
 
     def forward(
         self, image_features: torch.Tensor, point_features: torch.Tensor, points: torch.Tensor, grid: VoxelGrid
@@ -71,19 +76,23 @@ class EnhancedFusionGate(nn.Module):
         Returns:
             [P, 1] in (0, 1).
         """
-        both = torch.cat([image_features, point_features], dim=1)
+        # The search first: its working memory is the largest here, and nothing else is held yet.
         row, neighbor = radius_neighbors(grid, self.radius, self.max_neighbors)
-        shape = surface_shape(grid.mean(points), row, neighbor).to(both.dtype)
-        shape = torch.relu(self.shape_proj(grid.to_points(shape)))
-        logits = [self.base(both), self.geometric(torch.cat([both, shape], dim=1))]
-        if self.spatial is not None:
-            voxels = grid.mean(both)
-            logits.append(grid.to_points(self.spatial(voxels + neighbor_mean(voxels, row, neighbor))))
+        shape = surface_shape(grid.mean(points), row, neighbor).to(image_features.dtype)
+        hidden = self.image_hidden(image_features) + self.point_hidden(point_features)
+        hidden = dict(zip(self.terms, hidden.split(self.hidden_size, dim=1), strict=True))
+        hidden["geometric"] = hidden["geometric"] + grid.to_points(
+            self.shape_hidden(torch.relu(self.shape_proj(shape)))
+        )
+        if "spatial" in hidden:
+            voxels = grid.mean(hidden["spatial"])
+            hidden["spatial"] = grid.to_points(voxels + neighbor_mean(voxels, row, neighbor))
+        logits = [self.logits[term](hidden[term]) for term in self.terms]
         return torch.sigmoid(self.mix(torch.cat(logits, dim=1)))
 
 
-def _logit_mlp(in_features: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(in_features, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))
+def _logit_head(in_features: int) -> nn.Sequential:
+    return nn.Sequential(nn.ReLU(), nn.Linear(in_features, 32), nn.ReLU(), nn.Linear(32, 1))
 
 
 def neighbor_mean(features: torch.Tensor, row: torch.Tensor, neighbor: torch.Tensor) -> torch.Tensor:
