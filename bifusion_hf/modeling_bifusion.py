@@ -13,7 +13,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_bifusion import BiFusionConfig
 from .layers.encoder import BiFusionEncoder, PointEncoding
-from .layers.fusion import Fusion
+from .layers.fusion import Fusion, SqueezeExcite
 from .layers.geometry import FiLM, GeometricEncoding
 from .layers.local_attention import TinySA2D, TinySA3D
 from .layers.query_decoder import QueryCrossAttention, QueryDecoder, QueryDecoderLayer, select_queries
@@ -106,7 +106,7 @@ class BiFusionPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, (SubmanifoldConv3d, StridedConv3d, TransposedConv3d)):
             init.normal_(module.kernel, std=module.initial_std)
-        elif isinstance(module, (GeometricEncoding, FiLM, Fusion, TinySA2D, TinySA3D)):
+        elif isinstance(module, (GeometricEncoding, FiLM, Fusion, SqueezeExcite, TinySA2D, TinySA3D)):
             module.reset_parameters()
         elif isinstance(module, BiFusionModel):
             init.constant_(module.training_update, -1)
