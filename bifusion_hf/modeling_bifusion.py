@@ -96,6 +96,15 @@ class BiFusionPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["QueryDecoderLayer", "ResidualBlock"]
     _supports_sdpa = True
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Whether transformers must expect initialisers that write weights in place.
+
+        In such a model it skips `_init_weights` of modules that own no parameter themselves: FiLM and TinySA would not
+        start neutral, and CLIP's attention not with CLIP's widths. Ours all go through `transformers.initialization`.
+        """
+        return cls.is_remote_code()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

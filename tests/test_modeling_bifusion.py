@@ -158,6 +158,18 @@ def test_missing_weights_are_initialised_not_left_as_garbage(small_config, tmp_p
     assert model.model.encoder.fusion.scale.item() == pytest.approx(config.projection_dim**0.5)
 
 
+def test_parts_that_must_start_neutral_do(small_config):
+    """transformers runs its own initialisers after the constructors of the parts."""
+    config = small_config("lite_gate", use_tiny_sa_2d=True, use_tiny_sa_3d=True)
+    for model in (
+        BiFusionForInstanceSegmentation(config),
+        BiFusionForInstanceSegmentation.from_pretrained(None, config=config, state_dict={}),
+    ):
+        encoder = model.model.encoder
+        for layer in (encoder.film.modulation, encoder.tiny_sa_2d.out, encoder.tiny_sa_3d.out):
+            assert not layer.weight.any() and not layer.bias.any()
+
+
 def test_same_prediction_in_a_fresh_process(small_config, make_batch, tmp_path):
     model = build(small_config("lite_gate"))
     model.save_pretrained(tmp_path / "model")
