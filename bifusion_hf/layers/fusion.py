@@ -141,6 +141,15 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         self.squeeze = nn.Linear(feature_size, feature_size // reduction)
         self.excite = nn.Linear(feature_size // reduction, feature_size)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Every unit of the squeeze starts active.
+
+        Its input, a mean of unit vectors, hardly differs between samples: a unit that starts below zero would stay so.
+        """
+        init.constant_(self.squeeze.bias, 1 / math.sqrt(self.squeeze.in_features))
 
     def forward(self, features: torch.Tensor, sample: torch.Tensor, batch_size: int) -> torch.Tensor:
         """[P, C] to [P, C]."""

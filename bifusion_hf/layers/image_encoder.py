@@ -13,7 +13,6 @@ from ..configuration_bifusion import BiFusionConfig
 UNUSED_TOWER_MODULES = {"clip_vision_model": ["post_layernorm"]}
 UNUSED_TOWER_OPTIONS = {
     "siglip_vision_model": {"vision_use_head": False},
-    "siglip2_vision_model": {"vision_use_head": False},
     "dinov2": {"use_mask_token": False},
     "dinov2_with_registers": {"use_mask_token": False},
 }
@@ -34,11 +33,19 @@ class ProjectionHead2D(nn.Module):
         return self.out(nn.functional.gelu(self.hidden(tokens)))
 
 
+def _is_required(parameter: inspect.Parameter) -> bool:
+    variadic = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return parameter.default is inspect.Parameter.empty and not variadic
+
+
 class ImageEncoder(nn.Module):
     """Patch tokens of the configured tower, projected, as a map over the image.
 
     The tower is transformers' own, so attention back ends, gradient checkpointing and published weights work as
     everywhere. The aspect of the image is kept; position embeddings are interpolated by the tower.
+
+    Raises:
+        ValueError: A tower whose forward needs more than an image.
     """
 
     def __init__(self, config: BiFusionConfig):
@@ -49,10 +56,17 @@ class ImageEncoder(nn.Module):
         self.vision_model = AutoModel.from_config(vision_config)
         for name in UNUSED_TOWER_MODULES.get(vision_config.model_type, ()):
             setattr(self.vision_model, name, nn.Identity())
+        if "add_pooling_layer" in inspect.signature(type(self.vision_model).__init__).parameters:
+            self.vision_model.pooler = None
         self._replace_mask_token()
-        self._interpolates = (
-            "interpolate_pos_encoding" in inspect.signature(type(self.vision_model).forward).parameters
-        )
+        parameters = inspect.signature(type(self.vision_model).forward).parameters
+        self._interpolates = "interpolate_pos_encoding" in parameters
+        needed = [name for name, parameter in parameters.items() if name != "self" and _is_required(parameter)]
+        if set(needed) - {"pixel_values"}:
+            raise ValueError(
+                f"vision_config {vision_config.model_type!r}: the tower needs {', '.join(needed)}; expected one that "
+                "needs pixel_values [B, 3, H, W] alone"
+            )
         patch_size = vision_config.patch_size
         self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
         self.projection = ProjectionHead2D(

@@ -13,6 +13,7 @@ from transformers import initialization as init
 from ..configuration_bifusion import BiFusionConfig
 from ..sparse import VoxelGrid
 from .attention import MultiHeadAttention
+from .point_encoder import sample_mean
 
 
 class SelfAttentionBlock(nn.Module):
@@ -94,9 +95,7 @@ class TinySA3D(_TinySA):
         for _ in range(self.levels_up):
             token_of_voxel = token_grid.parents[token_of_voxel]
             token_grid = token_grid.coarser()
-        count = torch.bincount(token_of_voxel, minlength=len(token_grid)).unsqueeze(1)
-        total = features.new_zeros(len(token_grid), features.shape[1]).index_add(0, token_of_voxel, features)
-        tokens = total / count.to(total.dtype)
+        tokens = sample_mean(features, token_of_voxel, len(token_grid))
         cells = token_grid.coordinates.long()
         cells = torch.cat([cells[:, :1], cells[:, 1:].div(token_grid.stride, rounding_mode="floor")], dim=1)
         for index, layer in enumerate(self.layers):

@@ -211,8 +211,9 @@ def blocked_share(
     batch_size, num_queries, _ = blocked.shape
     sample, point = point_mask.nonzero(as_tuple=True)
     index = sample * num_superpoints + superpoint_ids[sample, point]
-    # One row a point, so that superpoints are sums of rows.
-    rows = blocked.transpose(1, 2)[sample, point].to(point_weights.dtype) * point_weights[sample, point]
+    # One row a point, so that superpoints are sums of rows; half precision could not sum them.
+    weights = point_weights[sample, point].to(torch.promote_types(point_weights.dtype, torch.float32))
+    rows = blocked.transpose(1, 2)[sample, point] * weights
     total = rows.new_zeros(batch_size * num_superpoints, num_queries).index_add_(0, index, rows)
     count = torch.bincount(index, minlength=batch_size * num_superpoints).clamp(min=1).unsqueeze(1)
     return (total / count.to(total.dtype)).unflatten(0, (batch_size, num_superpoints)).transpose(1, 2)

@@ -55,6 +55,7 @@ class SuperpointPooling(nn.Module):
         )
         weight = torch.cat([shape, superpoint_shape[superpoints]], dim=1)
         weight = 2 * torch.sigmoid(self.weight_out(torch.relu(self.weight_in_norm(self.weight_in(weight)))))
-        weighted = weight * features
+        # Half precision cannot sum the thousands of points of a wall.
+        weighted = (weight * features).to(torch.promote_types(features.dtype, torch.float32))
         pooled = weighted.new_zeros(num_superpoints, features.shape[1]).index_add(0, superpoints, weighted)
-        return pooled / count.to(pooled.dtype) + superpoint_shape, weight
+        return (pooled / count.to(pooled.dtype)).to(features.dtype) + superpoint_shape, weight
