@@ -1,0 +1,123 @@
+"""bifusion-demo: a page in the browser that segments RGB-D frames; also as a folder for a Hugging Face Space."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import assets
+from .predict import load_segmenter
+
+
+if TYPE_CHECKING:
+    from ..data.frames import RGBDFrame
+
+EXAMPLES = """examples:
+  bifusion-demo                                     then open http://127.0.0.1:7860
+  bifusion-demo --checkpoint outputs/tiny/best --data rooms
+  bifusion-demo --checkpoint user/model --space my-space
+"""
+# Number of frames to pick from, spread over the data set, where no rows are given.
+SAMPLES = 8
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+    """
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.space is not None:
+            from ..visualization.demo_space import write_space
+
+            files = write_space(arguments.space, arguments.checkpoint)
+            print(f"{', '.join(str(path) for path in files)}\nPush this folder to a Space of the Gradio SDK.")
+            return
+        launch(
+            arguments.checkpoint,
+            read_samples(arguments.data, arguments.split, arguments.rows),
+            arguments.device,
+            server_name=arguments.host,
+            server_port=arguments.port,
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"{parser.prog}: error: {error}") from error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `main`."""
+    parser = argparse.ArgumentParser(
+        prog="bifusion-demo",
+        description="Shows a page where one drops a frame or picks a sample, and sees its instances over the image "
+        "and over the points. Needs the extra demo; works offline.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default=str(assets.SAMPLE_CHECKPOINT),
+        help="folder or id on the Hub; the checkpoint that comes with the package by default",
+    )
+    parser.add_argument("--data", default="sample", help="frames to pick from: folder, id on the Hub, or 'sample'")
+    parser.add_argument("--split", default="val", help="default: val")
+    parser.add_argument("--rows", type=int, nargs="+", help=f"rows to pick from; {SAMPLES} by default")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    parser.add_argument("--host", help="address to listen on, 0.0.0.0 = all; this machine's own by default")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    parser.add_argument("--space", type=Path, metavar="DIR", help="write a Hugging Face Space there and stop")
+    return parser
+
+
+def read_samples(data: str, split: str, rows: Sequence[int] | None = None) -> list["RGBDFrame"]:
+    """Frames to pick from.
+
+    Args:
+        data: See `load_frames`.
+        split: Its split.
+        rows: Their rows; `SAMPLES` at even distances by default.
+
+    Raises:
+        ValueError: No such row.
+    """
+    from ..data.frames import frame_from_row, load_frames
+
+    frames = load_frames(data, split)
+    if rows is None:
+        count = min(SAMPLES, len(frames))
+        rows = [index * len(frames) // count for index in range(count)]
+    for row in rows:
+        if not 0 <= row < len(frames):
+            raise ValueError(f"--rows {row}: {data} has {len(frames)} rows in {split!r}")
+    return [frame_from_row(frames[row]) for row in rows]
+
+
+def launch(
+    checkpoint: str, samples: Sequence["RGBDFrame"] | None = None, device: str | None = None, **options: Any
+) -> Any:
+    """Loads a checkpoint and serves the page.
+
+    Args:
+        checkpoint: Folder, or id on the Hub.
+        samples: Frames to pick from; those that the package carries by default.
+        device: `torch.device` string; None = a GPU if there is one.
+        options: Further arguments of `gradio.Blocks.launch`.
+
+    Returns:
+        What `gradio.Blocks.launch` returns, when it does: `prevent_thread_lock` makes it return at once.
+    """
+    # Gradio reads it when it is imported.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "0"
+    from ..visualization.demo_page import build_page, launch_options
+
+    if samples is None:
+        samples = read_samples("sample", "val")
+    page = build_page(load_segmenter(checkpoint, device), samples, Path(checkpoint).name)
+    return page.queue().launch(**launch_options(), **options)
+
+
+if __name__ == "__main__":
+    main()
