@@ -7,12 +7,13 @@ OUT ?= outputs
 TEST_WORKERS ?= 2
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo train-demo test test-openclip test-spconv lint format clean help
+.PHONY: demo train-demo test conformance test-openclip test-spconv lint format clean help
 
 help:
 	@echo "make demo           install, run the sample checkpoint on the sample frames, print AP, write pictures"
 	@echo "make train-demo     install, train the tiny preset on the sample frames for a few minutes"
 	@echo "make test           install, run the tests"
+	@echo "make conformance    transformers' own tests on our configuration, models and processor (downloads them)"
 	@echo "make test-openclip  the tests that need open_clip, in an environment of their own"
 	@echo "make test-spconv    the tests that need spconv, in an environment of their own"
 	@echo "make lint           check style with ruff"
@@ -32,6 +33,11 @@ train-demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)
+
+conformance: $(VENV)/installed
+	$(INSTALL) parameterized==0.9.0
+	$(BIN)/python tests/conformance/fetch_transformers_tests.py $(VENV)/transformers-tests
+	OMP_NUM_THREADS=1 TRANSFORMERS_TESTS=$(VENV)/transformers-tests $(BIN)/python -m pytest -n $(TEST_WORKERS) tests/conformance
 
 # open_clip needs torchvision, which fits one torch only and would break the main environment of a CPU build.
 $(VENV)-openclip/installed: setup.cfg pyproject.toml constraints.txt

@@ -21,7 +21,9 @@ def import_common(name: str) -> ModuleType:
         pytest.skip("transformers' own tests are absent; run `make conformance`", allow_module_level=True)
     version = (Path(folder) / "VERSION").read_text()
     if version != transformers.__version__:
-        raise RuntimeError(f"{folder} has the tests of transformers {version}; {transformers.__version__} is installed")
+        raise RuntimeError(
+            f"{folder} has the tests of transformers {version}; {transformers.__version__} is installed"
+        )
     path = str(Path(folder).resolve())
     if path not in sys.path:
         # Before this project's own root, whose folder `tests` would otherwise stand for the package of that name.
