@@ -7,6 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .data.labels import INSTANCE_CLASS_NAMES, SCANNET200_CLASS_NAMES
+from .version import __version__, check_checkpoint_version
 
 
 @strict
@@ -112,6 +113,7 @@ class BiFusionConfig(PreTrainedConfig):
         noview_similarity_threshold (`float`): Cosine below which a point without a view has no teacher.
         balance_target (`float`): Mean gate weight that the balance loss asks for.
         stage_schedule (`str`): `"bifusion"`, `"original"` or `"none"`: how loss weights follow progress.
+        image_size (`int`, *optional*): Shorter side of the image that the network sees; `None` keeps each frame's own.
         num_points (`int`): Points a frame.
         score_threshold (`float`), mask_threshold (`float`), max_instances (`int`): Post-processing values; instances
             need more than `num_points / 200` points.
@@ -174,6 +176,7 @@ class BiFusionConfig(PreTrainedConfig):
     balance_loss_weight: float | int = 0.0
     stage_schedule: Literal["bifusion", "original", "none"] = "bifusion"
 
+    image_size: int | None = None
     num_points: int = 20000
     score_threshold: float | int = 0.0
     mask_threshold: float | int = 0.4
@@ -212,6 +215,31 @@ class BiFusionConfig(PreTrainedConfig):
         if unknown:
             raise ValueError(f"BiFusionConfig has no {', '.join(unknown)}")
         return cls(**{**PRESETS[name], **overrides})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "BiFusionConfig":
+        """The configuration of a checkpoint's `config.json`.
+
+        Args:
+            config_dict: Content of the file.
+            kwargs: As in `PreTrainedConfig.from_dict`.
+
+        Raises:
+            ValueError: A later release of the package wrote it.
+        """
+        # First of all: an unknown value of a later release would raise a message that explains nothing.
+        check_checkpoint_version(config_dict.get("bifusion_hf_version"))
+        # Where the code comes from belongs to a release, not to the checkpoints that are made of it.
+        left_out = ("bifusion_hf_version", "auto_map")
+        return super().from_dict({key: value for key, value in config_dict.items() if key not in left_out}, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and the version of the package."""
+        return {**super().to_dict(), "bifusion_hf_version": __version__}
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Does nothing: releases carry `hub/remote_code_shim.py`, not copies of the package's modules."""
 
     @property
     def clip_num_layers(self) -> int:
@@ -335,6 +363,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gate_warmup_steps": 100,
         "clip_loss_weight": 0.02,
         "clip_gradient_flow_ratio": 0.05,
+        "image_size": 240,
         "num_points": 8000,
     },
 }

@@ -39,8 +39,10 @@ class BiFusionProcessor(ProcessorMixin):
 
     Args:
         num_points: Points sampled from a frame; all where it has fewer. Instances need more than `num_points / 200`.
-        image_size: [height, width] of the network's image; None keeps each frame's own size. Frames of another
-            aspect are refused.
+        image_size: Of the network's image: its shorter side, the other follows from the frame's aspect; or
+            [height, width], then frames of another aspect are refused; None keeps each frame's own size.
+        size_divisor: Without a fixed [height, width], both sides are rounded to multiples of it: the patch size of the
+            image tower.
         image_mean: Of the image branch, fractions of 255; CLIP's by default. `image_std` likewise.
         image_std: See `image_mean`.
         color_mean: Of the point colours, fractions of 255; those of ESAM by default. `color_std` likewise.
@@ -64,7 +66,8 @@ class BiFusionProcessor(ProcessorMixin):
     def __init__(
         self,
         num_points: int = 20000,
-        image_size: Sequence[int] | None = None,
+        image_size: int | Sequence[int] | None = None,
+        size_divisor: int = 1,
         image_mean: Sequence[float] = CLIP_MEAN,
         image_std: Sequence[float] = CLIP_STD,
         color_mean: Sequence[float] = COLOR_MEAN,
@@ -82,7 +85,8 @@ class BiFusionProcessor(ProcessorMixin):
     ):
         super().__init__()
         self.num_points = num_points
-        self.image_size = None if image_size is None else list(image_size)
+        self.image_size = image_size if image_size is None or isinstance(image_size, int) else list(image_size)
+        self.size_divisor = size_divisor
         self.image_mean, self.image_std = list(image_mean), list(image_std)
         self.color_mean, self.color_std = list(color_mean), list(color_std)
         self.stuff_classes = list(stuff_classes)
@@ -103,8 +107,10 @@ class BiFusionProcessor(ProcessorMixin):
                 raise ValueError(f"BiFusionProcessor: {name} is {getattr(self, name)!r}; expected {expected}")
 
         expect("num_points", self.num_points >= 1, "at least 1")
-        size = self.image_size
-        expect("image_size", size is None or (len(size) == 2 and min(size) > 0), "[height, width] or None")
+        size = [1, 1] if self.image_size is None else self.image_size
+        size = [size, size] if isinstance(size, int) else size
+        expect("image_size", len(size) == 2 and min(size) > 0, "a positive side, [height, width] or None")
+        expect("size_divisor", self.size_divisor >= 1, "at least 1")
         for name in ("image_mean", "image_std", "color_mean", "color_std"):
             expect(name, len(getattr(self, name)) == 3, "three numbers")
         expect("image_std", min(self.image_std) > 0, "positive numbers")
@@ -121,8 +127,9 @@ class BiFusionProcessor(ProcessorMixin):
     def from_config(cls, config: "BiFusionConfig", **overrides: Any) -> "BiFusionProcessor":
         """The processor that belongs to a model.
 
-        Takes the number of points, the label names and the post-processing values. With one label the processor is
-        class-agnostic; with as many labels as there are classes beside stuff, the labels are those classes in order.
+        Takes the number of points, the image's size, the label names and the post-processing values. With one label
+        the processor is class-agnostic; with as many labels as there are classes beside stuff, the labels are those
+        classes in order.
 
         Args:
             config: The model's configuration.
@@ -131,8 +138,11 @@ class BiFusionProcessor(ProcessorMixin):
         Raises:
             ValueError: Any other number of labels without `class_to_label`.
         """
+        patch_size = 1 if config.vision_config is None else config.vision_config.patch_size
         values = {
             "num_points": config.num_points,
+            "image_size": config.image_size,
+            "size_divisor": patch_size if isinstance(patch_size, int) else max(patch_size),
             "num_semantic_labels": config.num_semantic_labels,
             "label_names": [config.id2label[label] for label in range(config.num_labels)],
             "mask_threshold": config.mask_threshold,
@@ -151,6 +161,10 @@ class BiFusionProcessor(ProcessorMixin):
                 things.index(index) if index in things else NONE for index in range(config.num_semantic_labels)
             ]
         return cls(**values)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
+        """Does nothing: releases carry `hub/remote_code_shim.py`, not copies of the package's modules."""
 
     @property
     def min_instance_points(self) -> float:
@@ -281,22 +295,24 @@ class BiFusionProcessor(ProcessorMixin):
         return candidates[np.sort(rng.choice(len(candidates), self.num_points, replace=False))]
 
     def resize(self, image: np.ndarray, frame_id: str = "frame") -> np.ndarray:
-        """The image at `image_size`, uint8 [H, W, 3].
+        """The image at the network's size, uint8 [H, W, 3].
 
         Raises:
-            ValueError: The aspect of the image is another; `point_pixels` are fractions, so stretching would keep
-                them right, but the network would see objects of another shape.
+            ValueError: `image_size` is [height, width] of another aspect; `point_pixels` are fractions, so stretching
+                would keep them right, but the network would see objects of another shape.
         """
-        if self.image_size is None:
-            return image
-        (height, width), (target_height, target_width) = image.shape[:2], self.image_size
+        height, width = image.shape[:2]
+        if self.image_size is None or isinstance(self.image_size, int):
+            scale = 1 if self.image_size is None else self.image_size / min(height, width)
+            divisor = self.size_divisor
+            sides = (max(divisor, round(side * scale / divisor) * divisor) for side in (height, width))
+            return resize_image(image, tuple(sides))
+        target_height, target_width = self.image_size
         # One pixel of rounding is allowed, at either size.
         if abs(width * target_height - height * target_width) > max(width, height, target_width, target_height):
-            suggestion = [target_height, round(target_height * width / height)]
             raise ValueError(
                 f"{frame_id}: image is {height}x{width} (height x width) while image_size is {self.image_size}; "
-                f"expected the same aspect ratio. Set the processor's image_size to None, or for instance to "
-                f"{suggestion} (multiples of the image tower's patch size)."
+                "expected the same aspect ratio. An image_size of one number, the shorter side, takes any aspect."
             )
         return resize_image(image, (target_height, target_width))
 

@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from bifusion_hf.configuration_bifusion import BiFusionConfig
+from bifusion_hf.data.alignment import ALIGNMENT_THRESHOLD, alignment_error
 from bifusion_hf.data.frames import CAMERA_TO_POINTS, RGBDFrame
 from bifusion_hf.layers.geometry import sample_tokens
 from bifusion_hf.processing_bifusion import BiFusionProcessor, renumber_superpoints
@@ -348,8 +349,27 @@ def test_images_of_different_size_need_a_configured_size():
 
 def test_an_image_of_another_aspect_than_configured_is_refused():
     processor = BiFusionProcessor(image_size=[240, 240])
-    with pytest.raises(ValueError, match=r"frame 0: image is 120x160.*image_size is \[240, 240\].*\[240, 320\]"):
+    with pytest.raises(ValueError, match=r"frame 0: image is 120x160.*image_size is \[240, 240\].*one number"):
         processor(**arguments(make_frame()))
+
+
+@pytest.mark.parametrize(
+    ("image_size", "frame_size", "expected"),
+    [
+        (48, (120, 160), (48, 64)),
+        (96, (90, 160), (96, 176)),
+        (64, (160, 90), (112, 64)),
+        (None, (100, 150), (96, 144)),
+        (None, (120, 160), (112, 160)),
+    ],
+)
+def test_a_shorter_side_takes_any_aspect_in_multiples_of_the_patch(image_size, frame_size, expected):
+    processor = BiFusionProcessor(num_points=2000, image_size=image_size, size_divisor=16)
+    frame = make_frame(*frame_size)
+    batch = processor(**arguments(frame))
+    assert batch["pixel_values"].shape[2:] == expected
+    # The rounding stretches the image by less than a patch, and the points stay on their pixels.
+    assert alignment_error(processor.prepare_frame(frame)) < ALIGNMENT_THRESHOLD
 
 
 def test_columns_of_another_length_are_refused(processor):
