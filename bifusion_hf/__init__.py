@@ -18,6 +18,7 @@ with explain_torchvision_misfit():
     )
     from .pipeline_bifusion import register as _register_pipeline
     from .processing_bifusion import BiFusionProcessor
+    from .version import __version__
 
 
 AutoConfig.register(BiFusionPointConfig.model_type, BiFusionPointConfig, exist_ok=True)
@@ -26,8 +27,6 @@ AutoModel.register(BiFusionConfig, BiFusionModel, exist_ok=True)
 AutoModelForInstanceSegmentation.register(BiFusionConfig, BiFusionForInstanceSegmentation, exist_ok=True)
 AutoProcessor.register(BiFusionConfig, BiFusionProcessor, exist_ok=True)
 _register_pipeline()
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BiFusionConfig",
@@ -40,4 +39,5 @@ __all__ = [
     "BiFusionProcessor",
     "InstanceAveragePrecision",
     "RGBDFrame",
+    "__version__",
 ]

@@ -105,6 +105,10 @@ class BiFusionPreTrainedModel(PreTrainedModel):
         """
         return cls.is_remote_code()
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Does nothing: releases carry `hub/remote_code_shim.py`, not copies of the package's modules."""
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
