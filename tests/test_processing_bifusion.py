@@ -360,7 +360,7 @@ def test_an_image_of_another_aspect_than_configured_is_refused():
         (96, (90, 160), (96, 176)),
         (64, (160, 90), (112, 64)),
         (None, (100, 150), (96, 144)),
-        (None, (120, 160), (112, 160)),
+        (None, (120, 160), (128, 160)),
     ],
 )
 def test_a_shorter_side_takes_any_aspect_in_multiples_of_the_patch(image_size, frame_size, expected):
