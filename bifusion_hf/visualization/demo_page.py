@@ -143,7 +143,11 @@ def _upload_form() -> dict[str, Any]:
         "image": gr.Image(label="Colour (registered to depth)", sources=["upload"], height=190, elem_id="color"),
         "depth": gr.File(label="Depth (16-bit PNG, TIFF, .npy)", height=110, elem_id="depth"),
         "depth_scale": gr.Number(
-            None, label="Depth scale", info="units per metre: 1000 = millimetres; empty = float metres", minimum=0
+            None,
+            label="Depth scale",
+            info="units per metre: 1000 = millimetres; empty = float metres",
+            minimum=0,
+            elem_id="depth-scale",
         ),
         "camera": gr.Dropdown(
             [OWN_CALIBRATION, *CAMERA_PRESETS],

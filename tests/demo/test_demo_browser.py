@@ -1,0 +1,183 @@
+"""The demo page in a real browser. Set BIFUSION_DEMO_SCREENSHOT to a .png path to keep a picture of it."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bifusion_hf.cli.demo_app import read_samples
+from bifusion_hf.visualization import read_ply
+
+
+pytestmark = pytest.mark.slow
+WAIT = 90
+
+
+def until(condition, what: str):
+    """The first true value of `condition()`, or a failure after `WAIT` seconds."""
+    end = time.monotonic() + WAIT
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.2)
+    pytest.fail(f"waited {WAIT} s for {what}")
+
+
+class Page:
+    """The page through its element ids."""
+
+    def __init__(self, browser, url: str):
+        self.browser = browser
+        browser.get(url)
+        until(lambda: self.all("#samples button img"), "the sample frames")
+
+    def all(self, selector: str) -> list:
+        return self.browser.find_elements("css selector", selector)
+
+    def one(self, selector: str):
+        return until(lambda: self.all(selector), selector)[0]
+
+    @property
+    def status(self) -> str:
+        # Gradio replaces elements while it updates them.
+        return self.browser.execute_script("return document.querySelector('#status').innerText")
+
+    @property
+    def masks(self) -> list[str]:
+        """Addresses of the masks that are shown."""
+        script = "return Array.from(document.querySelectorAll('#instances img.mask')).map(image => image.src)"
+        return self.browser.execute_script(script)
+
+    @property
+    def legend(self) -> list[str]:
+        script = "return Array.from(document.querySelectorAll('#instances .legend-item')).map(item => item.innerText)"
+        return [text.strip() for text in self.browser.execute_script(script)]
+
+    def pick_sample(self, index: int) -> None:
+        before = self.status
+        images = self.all("#samples button img")
+        images[index].click()
+        until(lambda: self.status not in ("", before) and "instances" in self.status, "a prediction")
+        until(lambda: self.masks, "masks")
+
+    def set_score(self, value: float) -> None:
+        before = self.status
+        field = self.one("#score input[type=number]")
+        # As typing does: select all, write, leave the field.
+        field.send_keys("\ue009a\ue000", str(value), "\ue004")
+        until(lambda: self.status != before, "the filter")
+
+    def message(self) -> str:
+        return until(
+            lambda: self.browser.execute_script(
+                "return Array.from(document.querySelectorAll('.toast-body')).map(toast => toast.innerText).join(' ')"
+            ),
+            "a message",
+        )
+
+    def close_messages(self) -> None:
+        for button in self.all(".toast-close"):
+            button.click()
+        until(lambda: not self.all(".toast-body"), "messages to go")
+
+    def model_pixels(self) -> np.ndarray:
+        """Colours in the middle of the viewer of points, uint8 [h, w, 3]."""
+        import io
+
+        canvas = self.one("#points canvas")
+        return np.asarray(Image.open(io.BytesIO(canvas.screenshot_as_png)).convert("RGB"))
+
+    def download(self, selector: str, name: str) -> Path:
+        self.one(selector).click()
+        path = self.browser.downloads / name
+        until(path.is_file, name)
+        return path
+
+
+@pytest.fixture
+def page(browser, page_url):
+    return Page(browser, page_url)
+
+
+def test_run_a_sample_and_filter_it(page, browser):
+    page.pick_sample(2)
+    all_masks, all_legend = page.masks, page.legend
+    assert len(all_masks) == len(all_legend) > 1
+    # Points of many colours are drawn, not only the background.
+    until(lambda: len(np.unique(page.model_pixels().reshape(-1, 3), axis=0)) > 100, "points")
+    if os.environ.get("BIFUSION_DEMO_SCREENSHOT"):
+        browser.save_screenshot(os.environ["BIFUSION_DEMO_SCREENSHOT"])
+
+    scores = sorted(float(text.split()[-1]) for text in all_legend if not text.endswith(")"))
+    page.set_score(scores[-1] - 0.01)
+    until(lambda: 0 < len(page.masks) < len(all_masks), "fewer masks")
+    assert set(page.legend) < set(all_legend)
+    page.set_score(0.05)
+    until(lambda: len(page.masks) > len(all_masks), "more masks")
+
+
+def test_filter_by_class(page):
+    page.pick_sample(2)
+    everything = page.legend
+    chosen = " ".join(everything[0].split()[:-1])
+    field = page.one("#classes input")
+    field.send_keys(chosen, "\ue007")
+    until(lambda: page.legend and all(text.startswith(chosen) for text in page.legend), "one class")
+    assert set(page.legend) <= set(everything)
+
+
+def test_downloads(page):
+    page.pick_sample(1)
+    frame = read_samples("sample", "val")[1]
+    content = json.loads(page.download("#json", "segments.json").read_text())
+    assert content["frame_id"] == frame.frame_id and content["threshold"] == 0.5
+    assert f"{len(content['segments'])} instances" in page.status
+    cloud = read_ply(page.download("#ply", "points.ply"))
+    assert len(cloud["x"]) == np.count_nonzero(frame.depth)
+    assert set(np.unique(cloud["instance"])) <= {-1, *(segment["id"] for segment in content["segments"])}
+
+
+def test_a_frame_of_ones_own(page, browser, tmp_path):
+    """Files, a camera by its name, and messages for what is missing or wrong."""
+    frame = read_samples("sample", "val")[2]
+    Image.fromarray(frame.image).save(tmp_path / "color.png")
+    Image.fromarray(np.rint(frame.depth * 1000).astype(np.uint16)).save(tmp_path / "depth.png")
+    Image.fromarray(frame.image).save(tmp_path / "wrong.png")
+
+    until(lambda: page.all("button[role=tab]"), "tabs")[1].click()
+    run = page.one("#run")
+    run.click()
+    assert "Missing: colour image, depth, fx, fy, cx, cy" in page.message()
+    page.close_messages()
+
+    page.one("#color input[type=file]").send_keys(str(tmp_path / "color.png"))
+    page.one("#depth input[type=file]").send_keys(str(tmp_path / "wrong.png"))
+    until(lambda: "wrong" in page.one("#depth").text, "the upload")
+    page.one("#camera input").send_keys("Kinect v1", "\ue007")
+    assert "wrong.png: depth has shape (240, 320, 3); expected one channel" in page.message()
+    page.close_messages()
+
+    page.one("#depth button[aria-label='Clear']").click()
+    page.one("#depth input[type=file]").send_keys(str(tmp_path / "depth.png"))
+    until(lambda: page.one("#fx input").get_attribute("value") == "262.5", "intrinsics of half the size")
+    assert page.one("#depth-scale input").get_attribute("value") == "1000"
+    until(lambda: page.all("#color img"), "the colour image")
+    run.click()
+    until(lambda: page.status.startswith("depth:"), "a prediction")
+    assert page.masks
+
+
+def test_nothing_is_fetched_from_elsewhere(page, browser, page_url):
+    browser.get_log("performance")
+    page = Page(browser, page_url)
+    page.pick_sample(0)
+    until(lambda: page.all("#points canvas"), "the viewer")
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    elsewhere = [url for url in urls if not url.startswith((page_url, "data:", "blob:", "chrome:"))]
+    assert len(urls) > 10 and not elsewhere
