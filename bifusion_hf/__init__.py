@@ -9,6 +9,8 @@ with explain_torchvision_misfit():
     from .configuration_bifusion import BiFusionConfig, BiFusionPointConfig
     from .data.frames import RGBDFrame
     from .evaluation import InstanceAveragePrecision
+    from .hub.report import WeightLoadReport
+    from .hub.sv3d import load_sv3d_weights
     from .modeling_bifusion import (
         BiFusionForInstanceSegmentation,
         BiFusionForInstanceSegmentationOutput,
@@ -39,5 +41,7 @@ __all__ = [
     "BiFusionProcessor",
     "InstanceAveragePrecision",
     "RGBDFrame",
+    "WeightLoadReport",
     "__version__",
+    "load_sv3d_weights",
 ]
