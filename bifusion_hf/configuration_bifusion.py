@@ -222,7 +222,7 @@ class BiFusionConfig(PreTrainedConfig):
 
         Args:
             config_dict: Content of the file.
-            kwargs: As in `PreTrainedConfig.from_dict`.
+            kwargs: As in `PreTrainedConfig.from_dict`; `id2label` alone is enough for other classes.
 
         Raises:
             ValueError: A later release of the package wrote it.
@@ -231,7 +231,13 @@ class BiFusionConfig(PreTrainedConfig):
         check_checkpoint_version(config_dict.get("bifusion_hf_version"))
         # Where the code comes from belongs to a release, not to the checkpoints that are made of it.
         left_out = ("bifusion_hf_version", "auto_map")
-        return super().from_dict({key: value for key, value in config_dict.items() if key not in left_out}, **kwargs)
+        values = {key: value for key, value in config_dict.items() if key not in left_out}
+        if kwargs.get("id2label") is not None:
+            # All at once: transformers would hold the new number of labels against the names of the old ones.
+            values["id2label"] = kwargs.pop("id2label")
+            values["label2id"] = {name: label for label, name in values["id2label"].items()}
+            kwargs.pop("label2id", None)
+        return super().from_dict(values, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, and the version of the package."""

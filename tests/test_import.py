@@ -1,0 +1,101 @@
+"""What importing the package costs, and what a checkpoint says about the package."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor, version
+from bifusion_hf.version import __version__, check_checkpoint_version
+
+
+HEAVY = (
+    "datasets",
+    "open_clip",
+    "torchvision",
+    "gradio",
+    "spconv",
+    "skimage",
+    "embreex",
+    "rerun",
+    "imageio",
+    "pandas",
+)
+
+
+def test_import_brings_no_package_that_is_only_sometimes_used():
+    script = "import sys, bifusion_hf; print(*sys.modules)"
+    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert not set(HEAVY) & set(output.split())
+
+
+def test_a_checkpoint_names_the_version_that_wrote_it(small_config, tmp_path):
+    small_config().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["bifusion_hf_version"] == __version__
+    assert not hasattr(BiFusionConfig.from_pretrained(tmp_path), "bifusion_hf_version")
+
+
+@pytest.mark.parametrize(
+    ("written_by", "installed", "readable"),
+    [
+        (None, "0.1.0", True),
+        ("0.1.0", "0.1.0", True),
+        ("0.1.9", "0.1.0", True),
+        ("0.1.0", "0.2.3", True),
+        ("0.2.0", "0.1.9", False),
+        ("1.0.0", "0.9.0", False),
+        ("0.10.0", "0.9.0", False),
+        ("0.9.0", "0.10.0", True),
+        ("0.2.0.dev1", "0.1.0", False),
+    ],
+)
+def test_which_checkpoints_a_version_reads(written_by, installed, readable, monkeypatch):
+    monkeypatch.setattr(version, "__version__", installed)
+    if readable:
+        check_checkpoint_version(written_by)
+    else:
+        with pytest.raises(ValueError, match=r"bifusion_hf .*pip install --upgrade"):
+            check_checkpoint_version(written_by)
+
+
+@pytest.mark.parametrize("written_by", ["new", "1", 3])
+def test_a_malformed_version_is_named(written_by):
+    with pytest.raises(ValueError, match="bifusion_hf_version"):
+        check_checkpoint_version(written_by)
+
+
+def test_a_newer_checkpoint_says_so_before_anything_else(small_config, tmp_path):
+    """Fields of the later release that this one would stumble over come second."""
+    BiFusionForInstanceSegmentation(small_config()).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content.update(bifusion_hf_version="99.0.0", fusion_type="of the future")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"saved by bifusion_hf 99\.0\.0; installed is .*pip install --upgrade"):
+        BiFusionForInstanceSegmentation.from_pretrained(tmp_path)
+
+
+def test_other_classes_keep_the_backbone_and_get_new_heads(small_config, tmp_path, caplog):
+    trained = BiFusionForInstanceSegmentation(small_config("residual", num_labels=5))
+    trained.save_pretrained(tmp_path)
+    names = {0: "mug", 1: "drill"}
+    model, report = BiFusionForInstanceSegmentation.from_pretrained(
+        tmp_path, num_labels=2, id2label=names, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert model.config.num_labels == 2 and model.config.id2label == names
+    assert model.config.label2id == {"mug": 0, "drill": 1}
+    replaced = {name for name, *_ in report["mismatched_keys"]}
+    assert replaced and all(name.startswith("decoder.") for name in replaced)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    before = trained.state_dict()
+    for name, value in model.state_dict().items():
+        if name in replaced:
+            # Two labels and "no object" instead of five.
+            assert value.shape[0] == 3 and before[name].shape[0] == 6
+        else:
+            assert value.equal(before[name]), name
+    assert "MISMATCH" in caplog.text and all(name in caplog.text for name in replaced)
+    assert "incompatible" not in caplog.text
+    processor = BiFusionProcessor.from_config(model.config, class_to_label=[-1] * 198 + [0, 1])
+    assert processor.label_names == ["mug", "drill"]
