@@ -1,4 +1,4 @@
-"""The whole baseline at full size against stored outputs of the original code; tolerances of the reference's README."""
+"""The whole baseline at full size against stored outputs of the original; tolerances of the reference's README."""
 
 import numpy as np
 import pytest
