@@ -1,5 +1,6 @@
 """The demo page: a frame in, the annotated image and the coloured points out (Gradio, extra `demo`)."""
 
+import html
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -7,13 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..data.frame_files import read_depth, read_intrinsics, read_pose
 from ..data.frames import RGBDFrame
 from ..import_utils import require_package
-from .cameras import CAMERA_PRESETS, nominal_intrinsics
+from .cameras import CAMERA_PRESETS
 from .demo_prediction import LOWEST_SCORE, Prediction, annotated_image, predict, viewer_distance, write_files
+from .demo_upload import camera_fields, intrinsics_text, read_intrinsics_file, read_upload
 
 
 if TYPE_CHECKING:
@@ -23,7 +22,9 @@ gr = require_package("gradio")
 
 INTRODUCTION = """# RGB-D instance segmentation
 One frame of colour and depth in, 3D object instances out. Pick a sample frame, or bring your own."""
-OWN_CALIBRATION = "Own calibration"
+OWN_CALIBRATION = "own calibration"
+# Units per metre by name.
+DEPTH_SCALES = [("millimetres (1000)", 1000.0), ("TUM RGB-D (5000)", 5000.0), ("metres, floating point", None)]
 DEFAULT_SCORE = 0.5
 # Files of a visitor are deleted an hour after they were made.
 CACHE_SECONDS = (600, 3600)
@@ -33,7 +34,6 @@ STYLE = """
 .gradio-container {max-width: 1600px !important; padding: 16px 24px !important}
 #introduction h1 {margin-bottom: 0}
 #status {min-height: 1.6em}
-#intrinsics {gap: 8px}
 #samples .thumbnail-lg {aspect-ratio: 4 / 3}
 footer {display: none !important}
 """
@@ -80,6 +80,7 @@ def build_page(
                         height=520,
                         object_fit="cover",
                         allow_preview=False,
+                        buttons=[],
                         elem_id="samples",
                     )
                 with gr.Tab("Your frame"):
@@ -108,134 +109,101 @@ def build_page(
         parts = [image, points, ply, segments, status]
 
         def run_sample(score: float, choice: gr.SelectData):
-            return _run(segmenter, samples[choice.index], checkpoint, score)
+            return _run(segmenter, checkpoint, score, lambda: samples[choice.index])
 
         def run_upload(score: float, *fields):
-            return _run(segmenter, _checked(_read_upload, *fields), checkpoint, score)
+            return _run(segmenter, checkpoint, score, lambda: read_upload(*fields))
 
-        outputs = [shown, names, *parts]
-        gallery.select(run_sample, [score], outputs, concurrency_id="network", api_visibility="private")
-        upload["run"].click(
-            run_upload,
-            [score, *(upload[name] for name in UPLOAD_FIELDS)],
-            outputs,
-            concurrency_id="network",
-            api_visibility="private",
-        )
-        for event in (score.release, score.change, names.change):
+        running = {
+            "outputs": [shown, names, *parts],
+            "show_progress_on": [image, points],
+            "concurrency_id": "network",
+            "api_visibility": "private",
+        }
+        gallery.select(run_sample, [score], **running)
+        upload["run"].click(run_upload, [score, *(upload[name] for name in UPLOAD_FIELDS)], **running)
+        for event in (score.change, names.input):
             event(
                 _show,
                 [shown, score, names],
                 parts,
-                api_visibility="private",
                 show_progress="hidden",
                 trigger_mode="always_last",
+                api_visibility="private",
             )
     return page
 
 
-UPLOAD_FIELDS = ("image", "depth", "depth_scale", "fx", "fy", "cx", "cy", "pose")
+# Arguments of `read_upload`.
+UPLOAD_FIELDS = ("image", "depth", "depth_scale", "intrinsics", "pose")
 
 
 def _upload_form() -> dict[str, Any]:
     """The components of a frame of one's own, by name, and the button `run`."""
     form: dict[str, Any] = {
-        "image": gr.Image(label="Colour (registered to depth)", sources=["upload"], height=190, elem_id="color"),
-        "depth": gr.File(label="Depth (16-bit PNG, TIFF, .npy)", height=110, elem_id="depth"),
-        "depth_scale": gr.Number(
-            None,
-            label="Depth scale",
-            info="units per metre: 1000 = millimetres; empty = float metres",
-            minimum=0,
-            elem_id="depth-scale",
+        "image": gr.Image(
+            label="Colour (registered to depth)", sources=["upload"], buttons=[], height=170, elem_id="color"
         ),
+        "depth": gr.File(label="Depth (16-bit PNG, TIFF, .npy)", height=120, elem_id="depth"),
         "camera": gr.Dropdown(
             [OWN_CALIBRATION, *CAMERA_PRESETS],
             value=OWN_CALIBRATION,
             label="Camera",
-            info="nominal values, off by a few percent: your own calibration is better",
+            info="A camera's name fills in nominal values, off by a few percent.",
             elem_id="camera",
         ),
+        "depth_scale": gr.Dropdown(DEPTH_SCALES, value=1000.0, label="Depth in", elem_id="depth-scale"),
+        "intrinsics": gr.Textbox(
+            label="Intrinsics of the depth image",
+            placeholder="fx fy cx cy, a 3x3 matrix, or JSON",
+            max_lines=4,
+            elem_id="intrinsics",
+        ),
     }
-    with gr.Row(elem_id="intrinsics"):
-        for name in ("fx", "fy", "cx", "cy"):
-            form[name] = gr.Number(None, label=name, min_width=70, elem_id=name)
-    with gr.Accordion("Intrinsics file, pose", open=False):
-        form["intrinsics"] = gr.File(label="Intrinsics (JSON, text, .npy)", height=110)
+    with gr.Accordion("Intrinsics and pose from files", open=False):
+        form["file"] = gr.File(label="Intrinsics (JSON, text, .npy)", height=110)
         form["pose"] = gr.File(label="Camera to world, 4x4, z up (JSON, text, .npy)", height=110)
     form["run"] = gr.Button("Segment", variant="primary", elem_id="run")
 
-    numbers = [form[name] for name in ("fx", "fy", "cx", "cy")]
     for component in (form["camera"], form["depth"]):
         component.change(
             _fill_from_camera,
-            [form["camera"], form["depth"], form["depth_scale"], *numbers],
-            [form["depth_scale"], *numbers],
+            [form["camera"], form["depth"]],
+            [form["depth_scale"], form["intrinsics"]],
             show_progress="hidden",
+            api_visibility="private",
         )
-    form["intrinsics"].upload(_fill_from_file, [form["intrinsics"]], [form["camera"], *numbers])
+    form["file"].upload(
+        _fill_from_file, [form["file"]], [form["camera"], form["intrinsics"]], api_visibility="private"
+    )
     return form
 
 
-def _checked(function: Callable, *arguments) -> Any:
-    """Calls a function; what it refuses becomes a message on the page, with the names of files instead of paths."""
-    try:
-        return function(*arguments)
-    except (ValueError, OSError) as error:
-        message = str(error)
-        for path in (argument for argument in arguments if isinstance(argument, str) and "/" in argument):
-            message = message.replace(path, Path(path).name)
-        raise gr.Error(message, title="This cannot be used", duration=None, print_exception=False) from error
-
-
-def _fill_from_camera(camera: str, depth: str | None, depth_scale: float | None, *numbers: float | None) -> list:
-    """Depth scale and intrinsics of the chosen camera at the size of the depth image."""
+def _fill_from_camera(camera: str, depth: str | None) -> tuple:
+    """Depth scale and intrinsics of the chosen camera."""
     if camera == OWN_CALIBRATION:
-        return [depth_scale, *numbers]
-    scale = CAMERA_PRESETS[camera].depth_scale
+        return gr.skip(), gr.skip()
     if depth is None:
-        gr.Info("The intrinsics appear when the depth image is there: they depend on its size.")
-        return [scale, None, None, None, None]
-    height, width = _checked(read_depth, depth, scale).shape
-    matrix = _checked(nominal_intrinsics, camera, width, height)
-    return [scale, *_four_numbers(matrix)]
+        gr.Info("The intrinsics appear with the depth image: they depend on its size.")
+    try:
+        return camera_fields(camera, depth)
+    except ValueError as error:
+        _refuse(error)
+        return gr.skip(), ""
 
 
-def _fill_from_file(path: str) -> list:
-    return [OWN_CALIBRATION, *_four_numbers(_checked(read_intrinsics, path))]
+def _fill_from_file(path: str) -> tuple:
+    """The intrinsics of a file."""
+    try:
+        return OWN_CALIBRATION, intrinsics_text(read_intrinsics_file(path))
+    except ValueError as error:
+        _refuse(error)
+        return gr.skip(), gr.skip()
 
 
-def _four_numbers(matrix: np.ndarray) -> list[float]:
-    return [round(float(matrix[row, column]), 3) for row, column in ((0, 0), (1, 1), (0, 2), (1, 2))]
-
-
-def _read_upload(
-    image: np.ndarray | None,
-    depth: str | None,
-    depth_scale: float | None,
-    fx: float | None,
-    fy: float | None,
-    cx: float | None,
-    cy: float | None,
-    pose: str | None,
-) -> RGBDFrame:
-    """The frame of the form.
-
-    Raises:
-        ValueError: Something is missing or malformed.
-        OSError: The depth file is no image.
-    """
-    required = {"colour image": image, "depth": depth, "fx": fx, "fy": fy, "cx": cx, "cy": cy}
-    missing = [name for name, value in required.items() if value is None]
-    if missing:
-        raise ValueError(f"Missing: {', '.join(missing)}. A frame needs colour, depth and the depth's intrinsics.")
-    return RGBDFrame(
-        image,
-        read_depth(depth, depth_scale or None),
-        read_intrinsics((fx, fy, cx, cy)),
-        None if pose is None else read_pose(pose),
-        frame_id=Path(depth).stem,
-    )
+def _refuse(error: Exception) -> None:
+    """Shows a message that stays until it is closed."""
+    gr.Warning(html.escape(str(error)), title="This cannot be used", duration=None)
 
 
 @dataclass(eq=False)
@@ -248,10 +216,16 @@ class Shown:
     )
 
 
-def _run(segmenter: "RGBDInstanceSegmentationPipeline", frame: RGBDFrame, checkpoint: str, score: float) -> list:
+def _run(
+    segmenter: "RGBDInstanceSegmentationPipeline", checkpoint: str, score: float, read: Callable[[], RGBDFrame]
+) -> list:
     """Predicts a frame: what is shown of it, the names to filter by, and what `_show` gives."""
     started = time.perf_counter()
-    shown = Shown(_checked(predict, segmenter, frame, checkpoint))
+    try:
+        shown = Shown(predict(segmenter, read(), checkpoint))
+    except (ValueError, OSError) as error:
+        _refuse(error)
+        return [gr.skip()] * 7
     seconds = time.perf_counter() - started
     choices = [(f"{name} ({count})", name) for name, count in shown.prediction.name_counts.items()]
     *parts, status = _show(shown, score, [])
