@@ -127,7 +127,7 @@ class TrainingArguments:
             update by accumulation.
         mixed_precision: `"no"`, `"bf16"` or `"fp16"` (fp16 needs a GPU).
         gradient_checkpointing: Recompute activations in the backward pass.
-        compile: `torch.compile` the network.
+        compile: `torch.compile` the image tower and the decoder layers.
         ema_decay: Keep an exponential moving average of the weights with this decay; it is what is evaluated and
             saved as `best` and `final`.
         sync_batch_norm: With several GPU processes, share batch statistics.

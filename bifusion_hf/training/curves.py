@@ -31,7 +31,7 @@ def draw_curves(lines: Sequence[Mapping[str, float | None]], path: str | Path) -
     """
     width, height = PANEL_SIZE
     image = Image.new("RGB", (2 * width, 2 * height), "white")
-    last = max((line["update"] for line in lines), default=1)
+    last = max([1, *(line["update"] for line in lines)])
     for index, (title, patterns) in enumerate(PANELS.items()):
         panel = Image.new("RGB", PANEL_SIZE, "white")
         _draw_panel(panel, title, _select(lines, patterns), last, logarithmic="log scale" in title)

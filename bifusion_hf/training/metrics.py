@@ -114,7 +114,14 @@ class Recorder:
         self._points += values["points"]
         timing = self.timer.summary()
         shown = {name.removeprefix("loss_"): f"{values[name]:.3f}" for name in BAR_TERMS if name in values}
-        shown.update(lr=f"{learning_rate:.1e}", data=f"{100 * timing['data_fraction']:.0f}%")
+        shown.update(
+            {
+                "lr": f"{learning_rate:.1e}",
+                "data/compute": f"{100 * timing['data_fraction']:.0f}/{100 * timing['compute_fraction']:.0f}%",
+                "points/s": f"{self._points / timing['seconds']:.0f}",
+                "GiB": f"{memory_gib(self.accelerator.device):.1f}",
+            }
+        )
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
 

@@ -1,15 +1,17 @@
 """Accelerator and network as a recipe wants them."""
 
 import os
+import re
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, LoggerType
 from torch import nn
+from torch._functorch import config as functorch_config
 
 from .arguments import TrainArguments
-from .freezing import freeze, frozen_prefixes
+from .freezing import TOWER, freeze, frozen_prefixes
 
 
 def build_accelerator(arguments: TrainArguments) -> Accelerator:
@@ -90,3 +92,26 @@ def shares_batch_statistics(arguments: TrainArguments, accelerator: Accelerator)
     """Whether batch normalisation sees the frames of all processes: on several GPUs; PyTorch has it for no CPU."""
     several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
     return arguments.training.sync_batch_norm and several_gpus
+
+
+def compile_dense_parts(model: nn.Module) -> list[str]:
+    """`torch.compile`s the image tower and the decoder layers, in place.
+
+    The rest is ragged: its shapes, and decisions on the host, change with every batch, so that it would be compiled
+    anew all the time.
+
+    Returns:
+        Names of the compiled modules.
+
+    Raises:
+        ValueError: The model has none of them.
+    """
+    names = [name for name, _ in model.named_modules() if name == TOWER or re.fullmatch(r"decoder\.layers\.\d+", name)]
+    if not names:
+        raise ValueError(f"training.compile: {type(model).__name__} has neither {TOWER} nor decoder.layers")
+    # The audit measures the gradients of single loss terms, for which the graph has to be kept.
+    functorch_config.donated_buffer = False
+    for name in names:
+        # Images have one size; superpoints and queries differ in number.
+        model.get_submodule(name).compile(dynamic=name != TOWER)
+    return names

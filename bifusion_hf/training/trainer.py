@@ -27,7 +27,7 @@ from .freezing import eval_mode, train_mode, unfreeze_due
 from .guards import NonFiniteGuard, explain_out_of_memory, largest_batch_size, preserved_buffers
 from .metrics import Recorder, memory_gib
 from .optimization import build_optimizer, build_scheduler
-from .setup import build_accelerator, prepare_network, shares_batch_statistics
+from .setup import build_accelerator, compile_dense_parts, prepare_network, shares_batch_statistics
 
 
 WEIGHTS_FILE = "model.safetensors"
@@ -100,7 +100,7 @@ class BiFusionTrainer:
         scheduler = build_scheduler(optimizer, self.total_updates, arguments.optimizer)
         self.optimizer, self.scheduler = self.accelerator.prepare(optimizer, scheduler)
         if training.compile:
-            self.network.compile(dynamic=True)
+            compile_dense_parts(self.network)
         self.model = self.accelerator.prepare_model(self.network)
         self.accelerator.register_save_state_pre_hook(self._save_weights)
         self.accelerator.register_load_state_pre_hook(self._load_weights)

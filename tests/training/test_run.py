@@ -177,6 +177,63 @@ def test_the_plan_says_what_will_happen(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_compile_takes_the_dense_parts_and_keeps_the_names_of_the_weights(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append((self, options["dynamic"])))
+    network = build_trainer(small_recipe(tmp_path, training={"compile": True})).network
+    names = {module: name for name, module in network.named_modules()}
+    assert {names[module]: dynamic for module, dynamic in compiled} == {
+        "model.encoder.image_encoder.vision_model": False,
+        **{f"decoder.layers.{layer}": True for layer in range(3)},
+    }
+    assert not any("_orig_mod" in name for name in network.state_dict())
+
+
+def test_gradient_checkpointing_changes_no_loss(tmp_path):
+    losses = []
+    for checkpointing in (False, True):
+        training = {"gradient_checkpointing": checkpointing}
+        folder = tmp_path / str(checkpointing)
+        trainer = build_trainer(small_recipe(folder, training=training, data={"val": None}))
+        assert trainer.network.is_gradient_checkpointing == checkpointing
+        trainer.train()
+        losses.append([line["loss"] for line in read_metrics(folder / "metrics.jsonl")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_streamed_recipe_trains_and_resumes_identically(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+    sections = {
+        "data": {"val": None, "streaming": True, "max_train_frames": None, "shuffle_buffer": 4},
+        "training": {"max_updates": 3},
+        "checkpoints": {"every_updates": 1, "keep": 9},
+    }
+    whole = build_trainer(small_recipe(tmp_path / "whole", **sections))
+    whole.train()
+    arguments = small_recipe(tmp_path / "resumed", **sections)
+    arguments.resume_from_checkpoint = str(tmp_path / "whole" / "checkpoints" / "checkpoint-0000001")
+    resumed = build_trainer(arguments)
+    resumed.train()
+    state = resumed.network.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in whole.network.state_dict().items())
+
+
+def test_broken_rows_are_named_and_skipped_only_if_asked(tmp_path, caplog):
+    rows = [dict(row) for row in load_frames("sample", "train").select(range(4))]
+    rows[2]["depth"] = {"bytes": b"no image", "path": None}
+    (tmp_path / "data" / "data").mkdir(parents=True)
+    features = load_frames("sample", "train").features
+    datasets.Dataset.from_list(rows, features=features).to_parquet(
+        str(tmp_path / "data" / "data" / "train-00000-of-00001.parquet")
+    )
+    data = {"train": str(tmp_path / "data"), "val": None}
+    with pytest.raises(ValueError, match=f"row 2 .*{rows[2]['frame_id']}"):
+        build_trainer(small_recipe(tmp_path / "a", data=data)).train()
+    trainer = build_trainer(small_recipe(tmp_path / "b", data={**data, "skip_broken_rows": True}))
+    trainer.train()
+    assert trainer.update == 2 and rows[2]["frame_id"] in caplog.text
+
+
 def train_real(folder, batch_size, accumulation):
     arguments = small_recipe(
         folder, data={"val": None}, training={"batch_size": batch_size, "accumulation": accumulation}

@@ -4,7 +4,6 @@ import time
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
 from training_standin import (
     RecordingTrainer,
     StandIn,
@@ -337,12 +336,3 @@ def test_the_loop_itself_costs_little(tmp_path):
     trainer.train()
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if 1 < line["update"] < 8]
     assert sum(line["overhead_fraction"] for line in lines) / len(lines) < 0.03
-
-
-def test_compile_keeps_the_names_of_the_weights(tmp_path, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
-    trainer = make_trainer(recipe(tmp_path, training={"compile": True, "max_updates": 1}))
-    assert compiled == [(trainer.network, {"dynamic": True})]
-    trainer.train()
-    assert "inner.weight" in load_file(list_checkpoints(trainer.checkpoint_dir)[0] / "model.safetensors")

@@ -1,0 +1,57 @@
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bifusion_hf.training.curves import PANEL_SIZE, draw_curves
+from bifusion_hf.training.metrics import Timer, read_metrics
+
+
+def test_timer_splits_the_time():
+    timer = Timer()
+    with timer.part("data"):
+        time.sleep(0.02)
+    with timer.part("pause"):
+        time.sleep(0.05)
+    with timer.part("compute"):
+        time.sleep(0.06)
+    summary = timer.summary()
+    assert 0.08 <= summary["seconds"] < 0.13
+    fractions = [summary[f"{name}_fraction"] for name in ("data", "compute", "overhead")]
+    assert sum(fractions) == pytest.approx(1)
+    assert 0.1 < fractions[0] < 0.35 and fractions[1] > 0.5 and fractions[2] < 0.3
+    timer.reset()
+    assert timer.summary()["seconds"] < 0.01
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"update": 1, "loss": 2.0}) + '\n{"update": 2, "lo')
+    assert read_metrics(path) == [{"update": 1, "loss": 2.0}]
+    assert read_metrics(tmp_path / "missing") == []
+
+
+def test_curves_show_what_was_measured(tmp_path):
+    lines = [
+        {"update": update, "loss": 10 / update, "loss_cls": None, "learning_rate_main": 1e-3, "alpha_mean": 0.5}
+        for update in range(1, 50)
+    ]
+    lines.append({"update": 49, "all_ap": float("nan"), "all_ap_50%": 0.4})
+    draw_curves(lines, tmp_path / "curves.png")
+    picture = np.asarray(Image.open(tmp_path / "curves.png"))
+    width, height = PANEL_SIZE
+    assert picture.shape == (2 * height, 2 * width, 3)
+    blue = (picture == (0x1F, 0x77, 0xB4)).all(axis=2)
+    panels = [blue[y : y + height, x : x + width] for y in (0, height) for x in (0, width)]
+    assert all(panel.sum() > 20 for panel in panels)
+    # A loss that falls: the curve's left end is above its right end.
+    rows, columns = np.nonzero(panels[0][:, : width - 170])
+    assert rows[columns < 150].mean() < rows[columns > width - 250].mean()
+
+
+def test_curves_of_nothing(tmp_path):
+    draw_curves([], tmp_path / "curves.png")
+    draw_curves([{"update": 0, "all_ap": 0.0}], tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size == (2 * PANEL_SIZE[0], 2 * PANEL_SIZE[1])
