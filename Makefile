@@ -7,7 +7,7 @@ OUT ?= outputs
 TEST_WORKERS ?= 2
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo train-demo test conformance test-openclip test-spconv lint format clean help
+.PHONY: demo train-demo test conformance test-openclip test-spconv test-demo lint format clean help
 
 help:
 	@echo "make demo           install, run the sample checkpoint on the sample frames, print AP, write pictures"
@@ -16,6 +16,7 @@ help:
 	@echo "make conformance    transformers' own tests on our configuration, models and processor (downloads them)"
 	@echo "make test-openclip  the tests that need open_clip, in an environment of their own"
 	@echo "make test-spconv    the tests that need spconv, in an environment of their own"
+	@echo "make test-demo      the tests of the demo page, in headless Chromium, in an environment of their own"
 	@echo "make lint           check style with ruff"
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
@@ -57,6 +58,17 @@ $(VENV)-spconv/installed: setup.cfg pyproject.toml constraints.txt
 test-spconv: $(VENV)-spconv/installed
 	$(VENV)-spconv/bin/python -m pytest tests/sparse
 
+# Gradio asks for a Pillow below 13. Without Chromium and its driver (Debian: chromium, chromium-driver) only the tests
+# of the page's parts run.
+$(VENV)-demo/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-demo
+	grep -v '^pillow==' constraints.txt > $(VENV)-demo/constraints.txt
+	$(VENV)-demo/bin/python -m pip install --quiet --constraint $(VENV)-demo/constraints.txt selenium --editable ".[test,demo]"
+	touch $@
+
+test-demo: $(VENV)-demo/installed
+	OMP_NUM_THREADS=1 $(VENV)-demo/bin/python -m pytest tests/demo tests/visualization
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,4 +78,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-openclip $(VENV)-spconv $(OUT) build *.egg-info
+	rm -rf $(VENV) $(VENV)-openclip $(VENV)-spconv $(VENV)-demo $(OUT) build *.egg-info

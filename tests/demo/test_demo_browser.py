@@ -158,7 +158,9 @@ def test_a_frame_of_ones_own(page, tmp_path):
     page.one("#color input[type=file]").send_keys(str(tmp_path / "color.png"))
     page.one("#depth input[type=file]").send_keys(str(tmp_path / "wrong.png"))
     until(lambda: "wrong" in page.one("#depth").text, "the upload")
-    page.one("#camera input").send_keys("Kinect v1", "\ue007")
+    camera = page.one("#camera input")
+    camera.click()
+    camera.send_keys("\ue009a\ue000", "Kinect v1", "\ue007")
     assert "wrong.png: depth has shape (240, 320, 3); expected one channel" in page.message()
     page.close_messages()
 
