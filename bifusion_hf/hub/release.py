@@ -14,7 +14,9 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from PIL import Image
 
 from ..data.frames import frame_from_row, load_frames
@@ -241,6 +243,14 @@ def publish(
             parent_commit=info.sha,
         ),
     )
+    wrong = _attempt(
+        f"{repo_id} has the release as {commit.oid}, but it could not be checked",
+        lambda: _differing_files(
+            paths, names, api.get_paths_info(repo_id, names, revision=commit.oid, repo_type=repo_type)
+        ),
+    )
+    if wrong:
+        raise ReleaseError(f"{repo_id} at {commit.oid}: the Hub's checksums of {wrong} are not those of the files")
     if tag is not None:
         _attempt(
             f"{repo_id} has the release as {commit.oid}, but it could not be tagged {tag!r}",
@@ -285,6 +295,23 @@ def _attempt(failure: str, action: Callable[[], Any]) -> Any:
             raise
         reason = f"{type(error).__name__}: {error}"
         raise ReleaseError(f"{failure} ({reason}). The same command again goes on from here") from error
+
+
+def _differing_files(paths: list[Path], names: list[str], entries: list[RepoFile]) -> list[str]:
+    """Names of the files whose checksum on the Hub is another, or that are not there."""
+    on_hub = {entry.path: entry for entry in entries}
+    wrong = []
+    for path, name in zip(paths, names, strict=True):
+        entry = on_hub.get(name)
+        if entry is None:
+            wrong.append(name)
+        elif entry.lfs is not None:
+            with path.open("rb") as file:
+                if sha_fileobj(file).hex() != entry.lfs.sha256:
+                    wrong.append(name)
+        elif git_hash(path.read_bytes()) != entry.blob_id:
+            wrong.append(name)
+    return wrong
 
 
 def _is_network_error(error: BaseException | None) -> bool:
