@@ -14,18 +14,38 @@ _LAST_CHUNK_ROWS = (32, 64, 128, 256, 384, 512)
 
 
 @dataclass(eq=False)
+class OffsetSet:
+    """Some of a kernel's offsets, in ascending order.
+
+    Args:
+        numbers: Which.
+        index: The same as int64 [u].
+        is_all: Whether these are all.
+    """
+
+    numbers: tuple[int, ...]
+    index: torch.Tensor
+    is_all: bool
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+@dataclass(eq=False)
 class Chunk:
     """Output rows that are computed together.
 
     Args:
         rows: int64 [m], their numbers.
-        offsets: int64 [u], the kernel's offsets that any of them uses; None = all.
+        offsets: The kernel's offsets that any of them uses. Chunks with the same ones share the object.
         indices: int32 [M * u], M >= m: the input row of each output row and offset; the number of inputs = none.
+        is_first: Whether no chunk before writes to these rows.
     """
 
     rows: torch.Tensor
-    offsets: torch.Tensor | None
+    offsets: OffsetSet
     indices: torch.Tensor
+    is_first: bool
 
 
 class GatherPlan:
@@ -42,18 +62,26 @@ class GatherPlan:
     Args:
         table: int32 [K, N_out], as in `KernelMap`.
         num_inputs: Number of input rows, which in the table stands for "none".
-        parts: In how many parts of equally many offsets to cut the kernel. Offset k belongs to part k % parts.
+        parts: In how many parts of equally many offsets to cut the kernel: offset k belongs to part k % parts. The
+            part of the middle offset is walked over first: in a submanifold convolution it uses all rows.
     """
 
     def __init__(self, table: torch.Tensor, num_inputs: int, parts: int = 1):
         self.volume, self.num_outputs = table.shape
         self.parts = parts
         self.chunks: list[Chunk] = []
-        # Chunks with the same offsets share the tensor that lists them.
-        self._offsets: dict[tuple[int, ...], torch.Tensor | None] = {tuple(range(self.volume)): None}
+        self._offset_sets: dict[tuple[int, ...], OffsetSet] = {}
+        # Whether chunks with `is_first` write all rows.
+        self.covers_rows = False
         if self.num_outputs:
+            middle = self.volume // 2
             for part in range(parts):
-                self._add_part(range(part, self.volume, parts), table, num_inputs)
+                self._add_part(range((middle + part) % parts, self.volume, parts), table, num_inputs)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether every chunk has one offset."""
+        return self.parts == self.volume
 
     def _add_part(self, offsets: range, table: torch.Tensor, num_inputs: int) -> None:
         table = table[offsets.start :: offsets.step]
@@ -61,8 +89,10 @@ class GatherPlan:
         size = CPU_CHUNK_ROWS if on_cpu else CUDA_CHUNK_ROWS
         present = table < num_inputs
         order = _offset_set_order(present)
-        if self.parts > 1:  # rows that use no offset of this part are the first
-            order = order[self.num_outputs - int(present.any(0).sum()) :]
+        # Rows that use no offset of this part are the first in that order.
+        order = order[self.num_outputs - int(present.any(0).sum()) :]
+        is_first = not self.chunks and len(order) == self.num_outputs
+        self.covers_rows |= is_first
         table, present = table.index_select(1, order), present.index_select(1, order)
         starts = range(0, len(order), size)
         if not starts:
@@ -77,10 +107,14 @@ class GatherPlan:
             if on_cpu:
                 padded = next(rows_ for rows_ in _LAST_CHUNK_ROWS if rows_ >= len(rows))
                 columns = torch.nn.functional.pad(columns, (0, padded - len(rows)), value=num_inputs)
-            chosen = tuple(offsets[k] for k in local)
-            if chosen not in self._offsets:
-                self._offsets[chosen] = torch.tensor(chosen, device=table.device)
-            self.chunks.append(Chunk(rows, self._offsets[chosen], columns.T.reshape(-1)))
+            offset_set = self._offset_set(tuple(offsets[k] for k in local), table.device)
+            self.chunks.append(Chunk(rows, offset_set, columns.T.reshape(-1), is_first))
+
+    def _offset_set(self, numbers: tuple[int, ...], device: torch.device) -> OffsetSet:
+        if numbers not in self._offset_sets:
+            index = torch.tensor(numbers, device=device)
+            self._offset_sets[numbers] = OffsetSet(numbers, index, len(numbers) == self.volume)
+        return self._offset_sets[numbers]
 
 
 def _evened(flags: list[bool]) -> list[int]:

@@ -25,10 +25,10 @@ class KernelMap:
 
     table: torch.Tensor
     num_inputs: int
-    # The map of the input's gradient: a convolution of the output's gradient over this map, with the transposed kernel
-    # of offset `backward_offsets[k]` in the place of offset k's.
+    # The map of the input's gradient, a convolution of the output's gradient with the transposed kernels; offset k of
+    # this map is there offset k too, or K - 1 - k where `is_mirrored`.
     backward_map: "KernelMap" = field(init=False, repr=False)
-    backward_offsets: torch.Tensor = field(init=False, repr=False)
+    is_mirrored: bool = field(init=False)
     _plans: dict[int, GatherPlan] = field(init=False, repr=False, default_factory=dict)
 
     def plan(self, parts: int) -> GatherPlan:
@@ -86,7 +86,7 @@ def _submanifold_map(grid: VoxelGrid, kernel_size: int, dilation: int) -> Kernel
     kernel_map = KernelMap(_submanifold_table(grid, kernel_size, step), len(grid))
     # A pair of offset k is, seen from its other end, a pair of the opposite offset.
     kernel_map.backward_map = kernel_map
-    kernel_map.backward_offsets = torch.arange(kernel_size**3 - 1, -1, -1, device=grid.device)
+    kernel_map.is_mirrored = True
     return kernel_map
 
 
@@ -129,5 +129,5 @@ def _strided_map(grid: VoxelGrid) -> KernelMap:
     down_map, up_map = KernelMap(down, len(grid)), KernelMap(up, len(coarse))
     for one, other in ((down_map, up_map), (up_map, down_map)):
         one.backward_map = other
-        one.backward_offsets = torch.arange(8, device=grid.device)
+        one.is_mirrored = False
     return down_map

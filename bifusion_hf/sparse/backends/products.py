@@ -6,7 +6,7 @@ import torch
 
 
 def multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a [m, k] @ b [k, n], both contiguous, without autograd.
+    """a [m, k] @ b [k, n], without autograd; a is contiguous, b contiguous or the transpose of a contiguous matrix.
 
     float32 products on a CPU go to oneDNN: torch's own choice, MKL, runs at half the rate on AMD processors. The
     operator is the one that torch.compile emits. float16 on a CPU is computed in float32: its own products are up to

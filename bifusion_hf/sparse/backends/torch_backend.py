@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..gather_plan import GatherPlan
+from ..gather_plan import GatherPlan, OffsetSet
 from ..kernel_maps import KernelMap
 from .folding import convolve_folded, is_foldable
 from .products import multiply
@@ -42,7 +42,7 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(features, kernel)
         ctx.kernel_map = kernel_map
         plan = kernel_map.plan(_kernel_parts(features, kernel, kernel_map))
-        out, _ = _walk(plan, features, kernel, None)
+        out, _ = _walk(plan, features, _ForwardWeights(kernel), None)
         return out
 
     @staticmethod
@@ -50,20 +50,19 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, grad):
         features, kernel = ctx.saved_tensors
         needs_features, needs_kernel, _ = ctx.needs_input_grad
-        kernel_map = ctx.kernel_map
         grad_features = grad_kernel = None
         if needs_features:
-            plan = kernel_map.backward_map.plan(_kernel_parts(grad, kernel, kernel_map.backward_map))
-            opposite = kernel[kernel_map.backward_offsets].transpose(1, 2).contiguous()
-            grad_features, sums = _walk(plan, grad, opposite, features if needs_kernel else None)
-            if needs_kernel:  # [Cin, K, Cout], by the offsets of the opposite map
-                grad_kernel = torch.empty_like(kernel)
-                grad_kernel[kernel_map.backward_offsets] = sums.transpose(0, 1).to(kernel.dtype)
+            kernel_map = ctx.kernel_map.backward_map
+            weights = _BackwardWeights(kernel, kernel_map.is_mirrored)
+            plan = kernel_map.plan(_kernel_parts(grad, kernel, kernel_map))
+            grad_features, sums = _walk(plan, grad, weights, features if needs_kernel else None)
+            if needs_kernel:
+                grad_kernel = sums.flip(0) if kernel_map.is_mirrored else sums
         elif needs_kernel:
-            plan = kernel_map.plan(_kernel_parts(features, kernel, kernel_map))
-            _, sums = _walk(plan, features, None, grad)  # [Cout, K, Cin]
-            grad_kernel = sums.permute(1, 2, 0).to(kernel.dtype)
-        return grad_features, grad_kernel, None
+            plan = ctx.kernel_map.plan(_kernel_parts(features, kernel, ctx.kernel_map))
+            _, sums = _walk(plan, features, None, grad)
+            grad_kernel = sums.transpose(1, 2)
+        return grad_features, None if grad_kernel is None else grad_kernel.to(kernel.dtype), None
 
 
 def _kernel_parts(features: torch.Tensor, kernel: torch.Tensor, kernel_map: KernelMap) -> int:
@@ -81,54 +80,102 @@ def _kernel_parts(features: torch.Tensor, kernel: torch.Tensor, kernel_map: Kern
     return 1 if features.dtype == torch.bfloat16 else 3
 
 
+class _ForwardWeights:
+    """The kernels [K, Cin, Cout] side by side, for sets of offsets."""
+
+    def __init__(self, kernel: torch.Tensor):
+        self.kernel = kernel
+        self.num_channels = kernel.shape[2]
+
+    def of(self, offsets: OffsetSet) -> torch.Tensor:
+        """[u * Cin, Cout]; no copy for one offset and for all."""
+        if len(offsets) == 1:
+            return self.kernel[offsets.numbers[0]]
+        chosen = self.kernel if offsets.is_all else self.kernel.index_select(0, offsets.index)
+        return chosen.reshape(-1, self.num_channels)
+
+
+class _BackwardWeights:
+    """The transposed kernels side by side, for sets of offsets of the backward map."""
+
+    def __init__(self, kernel: torch.Tensor, is_mirrored: bool):
+        self.kernel = kernel
+        self.is_mirrored = is_mirrored
+        self.num_channels = kernel.shape[1]
+        self._by_channel: torch.Tensor | None = None  # [Cin, K, Cout]
+
+    def of(self, offsets: OffsetSet) -> torch.Tensor:
+        """[u * Cout, Cin], a transposed view of contiguous memory; no copy for one offset and for all."""
+        if len(offsets) == 1:
+            (number,) = offsets.numbers
+            return self.kernel[len(self.kernel) - 1 - number if self.is_mirrored else number].T
+        if self._by_channel is None:
+            kernel = self.kernel.flip(0) if self.is_mirrored else self.kernel
+            self._by_channel = kernel.transpose(0, 1).contiguous()
+        chosen = self._by_channel if offsets.is_all else self._by_channel.index_select(1, offsets.index)
+        return chosen.view(self.num_channels, -1).T
+
+
 def _walk(
-    plan: GatherPlan, inputs: torch.Tensor, kernel: torch.Tensor | None, partners: torch.Tensor | None
+    plan: GatherPlan,
+    inputs: torch.Tensor,
+    weights: _ForwardWeights | _BackwardWeights | None,
+    partners: torch.Tensor | None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """One walk over a plan's chunks.
 
     Args:
         plan: The plan.
         inputs: [N_in, C], the rows to gather.
-        kernel: [K, C, D], or None where no output is wanted.
+        weights: The kernels, or None where no output is wanted.
         partners: [N_out, R], or None where no sums are wanted.
 
     Returns:
-        The output [N_out, D], and the sums over the pairs of each offset of partner x input, [R, K, C] in float32 (or
-        float64).
+        The output [N_out, D], and for each offset the sum over its pairs of partner x input, [K, R, C], in float32 or
+        float64.
     """
     channels = inputs.shape[1]
-    inputs = torch.nn.functional.pad(inputs, (0, 0, 0, 1))  # the row that "none" reads
-    out = sums = weight = None
     sum_dtype = torch.promote_types(inputs.dtype, torch.float32)
-    if kernel is not None:
-        dtype = inputs.dtype if plan.parts == 1 else sum_dtype
-        out = torch.zeros(plan.num_outputs, kernel.shape[2], dtype=dtype, device=inputs.device)
-    if partners is not None:
-        sums = torch.zeros(partners.shape[1], plan.volume, channels, dtype=sum_dtype, device=inputs.device)
+    padded = torch.nn.functional.pad(inputs, (0, 0, 0, 1))  # the row that "none" reads
     buffer = inputs.new_empty(max((len(chunk.indices) for chunk in plan.chunks), default=0), channels)
-    selected = plan  # of no chunk
+    out = sums = offsets = weight = None
+    if weights is not None:
+        create = torch.empty if plan.covers_rows else torch.zeros
+        # Parts are added up in float32 at least.
+        dtype = inputs.dtype if plan.parts == 1 else sum_dtype
+        out = create(plan.num_outputs, weights.num_channels, dtype=dtype, device=inputs.device)
+    if partners is not None:
+        # By offset where chunks have one offset each; else in the order in which products come, by partner channel.
+        shape = (plan.volume, partners.shape[1]) if plan.is_single else (partners.shape[1], plan.volume)
+        sums = torch.zeros(*shape, channels, dtype=sum_dtype, device=inputs.device)
     for chunk in plan.chunks:
         gathered = buffer[: len(chunk.indices)]
-        torch.index_select(inputs, 0, chunk.indices, out=gathered)
-        offsets = plan.volume if chunk.offsets is None else len(chunk.offsets)
-        gathered = gathered.view(-1, offsets * channels)
-        rows = chunk.rows
-        if out is not None:
-            if chunk.offsets is not selected:
-                selected = chunk.offsets
-                weight = kernel if selected is None else kernel.index_select(0, selected)
-                weight = weight.reshape(-1, kernel.shape[2])
-            product = multiply(gathered, weight)[: len(rows)]
-            if plan.parts == 1:
-                out.index_copy_(0, rows, product)
+        torch.index_select(padded, 0, chunk.indices, out=gathered)
+        gathered = gathered.view(-1, len(chunk.offsets) * channels)
+        if weights is not None:
+            if chunk.offsets is not offsets:
+                offsets, weight = chunk.offsets, weights.of(chunk.offsets)
+            product = multiply(gathered, weight)[: len(chunk.rows)]
+            if chunk.is_first:
+                out.index_copy_(0, chunk.rows, product.to(out.dtype))
             else:
-                out.index_add_(0, rows, product.to(out.dtype))
-        if sums is not None:
-            part = partners.index_select(0, rows)
-            part = torch.nn.functional.pad(part, (0, 0, 0, len(gathered) - len(rows))).T.contiguous()
-            part = multiply(part, gathered).view(-1, offsets, channels).to(sums.dtype)
-            if chunk.offsets is None:
-                sums += part
-            else:
-                sums.index_add_(1, chunk.offsets, part)
+                out.index_add_(0, chunk.rows, product.to(out.dtype))
+        if partners is not None:
+            part = partners.index_select(0, chunk.rows)
+            part = torch.nn.functional.pad(part, (0, 0, 0, len(gathered) - len(part))).T.contiguous()
+            _add_sums(sums, multiply(part, gathered), chunk.offsets, plan.is_single)
+    if sums is not None and not plan.is_single:
+        sums = sums.transpose(0, 1)
     return None if out is None else out.to(inputs.dtype), sums
+
+
+def _add_sums(sums: torch.Tensor, product: torch.Tensor, offsets: OffsetSet, is_single: bool) -> None:
+    """Adds [R, u * C] to the sums of these offsets."""
+    if is_single:
+        sums[offsets.numbers[0]] += product
+        return
+    product = product.view(len(product), len(offsets), -1).to(sums.dtype)
+    if offsets.is_all:
+        sums += product
+    else:
+        sums.index_add_(1, offsets.index, product)
