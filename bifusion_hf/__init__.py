@@ -9,8 +9,7 @@ with explain_torchvision_misfit():
     from .configuration_bifusion import BiFusionConfig, BiFusionPointConfig
     from .data.frames import RGBDFrame
     from .evaluation import InstanceAveragePrecision
-    from .hub.report import WeightLoadReport
-    from .hub.sv3d import load_sv3d_weights
+    from .hub import WeightLoadReport, load_clip_weights, load_sv3d_weights
     from .modeling_bifusion import (
         BiFusionForInstanceSegmentation,
         BiFusionForInstanceSegmentationOutput,
@@ -43,5 +42,6 @@ __all__ = [
     "RGBDFrame",
     "WeightLoadReport",
     "__version__",
+    "load_clip_weights",
     "load_sv3d_weights",
 ]
