@@ -237,7 +237,7 @@ class EnvironmentCheck:
         alone.init = dataclasses.replace(self.arguments.init, **{other: None})
         (report,) = load_initial_weights(self.model, alone)
         # The report's last line that counts tensors, without its table.
-        return next(line for line in reversed(report.splitlines()) if " loaded" in line)
+        return next((line for line in reversed(report.splitlines()) if " loaded" in line), report)
 
     # Real rows
 
