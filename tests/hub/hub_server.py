@@ -190,7 +190,7 @@ def run_python(
         env={**variables, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 
