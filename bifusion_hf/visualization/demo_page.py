@@ -2,7 +2,6 @@
 
 import html
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,16 +219,13 @@ def _run(
     segmenter: "RGBDInstanceSegmentationPipeline", checkpoint: str, score: float, read: Callable[[], RGBDFrame]
 ) -> list:
     """Predicts a frame: what is shown of it, the names to filter by, and what `_show` gives."""
-    started = time.perf_counter()
     try:
         shown = Shown(predict(segmenter, read(), checkpoint))
     except (ValueError, OSError) as error:
         _refuse(error)
         return [gr.skip()] * 7
-    seconds = time.perf_counter() - started
     choices = [(f"{name} ({count})", name) for name, count in shown.prediction.name_counts.items()]
-    *parts, status = _show(shown, score, [])
-    return [shown, gr.Dropdown(choices=choices, value=[]), *parts, f"{status} ({seconds:.1f} s)"]
+    return [shown, gr.Dropdown(choices=choices, value=[]), *_show(shown, score, [])]
 
 
 def _show(shown: Shown | None, score: float, names: list[str]) -> list:

@@ -82,7 +82,7 @@ def browser(tmp_path_factory):
     # Headless windows are smaller inside than asked for.
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
-        {"width": 1480, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+        {"width": 1480, "height": 830, "deviceScaleFactor": 1, "mobile": False},
     )
     yield driver
     driver.quit()

@@ -112,7 +112,8 @@ def test_run_a_sample_and_filter_it(page, browser):
     # Points of many colours are drawn, not only the background.
     until(lambda: len(np.unique(page.model_pixels().reshape(-1, 3), axis=0)) > 300, "points")
     if os.environ.get("BIFUSION_DEMO_SCREENSHOT"):
-        browser.save_screenshot(os.environ["BIFUSION_DEMO_SCREENSHOT"])
+        picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+        picture.quantize(192).save(os.environ["BIFUSION_DEMO_SCREENSHOT"], optimize=True)
 
     scores = sorted(float(text.split()[-1]) for text in all_legend if not text.endswith(")"))
     page.set_score(scores[-1] - 0.01)
