@@ -81,7 +81,7 @@ def test_other_classes_keep_the_backbone_and_get_new_heads(small_config, tmp_pat
     trained.save_pretrained(tmp_path)
     names = {0: "mug", 1: "drill"}
     model, report = BiFusionForInstanceSegmentation.from_pretrained(
-        tmp_path, num_labels=2, id2label=names, ignore_mismatched_sizes=True, output_loading_info=True
+        tmp_path, id2label=names, ignore_mismatched_sizes=True, output_loading_info=True
     )
     assert model.config.num_labels == 2 and model.config.id2label == names
     assert model.config.label2id == {"mug": 0, "drill": 1}
