@@ -8,10 +8,8 @@ import torch
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -64,10 +62,22 @@ def resolve_file(source: str | Path, names: Sequence[str] = (), revision: str | 
         raise FileNotFoundError(f"{repository}: has no file {file!r} at revision {revision or 'main'}") from error
     except HFValidationError as error:
         raise FileNotFoundError(f"{source}: no such file, and no name of a repository on the Hub") from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        if isinstance(error, (FileNotFoundError, ConnectionError)) and not isinstance(error, HfHubHTTPError):
+    except (FileNotFoundError, ConnectionError):
+        raise
+    except Exception as error:
+        if not is_network_error(error):
             raise
         raise ConnectionError(f"{_unreachable(str(source))} ({error})") from error
+
+
+def is_network_error(error: BaseException | None) -> bool:
+    """Whether the network is at the root of an error of the Hub's client; its threads wrap what happened in them."""
+    while error is not None:
+        # httpx has gone by two names, and none of its errors derives from OSError.
+        if isinstance(error, OSError) or type(error).__module__.split(".")[0].startswith(("httpx", "httpcore")):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _unreachable(what: str) -> str:

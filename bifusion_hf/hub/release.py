@@ -27,6 +27,7 @@ from ..processing_bifusion import BiFusionProcessor
 from ..training.arguments import TrainArguments
 from ..visualization import draw_instances
 from . import remote_code_shim
+from .checkpoint_files import is_network_error
 from .model_card import DataDescription, dataset_card, model_card, read_front_matter
 
 
@@ -291,7 +292,7 @@ def _attempt(failure: str, action: Callable[[], Any]) -> Any:
             ) from error
         raise ReleaseError(f"{failure} (HTTP {status}): {error}. The same command again goes on from here") from error
     except Exception as error:
-        if not _is_network_error(error):
+        if not is_network_error(error):
             raise
         reason = f"{type(error).__name__}: {error}"
         raise ReleaseError(f"{failure} ({reason}). The same command again goes on from here") from error
@@ -312,16 +313,6 @@ def _differing_files(paths: list[Path], names: list[str], entries: list[RepoFile
         elif git_hash(path.read_bytes()) != entry.blob_id:
             wrong.append(name)
     return wrong
-
-
-def _is_network_error(error: BaseException | None) -> bool:
-    """Whether the network is at the root; uploads run in threads and wrap what happened there."""
-    while error is not None:
-        # httpx has gone by two names, and none of its errors derives from OSError.
-        if isinstance(error, OSError) or type(error).__module__.split(".")[0].startswith(("httpx", "httpcore")):
-            return True
-        error = error.__cause__
-    return False
 
 
 def _refuse_token(paths: list[Path]) -> None:

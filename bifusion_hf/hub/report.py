@@ -63,6 +63,8 @@ def module_counts(model: nn.Module, loaded: Mapping[str, torch.Tensor], depth: i
     counts: dict[str, tuple[int, int, int]] = {}
     parameters = {name for name, _ in model.named_parameters()}
     for name in model.state_dict():
+        if name.rpartition(".")[2].startswith("training_"):
+            continue  # progress of training, which no checkpoint of another project has
         module = ".".join(name.split(".")[:-1][:depth]) or name
         done, total, numbers = counts.get(module, (0, 0, 0))
         if name in loaded:

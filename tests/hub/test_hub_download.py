@@ -125,7 +125,6 @@ def test_each_error_names_what_is_missing(hub, baseline, tmp_path):
         check_failure(result, error, message)
 
 
-@pytest.mark.xfail(reason="resolve_file lets errors of httpx through", strict=False)
 def test_a_connection_that_keeps_breaking(monkeypatch):
     class RemoteProtocolError(Exception):
         __module__ = "httpx2"
