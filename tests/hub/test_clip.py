@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_server import run_python
 from safetensors.torch import save_file
 from transformers import (
     CLIPConfig,
@@ -201,8 +202,8 @@ def test_transformers_checkpoints_of_older_releases_load(tmp_path, make_model):
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """Repositories are folders of `tmp_path / "hub"`; returns what was asked for."""
+def repositories(tmp_path, monkeypatch):
+    """Repositories are folders of `tmp_path / "hub"`; gives what was asked for."""
     asked = []
 
     def resolve(source, names=(), revision=None):
@@ -218,7 +219,7 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("prefix", ["", "hf-hub:"])
-def test_repositories_of_open_clip_load(tmp_path, hub, make_model, stored, visual, prefix):
+def test_repositories_of_open_clip_load(tmp_path, repositories, make_model, stored, visual, prefix):
     folder = tmp_path / "hub" / "someone" / "clip"
     write_open_clip(folder, visual, quick_gelu=True)
     # Repositories of timm hold the same tower in timm's layout beside it.
@@ -227,10 +228,10 @@ def test_repositories_of_open_clip_load(tmp_path, hub, make_model, stored, visua
     report = load_clip_weights(model, f"{prefix}someone/clip", revision="v1")
     assert_same_tokens(tokens_of(model, stored["images"]), stored["quick_gelu_2"])
     assert report.source == f"{prefix}someone/clip"
-    assert ("someone/clip", "v1") in hub
+    assert ("someone/clip", "v1") in repositories
 
 
-def test_a_configuration_that_is_not_beside_the_weights_is_fetched(tmp_path, hub, make_model, visual, monkeypatch):
+def test_a_configuration_not_beside_the_weights_is_fetched(tmp_path, repositories, make_model, visual, monkeypatch):
     """Each file of a repository is downloaded on its own."""
     folder = tmp_path / "hub" / "someone" / "clip"
     elsewhere = write_open_clip(tmp_path / "cache", visual)
@@ -241,7 +242,7 @@ def test_a_configuration_that_is_not_beside_the_weights_is_fetched(tmp_path, hub
     )
     model = make_model(hidden_act="quick_gelu")
     load_clip_weights(model, "someone/clip:sub/open_clip_pytorch_model.bin", revision="v1")
-    assert hub == [("someone/clip:sub/open_clip_config.json", "v1")]
+    assert repositories == [("someone/clip:sub/open_clip_config.json", "v1")]
     assert model.config.vision_config.hidden_act == "gelu"
     with pytest.raises(ValueError, match="give activation='quick_gelu'"):
         load_clip_weights(model, "someone/other:open_clip_pytorch_model.bin")
@@ -257,9 +258,48 @@ def test_a_configuration_that_is_not_beside_the_weights_is_fetched(tmp_path, hub
         load_clip_weights(model, "someone/other:open_clip_pytorch_model.bin")
 
 
+CLIENT = """
+import json, sys
+from bifusion_hf import BiFusionConfig, BiFusionModel
+from bifusion_hf.hub.clip import load_clip_weights
+
+results = []
+for source, options in json.loads(sys.argv[2]):
+    model = BiFusionModel(BiFusionConfig.from_pretrained(sys.argv[1]))
+    report = load_clip_weights(model, source, **options)
+    weight = model.encoder.image_encoder.vision_model.pre_layrnorm.bias.sum().item()
+    results.append([len(report.loaded), model.config.vision_config.hidden_act, weight])
+print(json.dumps(results))
+"""
+
+
+def test_repositories_load_again_when_the_hub_is_down(tmp_path, hub, make_model, visual):
+    make_model(hidden_act="gelu").config.save_pretrained(tmp_path / "model")
+    weights = write_open_clip(tmp_path / "clip", visual, quick_gelu=True)
+    config = weights.with_name("open_clip_config.json")
+    first = hub.add("org/clip", {weights.name: weights, config.name: config})
+    changed = {name: value + 1 for name, value in visual.items()}
+    hub.add("org/clip", {weights.name: write_open_clip(tmp_path / "next", changed)})
+    hub.add("org/bare", {weights.name: weights})
+    calls = [["hf-hub:org/clip", {"revision": first}], ["org/clip", {}], ["org/bare", {"activation": "gelu"}]]
+
+    def pull():
+        result = run_python(CLIENT, hub, tmp_path / "home", str(tmp_path / "model"), json.dumps(calls))
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout.splitlines()[-1])
+
+    online = pull()
+    assert [activation for _, activation, _ in online] == ["quick_gelu", "quick_gelu", "gelu"]
+    old, new, bare = (weight for *_, weight in online)
+    assert old == bare == pytest.approx(visual["visual.ln_pre.bias"].sum().item(), abs=1e-4)
+    assert new == pytest.approx(old + 24, abs=1e-4)
+    hub.stop()
+    assert pull() == online
+
+
 @pytest.mark.skipif(is_available("open_clip"), reason="open_clip is installed")
 @pytest.mark.parametrize(
-    "source", ["ViT-B-16/openai", "ViT-B-16:laion2b_s34b_b88k", "coca_ViT-L-14/laion2b_s13b_b90k"]
+    "source", ["ViT-B-16/openai", "ViT-B-16:laion2b_s34b_b88k", "coca_ViT-L-14/laion2b_s13b_b90k", "nllb-clip-base/v1"]
 )
 def test_names_of_open_clip_need_the_extra(make_model, source):
     with pytest.raises(ImportError, match=r"bifusion_hf\[openclip\]"):
@@ -269,10 +309,10 @@ def test_names_of_open_clip_need_the_extra(make_model, source):
 @pytest.mark.parametrize(
     "source", ["openai/clip-vit-base-patch16", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K", "org/ViT-B-16"]
 )
-def test_repositories_are_not_taken_for_names_of_open_clip(hub, make_model, source):
+def test_repositories_are_not_taken_for_names_of_open_clip(repositories, make_model, source):
     with pytest.raises(FileNotFoundError):
         load_clip_weights(make_model(), source)
-    assert hub[0] == (source, None)
+    assert repositories[0] == (source, None)
 
 
 def test_the_activation_is_never_guessed(tmp_path, make_model, visual):
