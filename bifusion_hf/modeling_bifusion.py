@@ -52,6 +52,7 @@ class BiFusionForInstanceSegmentationOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*): Weighted sum of the loss terms, with labels.
         loss_dict (`dict[str, torch.FloatTensor]`, *optional*): The terms, unweighted.
+        weighted_loss_dict (`dict[str, torch.FloatTensor]`, *optional*): The terms as they enter `loss`, their sum.
         class_queries_logits (`torch.FloatTensor` of shape `(batch_size, num_queries, num_labels + 1)`):
             The last column is "no object".
         masks_queries_logits (`torch.FloatTensor` of shape `(batch_size, num_queries, num_points)`):
@@ -72,6 +73,7 @@ class BiFusionForInstanceSegmentationOutput(ModelOutput):
 
     loss: torch.FloatTensor | None = None
     loss_dict: dict[str, torch.FloatTensor] | None = None
+    weighted_loss_dict: dict[str, torch.FloatTensor] | None = None
     class_queries_logits: torch.FloatTensor | None = None
     masks_queries_logits: torch.FloatTensor | None = None
     semantic_queries_logits: torch.FloatTensor | None = None
@@ -437,6 +439,7 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         return BiFusionForInstanceSegmentationOutput(
             loss=None if losses is None else losses.loss,
             loss_dict=None if losses is None else losses.loss_dict,
+            weighted_loss_dict=None if losses is None else losses.weighted_loss_dict,
             class_queries_logits=heads[-1].class_logits,
             masks_queries_logits=heads[-1].mask_logits,
             semantic_queries_logits=semantic_logits,

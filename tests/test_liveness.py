@@ -171,6 +171,17 @@ def test_frozen_parts_are_those_that_the_configuration_names():
     assert frozen["tiny"] == set()
 
 
+def test_the_loss_is_the_sum_of_its_weighted_terms(make_batch):
+    model = build(narrow("full", balance_loss_weight=0.1, noview_similarity_threshold=0.0))
+    model.set_training_progress(8, 10)
+    with torch.no_grad():
+        output = model(**make_batch((300, 200)), query_seeds=torch.tensor([1, 2]))
+    assert output.loss.item() == pytest.approx(sum(value.item() for value in output.weighted_loss_dict.values()))
+    for term, value in output.weighted_loss_dict.items():
+        assert value.item() == pytest.approx(model.criterion.term_weight(term, 0.8) * output.loss_dict[term].item())
+        assert value > 0, term
+
+
 def test_squeeze_units_start_active():
     torch.manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(500, 256), dim=1)
