@@ -281,10 +281,10 @@ class TrainArguments:
         values["optimizer"]["betas"] = list(values["optimizer"]["betas"])
         return values
 
-    def resumes(self) -> bool:
-        """Whether there is a checkpoint that this run goes on from."""
+    def checkpoint_to_resume(self) -> Path | None:
+        """The checkpoint that this run goes on from, if there is one."""
         name = self.resume_from_checkpoint
-        return name is not None and find_checkpoint(Path(self.output_dir) / "checkpoints", name) is not None
+        return None if name is None else find_checkpoint(Path(self.output_dir) / "checkpoints", name)
 
     def flat(self) -> dict[str, Any]:
         """Dotted names and plain values, as trackers take them."""

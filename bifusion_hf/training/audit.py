@@ -202,7 +202,8 @@ class LivenessAudit:
         """
         term = self._terms[name]
         term["norm"] = norm
-        if norm > 0:
+        # NaN is no proof of death: such an update is skipped anyway.
+        if norm != 0:
             # A living term is looked at once a window.
             term.update(eligible=0, next=self.window, dead_probes=0)
             return

@@ -16,8 +16,12 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 
+WEIGHTS_FILE = "model.safetensors"
+EMA_FILE = "ema.safetensors"
 STATE_FILE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -69,6 +73,45 @@ def find_checkpoint(root: Path, name: str) -> Path | None:
         return checkpoints[-1] if checkpoints else None
     read_state(Path(name))
     return Path(name)
+
+
+def register_weights(accelerator: Accelerator, network: nn.Module, average: nn.Module | None, processor: Any) -> None:
+    """Makes Accelerate's checkpoints hold the network as `save_pretrained` would, loadable with `from_pretrained`.
+
+    Accelerate's own file has "module." in front of the names under DistributedDataParallel, and no configuration.
+
+    Args:
+        accelerator: Of the run.
+        network: The network, unwrapped.
+        average: Its moving average, or None.
+        processor: Saved beside it, or None.
+    """
+    modules = {WEIGHTS_FILE: network} if average is None else {WEIGHTS_FILE: network, EMA_FILE: average}
+
+    def save(models: list, weights: list, folder: str) -> None:
+        weights.clear()
+        if accelerator.is_main_process:
+            for name, module in modules.items():
+                tensors = {key: value.contiguous() for key, value in module.state_dict().items()}
+                save_file(tensors, Path(folder) / name, metadata={"format": "pt"})
+            network.config.save_pretrained(folder)
+            if processor is not None:
+                processor.save_pretrained(folder)
+
+    def load(models: list, folder: str) -> None:
+        models.clear()
+        for name, module in modules.items():
+            module.load_state_dict(load_file(Path(folder) / name))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def drop_later(root: Path, update: int) -> None:
+    """Deletes checkpoints beyond an update that a run goes back to; it writes them again."""
+    for path in list_checkpoints(root):
+        if int(_NAME.fullmatch(path.name).group(1)) > update:
+            _delete(path)
 
 
 def save_checkpoint(

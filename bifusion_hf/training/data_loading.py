@@ -7,11 +7,16 @@ carry their own seed (seed, epoch, row), so that loader workers have no state.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import torch
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+
+if TYPE_CHECKING:
+    from .trainer import BiFusionTrainer
 
 
 class UpdateSampler(Sampler[tuple[int, int]]):
@@ -69,40 +74,6 @@ def updates_per_epoch(num_rows: int, frames_per_update: int) -> int:
             "processes); lower training.batch_size or training.accumulation"
         )
     return num_rows // frames_per_update
-
-
-def build_train_loader(
-    dataset: Dataset,
-    sampler: UpdateSampler | None,
-    batch_size: int,
-    collate: Callable[[list], Any],
-    num_workers: int,
-    prefetch_factor: int,
-    pin_memory: bool,
-) -> DataLoader:
-    """Loader of the whole run: one iterator over all epochs, so that workers never stop between them.
-
-    Args:
-        dataset: Map-style, indexed by (epoch, row); or iterable, then `sampler` is None.
-        sampler: Keys of all updates.
-        batch_size: Frames of one forward in one process.
-        collate: List of samples -> batch.
-        num_workers: Worker processes.
-        prefetch_factor: Batches that each worker prepares ahead.
-        pin_memory: Pin the batches for the copy to a GPU.
-    """
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=True,
-        collate_fn=collate,
-        num_workers=num_workers,
-        prefetch_factor=prefetch_factor if num_workers else None,
-        pin_memory=pin_memory,
-        # Of its own, so that starting the loader anew on a resume does not move torch's default generator.
-        generator=torch.Generator().manual_seed(0),
-    )
 
 
 class StreamedFrames(IterableDataset):
@@ -174,3 +145,37 @@ class StreamedFrames(IterableDataset):
             if count == 0:
                 raise ValueError(f"shard {index} of the streamed data set has no rows")
             epoch += 1
+
+
+def build_loader(dataset: Dataset, sampler: UpdateSampler | None, batch_size: int, **options: Any) -> DataLoader:
+    """Loader of the whole run: one iterator over all epochs, so that workers never stop between them.
+
+    Args:
+        dataset: Map-style, indexed by (epoch, row); or iterable, then `sampler` is None.
+        sampler: Keys of all updates.
+        batch_size: Frames of one forward in one process.
+        options: For `DataLoader`.
+    """
+    # A generator of its own, so that starting the loader anew on a resume does not move torch's default one.
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, drop_last=True, generator=generator, **options)
+
+
+def train_batches(trainer: "BiFusionTrainer") -> Iterator[dict[str, Any]]:
+    """Batches of this process for all updates that a trainer has left, on its device."""
+    data, accelerator = trainer.arguments.data, trainer.accelerator
+    options = {
+        "collate_fn": trainer.collate,
+        "num_workers": data.num_workers,
+        "prefetch_factor": data.prefetch_factor if data.num_workers else None,
+        "pin_memory": accelerator.device.type == "cuda",
+    }
+    if data.streaming:
+        trainer.train_dataset.start_batch = trainer.update * trainer.accumulation
+        loader = build_loader(trainer.train_dataset, None, trainer.batch_size, **options)
+        # Each process reads its own shards of a stream; Accelerate would shard or dispatch them once more.
+        return (send_to_device(batch, accelerator.device) for batch in loader)
+    rows, seed = len(trainer.train_dataset), trainer.arguments.seed
+    sampler = UpdateSampler(rows, trainer.frames_per_update, trainer.total_updates, seed, trainer.update)
+    loader = build_loader(trainer.train_dataset, sampler, trainer.batch_size, **options)
+    return iter(accelerator.prepare_data_loader(loader))

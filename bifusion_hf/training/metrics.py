@@ -113,7 +113,7 @@ class Recorder:
         """Moves the progress bar by one update."""
         self._points += values["points"]
         timing = self.timer.summary()
-        shown = {name.removeprefix("loss_"): f"{values[name]:.3f}" for name in BAR_TERMS if name in values}
+        shown = {name: f"{values[name]:.3f}" for name in BAR_TERMS if name in values}
         shown.update(
             {
                 "lr": f"{learning_rate:.1e}",

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import Dataset
+from transformers import PreTrainedConfig
 
 from ..configuration_bifusion import PRESETS, BiFusionConfig
 from ..data import superpoints, superpoints_geometry, superpoints_graph
@@ -81,20 +83,59 @@ def build_model(arguments: TrainArguments) -> BiFusionForInstanceSegmentation:
     check_names("model.config", arguments.model.config, [*BiFusionConfig.__dataclass_fields__, "num_labels"])
     # The same initial weights in every process and every run of a seed.
     set_seed(arguments.seed)
+    checkpoint = arguments.checkpoint_to_resume()
+    if checkpoint is not None:
+        return BiFusionForInstanceSegmentation(_resumed_config(arguments, checkpoint)).float()
     if arguments.model.pretrained is not None:
-        model = BiFusionForInstanceSegmentation.from_pretrained(arguments.model.pretrained, **arguments.model.config)
-    else:
-        # A part of a sub-configuration changes only that part.
-        preset = PRESETS.get(arguments.model.preset, {})
-        overrides = {
-            name: {**preset[name], **value}
-            if isinstance(value, dict) and isinstance(preset.get(name), dict)
-            else value
-            for name, value in arguments.model.config.items()
+        source, overrides = arguments.model.pretrained, arguments.model.config
+        return BiFusionForInstanceSegmentation.from_pretrained(source, **overrides).float()
+    return BiFusionForInstanceSegmentation(_recipe_config(arguments)).float()
+
+
+def _recipe_config(arguments: TrainArguments) -> BiFusionConfig:
+    if arguments.model.pretrained is not None:
+        return BiFusionConfig.from_pretrained(arguments.model.pretrained, **arguments.model.config)
+    # A part of a sub-configuration changes only that part.
+    preset = PRESETS.get(arguments.model.preset, {})
+    overrides = {
+        name: {**preset[name], **value} if isinstance(value, dict) and isinstance(preset.get(name), dict) else value
+        for name, value in arguments.model.config.items()
+    }
+    return BiFusionConfig.from_preset(arguments.model.preset, **overrides)
+
+
+def _resumed_config(arguments: TrainArguments, checkpoint: Path) -> BiFusionConfig:
+    """The checkpoint's configuration, which may differ from the recipe's in what `init.clip` has set: the activation.
+
+    Raises:
+        ValueError: The recipe describes another network or other losses than the checkpoint.
+    """
+    saved, recipe = BiFusionConfig.from_pretrained(checkpoint), _recipe_config(arguments)
+    different = [name for name in BiFusionConfig.__dataclass_fields__ if name not in _NO_SETTINGS]
+    different = [name for name in different if _plain(getattr(saved, name)) != _plain(getattr(recipe, name))]
+    if different:
+        raise ValueError(
+            f"model.config: the recipe and {checkpoint} differ in {', '.join(different)}; a run goes on as it began. "
+            f"To start a new one from its weights, set model.pretrained to {checkpoint}"
+        )
+    return saved
+
+
+# What saving adds to a configuration.
+_NO_SETTINGS = {"transformers_version", "architectures", "dtype", "return_dict"}
+
+
+def _plain(value: Any) -> Any:
+    """A field as JSON would give it back."""
+    if isinstance(value, PreTrainedConfig):
+        return {
+            name: _plain(item)
+            for name, item in value.to_dict().items()
+            if name not in {*_NO_SETTINGS, "hidden_act", "_name_or_path"}
         }
-        config = BiFusionConfig.from_preset(arguments.model.preset, **overrides)
-        model = BiFusionForInstanceSegmentation(config)
-    return model.float()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def load_initial_weights(model: BiFusionForInstanceSegmentation, arguments: TrainArguments) -> list[str]:
@@ -114,9 +155,12 @@ def load_initial_weights(model: BiFusionForInstanceSegmentation, arguments: Trai
 
 def build_processor(arguments: TrainArguments, config: BiFusionConfig) -> BiFusionProcessor:
     """The processor that belongs to the model, or the one saved with `model.pretrained`."""
-    if arguments.model.pretrained is not None:
-        return BiFusionProcessor.from_pretrained(arguments.model.pretrained)
-    return BiFusionProcessor.from_config(config)
+    if arguments.model.pretrained is None:
+        return BiFusionProcessor.from_config(config)
+    processor = BiFusionProcessor.from_pretrained(arguments.model.pretrained)
+    for name in ("num_points", "mask_threshold", "max_instances"):
+        setattr(processor, name, getattr(config, name))
+    return processor
 
 
 def build_trainer(arguments: TrainArguments) -> BiFusionTrainer:
@@ -129,7 +173,7 @@ def build_trainer(arguments: TrainArguments) -> BiFusionTrainer:
     model = build_model(arguments)
     processor = build_processor(arguments, model.config)
     # The last moment before the weights are copied, wrapped or resumed.
-    reports = [] if arguments.resumes() else load_initial_weights(model, arguments)
+    reports = [] if arguments.checkpoint_to_resume() else load_initial_weights(model, arguments)
     for report in reports:
         accelerator.print(report)
     trainer = BiFusionTrainer(

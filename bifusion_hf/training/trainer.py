@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object, send_to_device, set_seed
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -22,7 +21,7 @@ from ..data.alignment import check_alignment
 from . import checkpoints
 from .arguments import TrainArguments
 from .audit import LivenessAudit, alpha_statistics, probe_losses
-from .data_loading import UpdateSampler, build_train_loader, updates_per_epoch
+from .data_loading import train_batches, updates_per_epoch
 from .freezing import eval_mode, train_mode, unfreeze_due
 from .guards import NonFiniteGuard, explain_out_of_memory, largest_batch_size, preserved_buffers
 from .metrics import Recorder, memory_gib
@@ -30,8 +29,6 @@ from .optimization import build_optimizer, build_scheduler
 from .setup import build_accelerator, compile_dense_parts, prepare_network, shares_batch_statistics
 
 
-WEIGHTS_FILE = "model.safetensors"
-EMA_FILE = "ema.safetensors"
 # Updates whose frames are checked for the alignment of points and image.
 ALIGNMENT_UPDATES = 5
 Batch = dict[str, Any]
@@ -102,8 +99,7 @@ class BiFusionTrainer:
         if training.compile:
             compile_dense_parts(self.network)
         self.model = self.accelerator.prepare_model(self.network)
-        self.accelerator.register_save_state_pre_hook(self._save_weights)
-        self.accelerator.register_load_state_pre_hook(self._load_weights)
+        checkpoints.register_weights(self.accelerator, self.network, self.ema, processor)
         self.update = 0
         self.best: dict[str, float] = {}
 
@@ -129,7 +125,7 @@ class BiFusionTrainer:
             self.accelerator, self.output_dir, self.total_updates, self.update, self.arguments.logging.progress_bar
         )
         self.recorder.info(resumed)
-        batches = iter(self._loader())
+        batches = train_batches(self)
         train_mode(self.network)
         self.network.set_training_progress(self.update, self.total_updates)
         results: dict[str, float] = {}
@@ -241,7 +237,10 @@ class BiFusionTrainer:
         """
         terms = {name: terms[name] for name in (terms if audited else probed)}
         trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        norms = probe_losses(terms, trainable if audited else None)
+        # Under fp16 small gradients would vanish without the scale that the backward pass has too.
+        scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
+        scaled = probe_losses({name: scale * term for name, term in terms.items()}, trainable if audited else None)
+        norms = {name: norm / scale for name, norm in scaled.items()}
         # A value of exactly 0 means that the term selected nothing in this batch: no evidence.
         evidence = [float(counts[name] > 0 and bool(term.detach() != 0)) for name, term in terms.items()]
         found = torch.tensor([[list(norms.values()), evidence]], device=self.accelerator.device)
@@ -300,8 +299,8 @@ class BiFusionTrainer:
             metric = self.arguments.evaluation.metric
             if metric not in results:
                 raise ValueError(f"evaluation.metric {metric!r} is none of the results {sorted(results)}")
-            # Of equals the later one: at AP 0 it has learned more. NaN (no instance at all) is never the best.
-            if not self.best or results[metric] >= self.best[metric]:
+            # Of equals the later one: at AP 0 it has learned more. NaN (no instance at all) counts as worst.
+            if not self.best or not results[metric] < self.best[metric]:
                 self.best = {"update": self.update, **results}
                 self._write_model(self.output_dir / "best")
             self.recorder.record_evaluation(self.update, results, self.best)
@@ -343,29 +342,12 @@ class BiFusionTrainer:
                 self.arguments.checkpoints.keep,
             )
 
-    def _save_weights(self, models: list, weights: list, folder: str) -> None:
-        # In place of Accelerate's file, whose names have "module." in front under DistributedDataParallel.
-        weights.clear()
-        if self.accelerator.is_main_process:
-            save_file(_contiguous(self.network.state_dict()), Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
-            if self.ema is not None:
-                save_file(_contiguous(self.ema.state_dict()), Path(folder) / EMA_FILE)
-            self.network.config.save_pretrained(folder)
-            if self.processor is not None:
-                self.processor.save_pretrained(folder)
-
-    def _load_weights(self, models: list, folder: str) -> None:
-        models.clear()
-        self.network.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
-        if self.ema is not None:
-            self.ema.load_state_dict(load_file(Path(folder) / EMA_FILE))
-
     # Start and resume
 
     def _start(self) -> str:
         """Resumes, or makes sure that no other run is overwritten; returns what it did."""
         name = self.arguments.resume_from_checkpoint
-        checkpoint = checkpoints.find_checkpoint(self.checkpoint_dir, name) if name else None
+        checkpoint = self.arguments.checkpoint_to_resume()
         present = checkpoints.list_checkpoints(self.checkpoint_dir)
         if checkpoint is None and present and not self.arguments.overwrite_output_dir:
             raise ValueError(
@@ -404,6 +386,8 @@ class BiFusionTrainer:
                 f"{self.accelerator.num_processes}: resume with as many"
             )
         self.update, self.best = state["update"], state["best"]
+        if self.accelerator.is_main_process:
+            checkpoints.drop_later(self.checkpoint_dir, self.update)
         self.guard.skipped, self.guard.in_a_row = state["skipped"], state["skipped_in_a_row"]
         self._unfreeze()
         self.accelerator.load_state(str(checkpoint))
@@ -421,29 +405,6 @@ class BiFusionTrainer:
             self.model = self.accelerator.prepare_model(self.network)
 
     # Helpers
-
-    def _loader(self) -> Any:
-        data, streaming = self.arguments.data, self.arguments.data.streaming
-        sampler = None
-        if streaming:
-            self.train_dataset.start_batch = self.update * self.accumulation
-        else:
-            rows, seed = len(self.train_dataset), self.arguments.seed
-            sampler = UpdateSampler(rows, self.frames_per_update, self.total_updates, seed, self.update)
-        pin_memory = self.accelerator.device.type == "cuda"
-        loader = build_train_loader(
-            self.train_dataset,
-            sampler,
-            self.batch_size,
-            self.collate,
-            data.num_workers,
-            data.prefetch_factor,
-            pin_memory,
-        )
-        # Each process reads its own shards of a stream; Accelerate would shard or dispatch them once more.
-        if streaming:
-            return (send_to_device(batch, self.accelerator.device) for batch in loader)
-        return self.accelerator.prepare_data_loader(loader)
 
     def trial(self, size: int) -> None:
         """Forward and backward pass of the first `size` frames, for the batch-size finder and the plan.
@@ -470,7 +431,3 @@ class BiFusionTrainer:
 
     def _is_audited(self, update: int) -> bool:
         return update == 1 or self._due(self.arguments.evaluation, update)
-
-
-def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -2,7 +2,7 @@ import datasets
 import pytest
 import torch
 
-from bifusion_hf.training.data_loading import StreamedFrames, UpdateSampler, build_train_loader, updates_per_epoch
+from bifusion_hf.training.data_loading import StreamedFrames, UpdateSampler, build_loader, updates_per_epoch
 
 
 def test_every_update_is_a_slice_of_its_epochs_permutation():
@@ -42,7 +42,7 @@ def test_the_loader_leaves_torchs_generator_alone(workers):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    batches = list(build_train_loader(Keys(), sampler, 2, list, workers, 2, False))
+    batches = list(build_loader(Keys(), sampler, 2, collate_fn=list, num_workers=workers))
     assert torch.equal(torch.rand(3), expected)
     assert [key for batch in batches for key in batch] == list(sampler)
 
@@ -64,7 +64,7 @@ def prepare(row, epoch, position):
 
 def read(stream, batches, workers, **kwargs):
     data = StreamedFrames(stream, prepare, 2, seed=1, shuffle_buffer=3, **kwargs)
-    loader = iter(build_train_loader(data, None, 2, list, workers, 2, False))
+    loader = iter(build_loader(data, None, 2, collate_fn=list, num_workers=workers))
     return [next(loader) for _ in range(batches)]
 
 

@@ -121,6 +121,21 @@ def test_initial_weights_are_loaded_at_the_start_and_not_on_resume(tmp_path, mon
     assert len(loaded) == 1
 
 
+def test_a_resumed_run_keeps_the_activation_that_init_clip_set(tmp_path, monkeypatch):
+    def set_activation(model, arguments):
+        model.config.vision_config.hidden_act = "quick_gelu"
+        return []
+
+    monkeypatch.setattr(run, "load_initial_weights", set_activation)
+    arguments = small_recipe(tmp_path, data={"val": None}, training={"max_updates": 1})
+    build_trainer(arguments).train()
+    arguments.resume_from_checkpoint = "latest"
+    assert build_model(arguments).config.vision_config.hidden_act == "quick_gelu"
+    arguments.model.config["clip_loss_weight"] = 0.5
+    with pytest.raises(ValueError, match="differ in clip_loss_weight"):
+        build_model(arguments)
+
+
 def test_config_overrides_are_checked_and_merged(tmp_path):
     arguments = small_recipe(tmp_path)
     assert build_model(arguments).config.vision_config.image_size == 320

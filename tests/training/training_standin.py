@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import send_to_device
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
@@ -58,11 +59,12 @@ class StandIn(PreTrainedModel):
 
     def count_loss_samples(self, point_mask, class_labels, **unused):
         labelled = sum(len(labels) > 0 for labels in class_labels)
-        return {"loss_points": torch.tensor(len(point_mask)), "loss_class": torch.tensor(int(labelled))}
+        counts = {"loss_points": len(point_mask), "loss_class": int(labelled)}
+        return {name: torch.tensor(count, device=point_mask.device) for name, count in counts.items()}
 
     def forward(self, points, point_mask, point_visible=None, targets=None, class_labels=None, loss_counts=None):
         rows = points[point_mask].to(self.dtype)
-        features = torch.zeros(*point_mask.shape, self.config.width, dtype=self.dtype)
+        features = torch.zeros(*point_mask.shape, self.config.width, dtype=self.dtype, device=points.device)
         hidden = self.dropout(torch.relu(self.norm(self.inner(rows))))
         features = features.masked_scatter(point_mask.unsqueeze(2), hidden.to(self.dtype))
         held = 0 <= self.progress[0] < self.config.gate_warmup_steps
@@ -128,7 +130,7 @@ def collate(samples):
 
 def evaluate(model):
     """A number that depends on the weights and draws from no generator."""
-    batch = collate([StandInFrames()[999, row] for row in range(4)])
+    batch = send_to_device(collate([StandInFrames()[999, row] for row in range(4)]), model.device)
     inputs = {name: value for name, value in batch.items() if name != "frame_ids"}
     return {"all_ap": 0.1, "all_ap_50%": 1 / (1 + float(model(**inputs).loss_dict["loss_points"]))}
 
