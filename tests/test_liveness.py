@@ -12,7 +12,7 @@ from bifusion_hf.configuration_bifusion import PRESETS
 from bifusion_hf.layers.fusion import SqueezeExcite
 from bifusion_hf.sparse import voxelize
 from bifusion_hf.training.arguments import OptimizerArguments, TrainArguments
-from bifusion_hf.training.audit import EXEMPTIONS, LivenessAudit
+from bifusion_hf.training.audit import EXEMPTIONS
 from bifusion_hf.training.freezing import TOWER, freeze, frozen_prefixes, train_mode
 from bifusion_hf.training.metrics import read_metrics
 from bifusion_hf.training.optimization import build_optimizer
@@ -106,7 +106,7 @@ def three_updates(model, make_batch, first_update):
     """Trains; returns for each parameter the largest share of the model's largest gradient, and the optimizer."""
     total = model.config.gate_warmup_steps + 10
     optimizer = build_optimizer(model, OptimizerArguments(learning_rate=5e-3, weight_decay=0.0))
-    audit = LivenessAudit(model)
+    names = [name for name, _ in model.named_parameters()]
     shares = []
     for update in range(first_update, first_update + 3):
         model.set_training_progress(update - 1, total)
@@ -118,12 +118,12 @@ def three_updates(model, make_batch, first_update):
         loss = model(**batch, query_seeds=torch.tensor([update, update + 7])).loss
         assert torch.isfinite(loss)
         loss.backward()
-        norms = audit._gradient_norms()
+        norms = torch.stack([torch.zeros(()) if p.grad is None else p.grad.norm() for p in model.parameters()])
         shares.append(norms / norms.max())
         optimizer.step()
         optimizer.zero_grad()
     shares = torch.stack(shares).amax(0).tolist()
-    return dict(zip(audit.names, shares, strict=True)), optimizer
+    return dict(zip(names, shares, strict=True)), optimizer
 
 
 def exempt(name, *until):
