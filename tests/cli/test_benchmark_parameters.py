@@ -6,12 +6,14 @@ import torch
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation
 from bifusion_hf.cli.benchmark import main
-from bifusion_hf.cli.benchmarks import parameters
+from bifusion_hf.cli.benchmarks import parameters, results
 from bifusion_hf.configuration_bifusion import PRESETS
+from bifusion_hf.evaluation.results import load_results
 from bifusion_hf.training.freezing import freeze, frozen_prefixes
 
 
 ROOT = Path(__file__).parents[2]
+BEGIN, END = "<!-- parameters:begin -->", "<!-- parameters:end -->"
 
 
 @pytest.fixture(scope="module")
@@ -33,22 +35,22 @@ def test_parts_are_counted_once_and_frozen_ones_do_not_train(counts):
 
 def test_the_table_goes_between_the_markers(counts, tmp_path, capsys):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{parameters.BEGIN}\nold\n{parameters.END}\nafter\n")
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     output = tmp_path / "new" / "parameters.json"
     main(["parameters", "--update", str(page), "--output", str(output)])
     table = parameters.format_table(counts)
     assert capsys.readouterr().out.strip() == table
-    assert page.read_text() == f"before\n{parameters.BEGIN}\n{table}\n{parameters.END}\nafter\n"
+    assert page.read_text() == f"before\n{BEGIN}\n{table}\n{END}\nafter\n"
     assert json.loads(output.read_text()) == counts
     assert "| `simple` | 71,557,253 |" in table and "| 286.2 MB |" in table
 
 
-@pytest.mark.parametrize("text", ["", parameters.BEGIN, parameters.END + parameters.BEGIN, 2 * parameters.BEGIN])
+@pytest.mark.parametrize("text", ["", BEGIN, END + BEGIN, 2 * BEGIN])
 def test_a_file_without_markers_is_refused_and_left_alone(text, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(text)
     with pytest.raises(ValueError, match="expected one <!-- parameters:begin -->"):
-        parameters.update_file(page, "table")
+        parameters.update_file(page, "parameters", "table")
     assert page.read_text() == text
 
 
@@ -57,4 +59,10 @@ def test_published_numbers_are_those_of_the_code(counts):
     assert json.loads(recorded.read_text()) == counts
     for name in ("README.md", "README.zh-CN.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
-        assert parameters.BEGIN not in text or parameters.format_table(counts) in text, name
+        assert BEGIN not in text or parameters.format_table(counts) in text, name
+
+
+def test_published_results_are_those_of_the_files():
+    names = ("sample_val", "fresh_rooms")
+    files = [ROOT / "model_cards" / "results" / f"bifusion_tiny_rooms_{name}.json" for name in names]
+    assert results.format_table([load_results(path) for path in files]) in (ROOT / "README.md").read_text("utf-8")

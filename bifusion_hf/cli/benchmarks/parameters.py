@@ -14,7 +14,6 @@ from ...modeling_bifusion import BiFusionForInstanceSegmentation
 from ...training.freezing import freeze, frozen_prefixes
 
 
-BEGIN, END = "<!-- parameters:begin -->", "<!-- parameters:end -->"
 # Column -> modules of the network; a preset may be without some.
 PARTS = {
     "point branch": ("model.encoder.point_encoder", "model.encoder.tiny_sa_3d"),
@@ -32,7 +31,7 @@ PARTS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `benchmark.py parameters`."""
-    parser.add_argument("--update", type=Path, nargs="+", default=(), metavar="FILE", help=f"fill in after {BEGIN}")
+    parser.add_argument("--update", type=Path, nargs="+", default=(), metavar="FILE", help="fill in the table there")
     parser.add_argument("--output", type=Path, help="write the numbers there as JSON")
 
 
@@ -70,17 +69,18 @@ def format_table(counts: Mapping[str, Mapping[str, int]]) -> str:
     return "\n".join(lines)
 
 
-def update_file(path: Path, table: str) -> None:
-    """Puts a table between the two marker comments of a file.
+def update_file(path: Path, name: str, table: str) -> None:
+    """Puts a table between the marker comments `<!-- NAME:begin -->` and `<!-- NAME:end -->` of a file.
 
     Raises:
         ValueError: The file has not exactly one of each marker, in this order.
     """
+    first, last = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end or BEGIN in rest or END in before + after:
-        raise ValueError(f"{path}: expected one {BEGIN} and after it one {END}")
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not end or first in rest or last in before + after:
+        raise ValueError(f"{path}: expected one {first} and after it one {last}")
     path.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
 
 
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, int]]:
     table = format_table(counts)
     print(table)
     for path in args.update:
-        update_file(path, table)
+        update_file(path, "parameters", table)
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")

@@ -133,7 +133,7 @@ def time_layer(voxels: int, channels: int, args: argparse.Namespace) -> dict[str
     layer = SubmanifoldConv3d(channels, channels, 3).to(args.device)
     set_sparse_backend(layer, "torch")
     x = SparseTensor(features, grid)
-    pairs = grid.kernel_map("submanifold", 3).num_pairs
+    pairs = grid.kernel_maps("submanifold", 3).forward.num_pairs
     layers = {"ours": (layer, x), "ours bfloat16": (_bfloat16(layer), SparseTensor(features.bfloat16(), grid))}
     if is_available("spconv"):
         layers["spconv"] = _spconv_layer(layer, x)
@@ -207,11 +207,11 @@ def normalised_backbone(features: torch.Tensor, grid: VoxelGrid) -> Res16UNet:
 def build_maps(grid: VoxelGrid) -> None:
     """The kernel maps of a Res16UNet's levels, and the plans of its widest layers."""
     for level in range(5):
-        grid.kernel_map("submanifold", 3).plan(3)
+        grid.kernel_maps("submanifold", 3).forward.plan(3)
         if level < 4:
-            halving = grid.kernel_map("strided", 2)
-            halving.plan(1)
-            halving.backward_map.plan(1)
+            halving = grid.kernel_maps("strided", 2)
+            halving.forward.plan(1)
+            halving.backward.plan(1)
             grid = grid.coarser()
 
 
