@@ -43,6 +43,8 @@ class _SparseConvolution(nn.Module):
     def output_grid(self, grid: VoxelGrid) -> VoxelGrid:
         return grid
 
+    # Kernel maps depend on the data: torch.compile leaves the layer out and compiles what lies between.
+    @torch.compiler.disable
     def forward(self, x: SparseTensor) -> SparseTensor:
         features = x.features
         if features.shape[1] != self.in_channels:

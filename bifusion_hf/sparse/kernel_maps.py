@@ -25,10 +25,6 @@ class KernelMap:
 
     table: torch.Tensor
     num_inputs: int
-    # The map of the input's gradient, a convolution of the output's gradient with the transposed kernels; offset k of
-    # this map is there offset k too, or K - 1 - k where `is_mirrored`.
-    backward_map: "KernelMap" = field(init=False, repr=False)
-    is_mirrored: bool = field(init=False)
     _plans: dict[int, GatherPlan] = field(init=False, repr=False, default_factory=dict)
 
     def plan(self, parts: int) -> GatherPlan:
@@ -52,6 +48,24 @@ class KernelMap:
         return int((self.table < self.num_inputs).sum())
 
 
+@dataclass(frozen=True, eq=False)
+class KernelMaps:
+    """The kernel map of a convolution, and the one of its input's gradient.
+
+    That gradient is a convolution of the output's gradient with the transposed kernels. (Neither map knows the other:
+    they are large, and a cycle of references would keep them until the garbage collector runs.)
+
+    Args:
+        forward: From the input to the output.
+        backward: From the output to the input.
+        is_mirrored: Whether offset k of the one is offset K - 1 - k of the other; otherwise it is offset k there too.
+    """
+
+    forward: KernelMap
+    backward: KernelMap
+    is_mirrored: bool
+
+
 def kernel_offsets(kernel_size: int, step: int = 1) -> list[tuple[int, int, int]]:
     """Displacements (x, y, z) of a kernel's offsets in MinkowskiEngine's order; `step` = dilation x stride."""
     first = -(kernel_size // 2) if kernel_size % 2 else 0
@@ -59,8 +73,8 @@ def kernel_offsets(kernel_size: int, step: int = 1) -> list[tuple[int, int, int]
     return [(x, y, z) for z in line for y in line for x in line]
 
 
-def build_kernel_map(grid: VoxelGrid, kind: str, kernel_size: int, dilation: int) -> KernelMap:
-    """Makes a kernel map on `grid`.
+def build_kernel_maps(grid: VoxelGrid, kind: str, kernel_size: int, dilation: int) -> KernelMaps:
+    """Makes the kernel maps of a convolution on `grid`.
 
     Args:
         grid: The grid of the input, and for `"submanifold"` of the output.
@@ -70,13 +84,14 @@ def build_kernel_map(grid: VoxelGrid, kind: str, kernel_size: int, dilation: int
         dilation: Spacing of the kernel's offsets in voxels of `grid`.
     """
     if kind == "submanifold":
-        return _submanifold_map(grid, kernel_size, dilation)
+        return _submanifold_maps(grid, kernel_size, dilation)
     if kind == "strided":
-        return _strided_map(grid)
-    return grid.finer().kernel_map("strided", kernel_size, dilation).backward_map
+        return _strided_maps(grid)
+    strided = grid.finer().kernel_maps("strided", kernel_size, dilation)
+    return KernelMaps(strided.backward, strided.forward, is_mirrored=False)
 
 
-def _submanifold_map(grid: VoxelGrid, kernel_size: int, dilation: int) -> KernelMap:
+def _submanifold_maps(grid: VoxelGrid, kernel_size: int, dilation: int) -> KernelMaps:
     step = dilation * grid.stride
     if kernel_size // 2 * step > KEY_MARGIN:
         raise ValueError(
@@ -85,9 +100,7 @@ def _submanifold_map(grid: VoxelGrid, kernel_size: int, dilation: int) -> Kernel
         )
     kernel_map = KernelMap(_submanifold_table(grid, kernel_size, step), len(grid))
     # A pair of offset k is, seen from its other end, a pair of the opposite offset.
-    kernel_map.backward_map = kernel_map
-    kernel_map.is_mirrored = True
-    return kernel_map
+    return KernelMaps(kernel_map, kernel_map, is_mirrored=True)
 
 
 def _submanifold_table(grid: VoxelGrid, kernel_size: int, step: int) -> torch.Tensor:
@@ -117,7 +130,7 @@ def _submanifold_table(grid: VoxelGrid, kernel_size: int, step: int) -> torch.Te
     return by_row
 
 
-def _strided_map(grid: VoxelGrid) -> KernelMap:
+def _strided_maps(grid: VoxelGrid) -> KernelMaps:
     coarse = grid.coarser()
     parents = grid.parents
     rows = torch.arange(len(grid), dtype=torch.int32, device=grid.device)
@@ -126,8 +139,4 @@ def _strided_map(grid: VoxelGrid) -> KernelMap:
     down[octants, parents] = rows
     up = torch.full((8, len(grid)), len(coarse), dtype=torch.int32, device=grid.device)
     up[octants, rows.long()] = parents.int()
-    down_map, up_map = KernelMap(down, len(grid)), KernelMap(up, len(coarse))
-    for one, other in ((down_map, up_map), (up_map, down_map)):
-        one.backward_map = other
-        one.is_mirrored = False
-    return down_map
+    return KernelMaps(KernelMap(down, len(grid)), KernelMap(up, len(coarse)), is_mirrored=False)

@@ -17,7 +17,7 @@ from .coordinates import (
 
 
 if TYPE_CHECKING:
-    from .kernel_maps import KernelMap
+    from .kernel_maps import KernelMaps
 
 
 class VoxelGrid:
@@ -69,7 +69,7 @@ class VoxelGrid:
         # Weak, so that a forward pass's grids and maps, which are large, go as soon as nobody holds the finest grid,
         # and do not wait for the garbage collector.
         self._finer = None if finer is None else weakref.ref(finer)
-        self._maps: dict[tuple, KernelMap] = {}
+        self._maps: dict[tuple, KernelMaps] = {}
         # What a backend keeps with the grid.
         self.extras: dict = {}
         self._parents: torch.Tensor | None = None
@@ -142,13 +142,13 @@ class VoxelGrid:
         x, y, z = self.coordinates[:, 1:].long().div(self.stride, rounding_mode="floor").remainder(2).unbind(1)
         return x + 2 * y + 4 * z
 
-    def kernel_map(self, kind: str, kernel_size: int, dilation: int = 1) -> "KernelMap":
-        """The kernel map that a convolution on this grid needs, made at the first call; see `kernel_maps`."""
-        from .kernel_maps import build_kernel_map
+    def kernel_maps(self, kind: str, kernel_size: int, dilation: int = 1) -> "KernelMaps":
+        """The kernel maps that a convolution on this grid needs, made at the first call."""
+        from .kernel_maps import build_kernel_maps
 
         key = (kind, kernel_size, dilation)
         if key not in self._maps:
-            self._maps[key] = build_kernel_map(self, kind, kernel_size, dilation)
+            self._maps[key] = build_kernel_maps(self, kind, kernel_size, dilation)
         return self._maps[key]
 
     def mean(self, features: torch.Tensor) -> torch.Tensor:
@@ -184,6 +184,7 @@ class VoxelGrid:
         return self.inverse
 
 
+@torch.compiler.disable
 def voxelize(points: torch.Tensor, batch_indices: torch.Tensor, voxel_size: float, batch_size: int) -> VoxelGrid:
     """The occupied voxels of a batch of point clouds.
 

@@ -36,14 +36,10 @@ def choose_backend(name: str, features: torch.Tensor) -> str:
     return name
 
 
-@torch.compiler.disable
 def convolve(
     features: torch.Tensor, kernel: torch.Tensor, grid: "VoxelGrid", layer: "_SparseConvolution"
 ) -> torch.Tensor:
-    """Features [V, Cin] on `grid` -> [V', Cout] on the layer's output grid, by the layer's backend.
-
-    Kernel maps depend on the data, so torch.compile leaves this call out and compiles what lies between.
-    """
+    """Features [V, Cin] on `grid` -> [V', Cout] on the layer's output grid, by the layer's backend."""
     if choose_backend(layer.backend, features) == "spconv" and len(grid):
         return spconv_backend.convolve(features, kernel, grid, layer)
     return torch_backend.convolve(features, kernel, grid, layer)

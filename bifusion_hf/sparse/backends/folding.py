@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..kernel_maps import KernelMap, kernel_offsets
+from ..kernel_maps import KernelMaps, kernel_offsets
 
 
 if TYPE_CHECKING:
@@ -31,20 +31,20 @@ def convolve_folded(
     features: torch.Tensor,
     kernel: torch.Tensor,
     grid: "VoxelGrid",
-    convolve_over: Callable[[torch.Tensor, torch.Tensor, KernelMap], torch.Tensor],
+    convolve_over: Callable[[torch.Tensor, torch.Tensor, KernelMaps], torch.Tensor],
 ) -> torch.Tensor:
     """Features [V, Cin] on `grid`, kernel [125, Cin, Cout] -> [V, Cout].
 
     `convolve_over` does the 3x3x3 convolution.
     """
     in_channels, out_channels = kernel.shape[1:]
-    children = grid.kernel_map("strided", 2).table.T.reshape(-1)
+    children = grid.kernel_maps("strided", 2).forward.table.T.reshape(-1)
     padded = torch.nn.functional.pad(features, (0, 0, 0, 1))
     blocks = padded.index_select(0, children).view(-1, 8 * in_channels)
     places = _folded_offsets().to(kernel.device)
     folded = torch.nn.functional.pad(kernel, (0, 0, 0, 0, 0, 1)).index_select(0, places.reshape(-1))
     folded = folded.view(27, 8, 8, in_channels, out_channels).transpose(2, 3).reshape(27, 8 * in_channels, -1)
-    out = convolve_over(blocks, folded, grid.coarser().kernel_map("submanifold", 3))
+    out = convolve_over(blocks, folded, grid.coarser().kernel_maps("submanifold", 3))
     return out.view(-1, out_channels).index_select(0, 8 * grid.parents + grid.octants)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ..gather_plan import GatherPlan, OffsetSet
-from ..kernel_maps import KernelMap
+from ..kernel_maps import KernelMap, KernelMaps
 from .folding import convolve_folded, is_foldable
 from .products import multiply
 
@@ -28,20 +28,20 @@ def convolve(
     """Features [N_in, Cin] on `grid`, kernel [K, Cin, Cout] -> [N_out, Cout], differentiable once."""
     if is_foldable(layer):
         return convolve_folded(features, kernel, grid, convolve_over)
-    return convolve_over(features, kernel, grid.kernel_map(layer.kind, layer.kernel_size, layer.dilation))
+    return convolve_over(features, kernel, grid.kernel_maps(layer.kind, layer.kernel_size, layer.dilation))
 
 
-def convolve_over(features: torch.Tensor, kernel: torch.Tensor, kernel_map: KernelMap) -> torch.Tensor:
-    """Features [N_in, Cin] and kernel [K, Cin, Cout] over a kernel map -> [N_out, Cout], differentiable once."""
-    return _Convolution.apply(features, kernel, kernel_map)
+def convolve_over(features: torch.Tensor, kernel: torch.Tensor, maps: KernelMaps) -> torch.Tensor:
+    """Features [N_in, Cin] and kernel [K, Cin, Cout] over kernel maps -> [N_out, Cout], differentiable once."""
+    return _Convolution.apply(features, kernel, maps)
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, kernel, kernel_map):
+    def forward(ctx, features, kernel, maps):
         ctx.save_for_backward(features, kernel)
-        ctx.kernel_map = kernel_map
-        plan = kernel_map.plan(_kernel_parts(features, kernel, kernel_map))
+        ctx.maps = maps
+        plan = maps.forward.plan(_kernel_parts(features, kernel, maps.forward))
         out, _ = _walk(plan, features, _ForwardWeights(kernel), None)
         return out
 
@@ -50,16 +50,16 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, grad):
         features, kernel = ctx.saved_tensors
         needs_features, needs_kernel, _ = ctx.needs_input_grad
+        maps = ctx.maps
         grad_features = grad_kernel = None
         if needs_features:
-            kernel_map = ctx.kernel_map.backward_map
-            weights = _BackwardWeights(kernel, kernel_map.is_mirrored)
-            plan = kernel_map.plan(_kernel_parts(grad, kernel, kernel_map))
+            plan = maps.backward.plan(_kernel_parts(grad, kernel, maps.backward))
+            weights = _BackwardWeights(kernel, maps.is_mirrored)
             grad_features, sums = _walk(plan, grad, weights, features if needs_kernel else None)
             if needs_kernel:
-                grad_kernel = sums.flip(0) if kernel_map.is_mirrored else sums
+                grad_kernel = sums.flip(0) if maps.is_mirrored else sums
         elif needs_kernel:
-            plan = ctx.kernel_map.plan(_kernel_parts(features, kernel, ctx.kernel_map))
+            plan = maps.forward.plan(_kernel_parts(features, kernel, maps.forward))
             _, sums = _walk(plan, features, None, grad)
             grad_kernel = sums.transpose(1, 2)
         return grad_features, None if grad_kernel is None else grad_kernel.to(kernel.dtype), None
