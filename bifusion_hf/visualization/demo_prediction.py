@@ -15,7 +15,7 @@ from ..data.augmentation import resize_image
 from ..data.frames import RGBDFrame
 from ..postprocessing import instance_map, unpad_frames
 from .colors import instance_colors
-from .overlay import _without_specks as without_specks
+from .overlay import without_specks
 from .ply import color_by_instance, write_ply
 from .segments import segments_to_json
 

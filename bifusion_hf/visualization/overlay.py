@@ -55,7 +55,7 @@ def draw_instances(
     # Rows of segments_info instead of ids.
     rows = np.full(max(ids.max(initial=-1), segmentation.max(initial=-1)) + 2, -1)
     rows[ids] = np.arange(len(ids))
-    canvas, rows = _enlarge(np.asarray(image), _without_specks(rows[segmentation]))
+    canvas, rows = _enlarge(np.asarray(image), without_specks(rows[segmentation]))
 
     present = rows >= 0
     canvas[present] = (1 - TINT) * canvas[present] + TINT * colors[rows[present]]
@@ -88,7 +88,7 @@ def _enlarge(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.array(picture, dtype=np.float32), labels
 
 
-def _without_specks(labels: np.ndarray) -> np.ndarray:
+def without_specks(labels: np.ndarray) -> np.ndarray:
     """The label map with every connected part below `SPECK` given to the nearest larger part."""
     from skimage.measure import label
 
