@@ -116,6 +116,14 @@ def test_each_failure_is_reported_with_what_to_do(overrides, tmp_path):
     assert results["forward, backward"].status == results["alignment (train)"].status == "passed"
 
 
+def test_weights_are_loaded_and_counted(overrides, tmp_path):
+    check, _ = run(overrides)
+    check.model.save_pretrained(tmp_path / "baseline")
+    _, results = run([*overrides, "--init.sv3d", str(tmp_path / "baseline")])
+    assert results["sv3d weights"].status == "passed", results["sv3d weights"].detail
+    assert "loaded" in results["sv3d weights"].detail and "baseline" in results["sv3d weights"].detail
+
+
 def test_misaligned_frames_are_caught(overrides, frames, tmp_path, monkeypatch):
     prepare = "bifusion_hf.processing_bifusion.BiFusionProcessor.prepare_frame"
     from bifusion_hf.processing_bifusion import BiFusionProcessor
@@ -170,6 +178,16 @@ def test_outdated_packages_are_named(overrides, monkeypatch):
     _, results = run(["--no.such", "key"])
     assert results["packages"].status == "failed" and "torch" in results["packages"].detail
     assert "numpy" not in results["packages"].detail and "gradio" not in results["packages"].detail
+
+
+def test_a_torchvision_that_does_not_fit_is_named(monkeypatch):
+    module = "bifusion_hf.training.environment_check"
+    monkeypatch.setattr(f"{module}.is_available", lambda name: name == "torchvision")
+    monkeypatch.setattr(
+        f"{module}.torchvision_misfit", lambda: "torchvision 0.1 does not work with torch 2; remove it"
+    )
+    _, results = run(["--no.such", "key"])
+    assert results["torchvision"].status == "failed" and "remove it" in results["torchvision"].detail
 
 
 def test_bad_usage():
