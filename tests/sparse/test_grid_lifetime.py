@@ -10,7 +10,7 @@ from bifusion_hf.sparse import SparseTensor, StridedConv3d, SubmanifoldConv3d, T
 
 
 def run_and_watch():
-    """A forward and backward pass down and up again; weak references to its grids."""
+    """A forward and backward pass down and up again; weak references to its grids and kernel maps."""
     generator = torch.Generator().manual_seed(0)
     grid = voxelize(torch.rand(500, 3, generator=generator), torch.zeros(500, dtype=torch.int64), 0.05, 1)
     convolutions = (
@@ -23,14 +23,15 @@ def run_and_watch():
     for convolution in convolutions:
         x = convolution(x)
     x.features.sum().backward()
-    return weakref.ref(grid), weakref.ref(grid.coarser())
+    maps = grid.kernel_maps("submanifold", 3), grid.kernel_maps("strided", 2)
+    kept = [grid, grid.coarser(), *(side for pair in maps for side in (pair.forward, pair.backward))]
+    return [weakref.ref(value) for value in kept]
 
 
 def test_grids_go_with_the_last_reference():
     gc.disable()
     try:
-        finest, coarser = run_and_watch()
-        assert finest() is None and coarser() is None
+        assert not any(reference() is not None for reference in run_and_watch())
     finally:
         gc.enable()
 

@@ -1,0 +1,30 @@
+"""Voxels, and an independent slow convolution over them."""
+
+import torch
+
+from bifusion_hf.sparse import VoxelGrid
+
+
+def random_coordinates(count=200, low=-5, high=6, samples=2, stride=1, seed=0):
+    """Unique int32 [V, 4], in random order, V a little under `count`."""
+    generator = torch.Generator().manual_seed(seed)
+    xyz = torch.randint(low, high, (count, 3), generator=generator) * stride
+    sample = torch.randint(0, samples, (count, 1), generator=generator)
+    coordinates = torch.unique(torch.cat([sample, xyz], dim=1), dim=0).int()
+    return coordinates[torch.randperm(len(coordinates), generator=generator)]
+
+
+def random_grid(batch_size=2, **options):
+    return VoxelGrid(random_coordinates(**options), batch_size, options.get("stride", 1))
+
+
+def slow_convolution(in_coordinates, features, kernel, offsets, out_coordinates):
+    """out[u] = sum_k in[u + offset_k] @ kernel[k], pair by pair."""
+    row = {tuple(coordinate): i for i, coordinate in enumerate(in_coordinates.tolist())}
+    out = features.new_zeros(len(out_coordinates), kernel.shape[-1])
+    for i, (sample, x, y, z) in enumerate(out_coordinates.tolist()):
+        for k, (dx, dy, dz) in enumerate(offsets):
+            j = row.get((sample, x + dx, y + dy, z + dz))
+            if j is not None:
+                out[i] += features[j] @ kernel[k]
+    return out

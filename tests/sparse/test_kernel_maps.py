@@ -1,0 +1,100 @@
+import pytest
+import torch
+from sparse_examples import random_grid
+
+from bifusion_hf.sparse import VoxelGrid
+from bifusion_hf.sparse.gather_plan import GatherPlan
+from bifusion_hf.sparse.kernel_maps import kernel_offsets
+
+
+def slow_table(from_grid, to_grid, offsets):
+    row = {tuple(c): i for i, c in enumerate(from_grid.coordinates.tolist())}
+    return torch.tensor(
+        [
+            [row.get((s, x + dx, y + dy, z + dz), len(from_grid)) for s, x, y, z in to_grid.coordinates.tolist()]
+            for dx, dy, dz in offsets
+        ]
+    )
+
+
+def test_offsets_have_x_fastest():
+    assert kernel_offsets(3)[:4] == [(-1, -1, -1), (0, -1, -1), (1, -1, -1), (-1, 0, -1)]
+    assert kernel_offsets(2, step=4)[:3] == [(0, 0, 0), (4, 0, 0), (0, 4, 0)]
+    assert kernel_offsets(5)[62] == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "dilation", "stride"), [(3, 1, 1), (5, 1, 1), (3, 3, 1), (3, 2, 1), (3, 1, 8), (3, 3, 2), (7, 1, 1)]
+)
+def test_submanifold(size, dilation, stride):
+    grid = random_grid(stride=stride)
+    maps = grid.kernel_maps("submanifold", size, dilation)
+    assert maps is grid.kernel_maps("submanifold", size, dilation)
+    wanted = slow_table(grid, grid, kernel_offsets(size, dilation * stride))
+    assert torch.equal(maps.forward.table.long(), wanted)
+    assert maps.forward.num_pairs == int((wanted < len(grid)).sum())
+    assert maps.is_mirrored and maps.backward is maps.forward
+
+
+def test_sorted_rows():
+    grid = random_grid()
+    ordered = VoxelGrid(grid.coordinates[torch.argsort(grid.keys_by_row)], 2)
+    assert ordered.order is None
+    wanted = slow_table(ordered, ordered, kernel_offsets(3))
+    assert torch.equal(ordered.kernel_maps("submanifold", 3).forward.table.long(), wanted)
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_strided_and_transposed(stride):
+    grid = random_grid(stride=stride)
+    coarse = grid.coarser()
+    down = grid.kernel_maps("strided", 2)
+    wanted = slow_table(grid, coarse, kernel_offsets(2, stride))
+    assert torch.equal(down.forward.table.long(), wanted)
+    up = coarse.kernel_maps("transposed", 2)
+    assert up.forward is down.backward and up.backward is down.forward
+    # The same pairs, seen from the other end.
+    seen = torch.full((8, len(grid)), len(coarse))
+    k, u = torch.nonzero(wanted < len(grid), as_tuple=True)
+    seen[k, wanted[k, u]] = u
+    assert torch.equal(up.forward.table.long(), seen)
+    assert (seen < len(coarse)).sum(0).eq(1).all()
+
+
+def test_neighbours_do_not_wrap_around():
+    """Voxels at opposite ends of the range, and in neighbouring samples, are no neighbours."""
+    limit = 2**17
+    coordinates = torch.tensor(
+        [[0, limit, 0, 0], [0, -limit, 1, 0], [0, 0, limit, 0], [0, 0, -limit, 1], [0, 0, 0, limit], [1, 0, 0, -limit]]
+    )
+    grid = VoxelGrid(coordinates, 2)
+    assert grid.kernel_maps("submanifold", 5).forward.num_pairs == len(grid)
+    with pytest.raises(ValueError, match="reaches 6144 voxels; expected at most 4096"):
+        grid.kernel_maps("submanifold", 3, dilation=6144)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 9, 27])
+@pytest.mark.parametrize("count", [1, 40, 900, 3000])
+def test_plan_covers_every_pair_once(parts, count):
+    grid = random_grid(count=count, low=-8, high=8, samples=1)
+    table = grid.kernel_maps("submanifold", 3).forward.table
+    plan = GatherPlan(table, len(grid), parts)
+    found = torch.zeros_like(table) + len(grid)
+    times = torch.zeros_like(table)
+    for chunk in plan.chunks:
+        assert chunk.rows.unique().numel() == len(chunk.rows)
+        indices = chunk.indices.view(-1, len(chunk.offsets))
+        assert indices[len(chunk.rows) :].eq(len(grid)).all()
+        indices = indices[: len(chunk.rows)]
+        found[chunk.offsets.index[:, None], chunk.rows] = indices.T
+        times[chunk.offsets.index[:, None], chunk.rows] += 1
+        assert chunk.offsets.index.tolist() == list(chunk.offsets.numbers)
+    assert torch.equal(found, table)
+    assert times[table < len(grid)].eq(1).all()
+    # The first part is the middle offset's, so its chunks write every row before others add to it.
+    first = torch.cat([chunk.rows for chunk in plan.chunks if chunk.is_first])
+    assert plan.covers_rows and torch.equal(first.sort().values, torch.arange(len(grid)))
+
+
+def test_plan_without_rows():
+    assert GatherPlan(torch.zeros(27, 0, dtype=torch.int32), 0).chunks == []
