@@ -20,8 +20,8 @@ def check_checkpoint_version(written_by: str | None) -> None:
     if _release(written_by) > _release(__version__):
         needed = ".".join(str(number) for number in _release(written_by))
         raise ValueError(
-            f"this checkpoint was saved by bifusion_hf {written_by}; installed is {__version__}, which is older and may "
-            f'misread it. Update the package: pip install --upgrade "bifusion_hf>={needed}"'
+            f"this checkpoint was saved by bifusion_hf {written_by}; installed is {__version__}, which is older and "
+            f'may misread it. Update the package: pip install --upgrade "bifusion_hf>={needed}"'
         )
 
 
