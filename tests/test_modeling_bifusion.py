@@ -29,6 +29,11 @@ def build(config, seed=0, dtype=torch.float32):
     return model
 
 
+def assert_same(found, expected):
+    """Equal but for the last bits, which a matrix product may give otherwise where memory lies otherwise."""
+    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
 def cut(batch, sample, length):
     """One sample of a padded batch, without its padding."""
     result = {}
@@ -111,8 +116,8 @@ def test_values_at_padding_are_never_read(small_config, make_batch):
     with torch.no_grad():
         clean_output, dirty_output = model(**batch), model(**dirty)
     mask = batch["point_mask"].unsqueeze(1) & clean_output.query_mask.unsqueeze(2)
-    assert torch.equal(clean_output.masks_queries_logits[mask], dirty_output.masks_queries_logits[mask])
-    assert torch.equal(clean_output.loss, dirty_output.loss)
+    assert_same(dirty_output.masks_queries_logits[mask], clean_output.masks_queries_logits[mask])
+    assert_same(dirty_output.loss, clean_output.loss)
 
 
 def test_no_gradient_passes_through_padding(small_config, make_batch):
@@ -137,12 +142,12 @@ def test_save_and_load_give_the_same_numbers(fusion_type, small_config, make_bat
         for name, value in model.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], value), name
         with torch.no_grad():
-            assert torch.equal(loaded(**batch).masks_queries_logits, model(**batch).masks_queries_logits)
+            assert_same(loaded(**batch).masks_queries_logits, model(**batch).masks_queries_logits)
     base = AutoModel.from_pretrained(tmp_path)
     assert type(base) is BiFusionModel
     inputs = {name: value for name, value in batch.items() if name not in LABELS}
     with torch.no_grad():
-        assert torch.equal(base(**inputs).superpoint_features, model(**batch).superpoint_features)
+        assert_same(base(**inputs).superpoint_features, model(**batch).superpoint_features)
 
 
 def test_missing_weights_are_initialised_not_left_as_garbage(small_config, tmp_path):
@@ -192,7 +197,7 @@ def test_same_prediction_in_a_fresh_process(small_config, make_batch, tmp_path):
     ]
     subprocess.run(command, check=True, capture_output=True)
     with torch.no_grad():
-        assert torch.equal(torch.load(tmp_path / "out"), model(**batch).masks_queries_logits)
+        assert_same(torch.load(tmp_path / "out"), model(**batch).masks_queries_logits)
 
 
 def test_half_precision_models_run(small_config, make_batch):
@@ -214,7 +219,7 @@ def test_residual_starts_as_the_3d_network(small_config, make_batch):
     assert not missing and unexpected
     batch = make_batch()
     with torch.no_grad():
-        assert torch.equal(fused(**batch).masks_queries_logits, baseline(**batch).masks_queries_logits)
+        assert_same(fused(**batch).masks_queries_logits, baseline(**batch).masks_queries_logits)
 
 
 def test_gate_is_held_during_warm_up_and_live_afterwards(small_config, make_batch, tmp_path):

@@ -6,6 +6,10 @@ from .coordinates import KEY_MARGIN, pack_offset
 from .voxels import VoxelGrid
 
 
+# Rows searched at once: bounds the working memory, which a dense cloud and a wide radius would let grow to gigabytes.
+CHUNK_ROWS = 2048
+
+
 def radius_neighbors(
     grid: VoxelGrid, radius: int, max_neighbors: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,7 +32,20 @@ def radius_neighbors(
         raise ValueError(f"radius is {radius!r}; expected an int from 0 to {KEY_MARGIN // grid.stride}")
     if max_neighbors is not None and max_neighbors < 1:
         raise ValueError(f"max_neighbors is {max_neighbors}; expected at least 1")
-    keys = grid.keys_by_row
+    chunks = [
+        _neighbors_of(
+            grid, torch.arange(start, min(start + CHUNK_ROWS, len(grid)), device=grid.device), radius, max_neighbors
+        )
+        for start in range(0, max(len(grid), 1), CHUNK_ROWS)
+    ]
+    return torch.cat([row for row, _ in chunks]), torch.cat([neighbor for _, neighbor in chunks])
+
+
+def _neighbors_of(
+    grid: VoxelGrid, rows: torch.Tensor, radius: int, max_neighbors: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`radius_neighbors` of some rows, int64 [R] without gaps."""
+    keys = grid.keys_by_row[rows]
     reach = range(-radius * grid.stride, radius * grid.stride + 1, grid.stride)
     lines = [(y, z) for z in reach for y in reach]
     # Keys are consecutive along x, so the neighbours on one line of voxels are a run of the sorted keys.
@@ -40,17 +57,17 @@ def radius_neighbors(
     run = torch.repeat_interleave(length)
     before = torch.cumsum(length, 0) - length
     position = first.T.reshape(-1)[run] + torch.arange(len(run), device=grid.device) - before[run]
-    row = run // len(lines)
+    place = run // len(lines)
     neighbor = grid.rows_of_sorted(position)
-    other = row != neighbor
-    row, neighbor = row[other], neighbor[other]
+    other = rows[place] != neighbor
+    place, neighbor = place[other], neighbor[other]
     if max_neighbors is None:
-        return row, neighbor
-    delta = (grid.coordinates[row, 1:] - grid.coordinates[neighbor, 1:]).long() // grid.stride
+        return rows[place], neighbor
+    delta = (grid.coordinates[rows[place], 1:] - grid.coordinates[neighbor, 1:]).long() // grid.stride
     distance = delta.square().sum(1)
-    order = torch.argsort(row * (3 * radius * radius + 1) + distance, stable=True)
-    row, neighbor = row[order], neighbor[order]
-    count = torch.bincount(row, minlength=len(grid))
-    rank = torch.arange(len(row), device=grid.device) - (torch.cumsum(count, 0) - count)[row]
+    order = torch.argsort(place * (3 * radius * radius + 1) + distance, stable=True)
+    place, neighbor = place[order], neighbor[order]
+    count = torch.bincount(place, minlength=len(rows))
+    rank = torch.arange(len(place), device=grid.device) - (torch.cumsum(count, 0) - count)[place]
     kept = rank < max_neighbors
-    return row[kept], neighbor[kept]
+    return rows[place[kept]], neighbor[kept]

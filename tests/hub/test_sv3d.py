@@ -132,7 +132,8 @@ def test_residual_equals_the_baseline_at_update_0(small_state, make_batch, tmp_p
     with torch.no_grad():
         expected, output = baseline(**batch), fused(**batch)
     for name in ("masks_queries_logits", "class_queries_logits", "semantic_queries_logits", "superpoint_features"):
-        assert torch.equal(output[name], expected[name]), name
+        # The image adds exact zeros; the last bits of matrix products depend on where memory lies.
+        assert (output[name] - expected[name]).abs().max() <= 1e-6 * expected[name].abs().max(), name
 
 
 def test_a_fused_model_takes_what_fits(small_state, tmp_path):
