@@ -36,26 +36,28 @@ class Exemption:
     Args:
         pattern: Regular expression, searched in the parameter's name.
         reason: Shown in the table.
-        until: `"always"`, `"update 1"`, or `"warmup"` (the gate's).
+        until: `"always"`, `"update 1"`, `"warmup"` (the gate's), or `"no elements"`: in updates without what `needs`
+            names.
+        needs: A count of the update: a loss term, or `"visible_points"`.
     """
 
     pattern: str
     reason: str
     until: str = "always"
+    needs: str = ""
 
 
+# What gets a gradient only from points that the image shows.
+IMAGE_SIDE = r"encoder\.(image_encoder|fusion|film|geometric_encoding)\."
 # The one table of what may be without gradient.
 EXEMPTIONS = (
     Exemption(r"\bk_proj\.bias$", "softmax does not change when one constant is added to all keys"),
     Exemption(r"\bgate\b", "alpha is held at 0.5 during gate warm-up", until="warmup"),
-    Exemption(
-        r"encoder\.(image_encoder|fusion|film|geometric_encoding)\.",
-        "lies behind an output that starts at zero",
-        until="update 1",
-    ),
+    Exemption(IMAGE_SIDE, "lies behind an output that starts at zero", until="update 1"),
+    Exemption(IMAGE_SIDE, "no point is visible", until="no elements", needs="visible_points"),
+    Exemption(r"decoder\.\w*mask_proj\.", "no instance to match", until="no elements", needs="loss_mask"),
+    Exemption(r"decoder\.semantic_head\.", "no semantic label", until="no elements", needs="loss_sem"),
 )
-# Parameters of the image side get a gradient only from points that the image shows.
-IMAGE_SIDE = r"encoder\.(image_encoder|fusion|film|geometric_encoding)\."
 
 
 class LivenessAudit:
@@ -84,13 +86,9 @@ class LivenessAudit:
         named = list(model.named_parameters())
         self.names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]
-        self._image_side = torch.tensor([bool(re.search(IMAGE_SIDE, name)) for name in self.names])
-        self._exempt_until = {
-            until: torch.tensor(
-                [any(e.until == until and re.search(e.pattern, name) for e in self.exemptions) for name in self.names]
-            )
-            for until in ("always", "update 1", "warmup")
-        }
+        self._exempted = [
+            (e, torch.tensor([bool(re.search(e.pattern, name)) for name in self.names])) for e in self.exemptions
+        ]
         self._largest = torch.zeros(len(self.names))
         self._eligible = torch.zeros(len(self.names), dtype=torch.int64)
         self._norms: torch.Tensor | None = None
@@ -104,12 +102,12 @@ class LivenessAudit:
 
     # Parameters
 
-    def observe(self, update: int, *, has_visible: bool = True) -> None:
+    def observe(self, update: int, counts: Mapping[str, float] | None = None) -> None:
         """Takes in the gradients of an update, after the backward pass and before the optimizer.
 
         Args:
             update: Number of this update, from 1.
-            has_visible: Whether a point of the update's frames is visible in its image.
+            counts: Elements of each loss term, and `visible_points`, over the update; what is not named is there.
 
         Raises:
             LivenessError: A trainable tensor had no gradient in a whole window of updates that could give it one.
@@ -118,7 +116,7 @@ class LivenessAudit:
         largest = norms.max()
         fraction = norms / largest.clamp_min(torch.finfo(norms.dtype).tiny)
         self._norms = norms
-        eligible = self._may_have_gradient(update, has_visible).to(norms.device) & (largest > 0)
+        eligible = self._may_have_gradient(update, counts or {}).to(norms.device) & (largest > 0)
         self._largest = torch.where(
             eligible, torch.maximum(self._largest.to(norms.device), fraction), self._largest.to(norms.device)
         )
@@ -137,16 +135,17 @@ class LivenessAudit:
             norms[present] = torch.stack([value.float() for value in values])
         return norms
 
-    def _may_have_gradient(self, update: int, has_visible: bool) -> torch.Tensor:
+    def _may_have_gradient(self, update: int, counts: Mapping[str, float]) -> torch.Tensor:
         eligible = torch.tensor([parameter.requires_grad for parameter in self.parameters])
-        eligible &= ~self._exempt_until["always"]
-        if update <= 1:
-            eligible &= ~self._exempt_until["update 1"]
-        if update <= self.warmup_updates:
-            eligible &= ~self._exempt_until["warmup"]
-        if not has_visible:
-            eligible &= ~self._image_side
+        for exemption, concerned in self._exempted:
+            if self._applies(exemption, update, counts):
+                eligible &= ~concerned
         return eligible
+
+    def _applies(self, exemption: Exemption, update: int, counts: Mapping[str, float]) -> bool:
+        if exemption.until == "no elements":
+            return counts.get(exemption.needs, 1) == 0
+        return exemption.until == "always" or update <= (1 if exemption.until == "update 1" else self.warmup_updates)
 
     def _check_parameters(self, update: int) -> None:
         self._since_check = 0

@@ -196,7 +196,7 @@ class BiFusionTrainer:
         values = {**dict(zip(sums, numbers, strict=True)), "grad_norm": norm}
         accepted = self.guard.accept(values)
         if accepted:
-            self.audit.observe(self.update + 1, has_visible=counts["visible_points"] > 0)
+            self.audit.observe(self.update + 1, counts)
             if audited:
                 self.audit.before_step()
             with self.recorder.timer.part("compute"):

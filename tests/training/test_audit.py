@@ -61,10 +61,22 @@ def test_updates_without_visible_points_do_not_count_for_the_image_side():
     for update in range(2, 30):
         net.zero_grad()
         net["other"](torch.ones(1, 2)).sum().backward()
-        audit.observe(update, has_visible=False)
+        audit.observe(update, {"visible_points": 0})
     with pytest.raises(LivenessError, match="encoder.image_encoder.weight"):
         for update in range(30, 60):
-            audit.observe(update, has_visible=True)
+            audit.observe(update, {"visible_points": 3})
+
+
+def test_heads_without_a_labelled_element_do_not_count():
+    decoder = nn.ModuleDict({"semantic_head": nn.Linear(2, 2), "point_mask_proj": nn.Linear(2, 2)})
+    net = nn.ModuleDict({"decoder": decoder, "other": nn.Linear(2, 2)})
+    audit = LivenessAudit(net, window=4)
+    net["other"](torch.ones(1, 2)).sum().backward()
+    for update in range(2, 30):
+        audit.observe(update, {"loss_sem": 0, "loss_mask": 0})
+    with pytest.raises(LivenessError, match=r"tensors: decoder.semantic_head.weight, decoder.semantic_head.bias\."):
+        for update in range(30, 60):
+            audit.observe(update, {"loss_sem": 2, "loss_mask": 0})
 
 
 def test_one_living_update_in_the_window_is_enough():

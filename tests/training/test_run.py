@@ -100,8 +100,8 @@ def test_every_trainable_tensor_has_a_gradient_after_three_updates(tmp_path, fus
     largest = torch.zeros(len(trainer.audit.names))
     observe = trainer.audit.observe
 
-    def remember(update, **kwargs):
-        observe(update, **kwargs)
+    def remember(update, counts):
+        observe(update, counts)
         largest.copy_(torch.maximum(largest, trainer.audit._norms / trainer.audit._norms.max()))
 
     trainer.audit.observe = remember
