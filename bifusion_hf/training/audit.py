@@ -48,13 +48,17 @@ class Exemption:
 
 
 # What gets a gradient only from points that the image shows.
-IMAGE_SIDE = r"encoder\.(image_encoder|fusion|film|geometric_encoding)\."
+IMAGE_SIDE = r"encoder\.(image_encoder|tiny_sa_2d|fusion|film|geometric_encoding)\."
+# Without a loss of its own, a residual network's projection of the points feeds nothing but the gate.
+POINT_PROJECTION = r"encoder\.point_projection(_norm)?\."
 # The one table of what may be without gradient.
 EXEMPTIONS = (
     Exemption(r"\bk_proj\.bias$", "softmax does not change when one constant is added to all keys"),
     Exemption(r"\bgate\b", "alpha is held at 0.5 during gate warm-up", until="warmup"),
+    Exemption(POINT_PROJECTION, "feeds the gate, which is held during its warm-up", until="warmup"),
     Exemption(IMAGE_SIDE, "lies behind an output that starts at zero", until="update 1"),
-    Exemption(IMAGE_SIDE, "no point is visible", until="no elements", needs="visible_points"),
+    Exemption(r"encoder\.tiny_sa_3d\.", "lies behind an output that starts at zero", until="update 1"),
+    Exemption(f"{IMAGE_SIDE}|{POINT_PROJECTION}", "no point is visible", until="no elements", needs="visible_points"),
     Exemption(r"decoder\.\w*mask_proj\.", "no instance to match", until="no elements", needs="loss_mask"),
     Exemption(r"decoder\.semantic_head\.", "no semantic label", until="no elements", needs="loss_sem"),
 )
@@ -83,7 +87,8 @@ class LivenessAudit:
         self.window = window
         self.warmup_updates = warmup_updates
         self.exemptions = [*exemptions, *(Exemption(pattern, "exempt by training.audit_exempt") for pattern in exempt)]
-        named = list(model.named_parameters())
+        # Some towers hold tensors without elements (DINOv3 without register tokens).
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.numel()]
         self.names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]
         self._exempted = [
