@@ -271,7 +271,7 @@ def train_real(folder, batch_size, accumulation):
 @pytest.mark.slow
 def test_the_real_network_gives_the_same_update_however_its_frames_are_shared(tmp_path):
     for name, world, batch_size, accumulation in (("one", 1, 4, 1), ("two", 2, 2, 1), ("accumulated", 1, 2, 2)):
-        join(run_processes(train_real, world, tmp_path / name, batch_size, accumulation), timeout=180)
+        join(run_processes(train_real, world, tmp_path / name, batch_size, accumulation))
     one = torch.load(tmp_path / "one" / "seen_0.pt")
     for name in ("two", "accumulated"):
         assert_same_updates(one, torch.load(tmp_path / name / "seen_0.pt"))

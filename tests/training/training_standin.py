@@ -203,10 +203,12 @@ def _run_one(environment, function, args):
         torch.distributed.destroy_process_group()
 
 
-def join(processes, timeout=60):
-    """Waits for the processes; none may have failed."""
+def join(processes, timeout=300):
+    """Waits for the processes; none may have failed. The time is for machines that have much else to do."""
     for process in processes:
         process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
     assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
