@@ -36,9 +36,9 @@ class Exemption:
     Args:
         pattern: Regular expression, searched in the parameter's name.
         reason: Shown in the table.
-        until: `"always"`, `"update 1"`, `"warmup"` (the gate's), or `"no elements"`: in updates without what `needs`
-            names.
-        needs: A count of the update: a loss term, or `"visible_points"`.
+        until: `"always"`, `"update 1"`, `"warmup"` (the gate's), or `"no elements"`: in any update without what
+            `needs` names.
+        needs: A count of the update, a loss term or `"visible_points"`, without which alone the exemption holds.
     """
 
     pattern: str
@@ -55,7 +55,7 @@ POINT_PROJECTION = r"encoder\.point_projection(_norm)?\."
 EXEMPTIONS = (
     Exemption(r"\bk_proj\.bias$", "softmax does not change when one constant is added to all keys"),
     Exemption(r"\bgate\b", "alpha is held at 0.5 during gate warm-up", until="warmup"),
-    Exemption(POINT_PROJECTION, "feeds the gate, which is held during its warm-up", until="warmup"),
+    Exemption(POINT_PROJECTION, "feeds the gate alone, which is held", until="warmup", needs="loss_clip"),
     Exemption(IMAGE_SIDE, "lies behind an output that starts at zero", until="update 1"),
     Exemption(r"encoder\.tiny_sa_3d\.", "lies behind an output that starts at zero", until="update 1"),
     Exemption(f"{IMAGE_SIDE}|{POINT_PROJECTION}", "no point is visible", until="no elements", needs="visible_points"),
@@ -148,8 +148,10 @@ class LivenessAudit:
         return eligible
 
     def _applies(self, exemption: Exemption, update: int, counts: Mapping[str, float]) -> bool:
+        if exemption.needs and counts.get(exemption.needs, 1) > 0:
+            return False
         if exemption.until == "no elements":
-            return counts.get(exemption.needs, 1) == 0
+            return True
         return exemption.until == "always" or update <= (1 if exemption.until == "update 1" else self.warmup_updates)
 
     def _check_parameters(self, update: int) -> None:

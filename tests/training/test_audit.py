@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -160,3 +162,16 @@ def test_the_loop_stops_for_a_detached_loss(tmp_path):
     with pytest.raises(LivenessError, match="the loss loss_class had no gradient"):
         trainer.train()
     assert trainer.update < 15
+
+
+@pytest.mark.parametrize("clip_samples", [0, 4])
+def test_a_projection_that_feeds_a_held_gate_alone_is_no_alarm(clip_samples):
+    """A residual network without the CLIP loss: its projection of the points waits for the gate."""
+    model = torch.nn.ModuleDict({"encoder": torch.nn.ModuleDict({"point_projection": torch.nn.Linear(2, 2)})})
+    model["other"] = torch.nn.Linear(2, 2)
+    audit = LivenessAudit(model, window=3, warmup_updates=10)
+    with contextlib.nullcontext() if clip_samples == 0 else pytest.raises(LivenessError, match="point_projection"):
+        for update in range(1, 7):
+            model.zero_grad()
+            model["other"](torch.ones(1, 2)).sum().backward()
+            audit.observe(update, {"loss_clip": clip_samples, "visible_points": 5})
