@@ -6,11 +6,11 @@ import torch
 
 
 # Rows of one gather and one matrix product. On a CPU, a chunk stays in the cache between the two.
-CPU_CHUNK_ROWS = 512
+CPU_CHUNK_ROWS = 1024
 CUDA_CHUNK_ROWS = 16384
 # oneDNN prepares each new shape of a product for about a millisecond and keeps 1024 of them, so the last chunk of a
 # grid is filled up with empty rows to one of few sizes, and the used offsets to an even number.
-_LAST_CHUNK_ROWS = (32, 64, 128, 256, 384, 512)
+_LAST_CHUNK_ROWS = (32, 64, 128, 256, 384, 512, 768, 1024)
 
 
 @dataclass(eq=False)
