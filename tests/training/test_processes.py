@@ -102,6 +102,9 @@ def fail_on_one_process(folder):
         trainer.train()
     except Exception as error:
         (folder / f"error_{trainer.accelerator.process_index}").write_text(f"{type(error).__name__} {error}")
+    # Taking a process group apart in the middle of an update may wait for a side that has gone; torchrun ends the
+    # processes instead.
+    os._exit(0)
 
 
 def test_all_processes_stop_together_and_name_the_frames_of_all(tmp_path):
