@@ -15,6 +15,7 @@ OPTIONAL_PACKAGES = {
     "embreex": "rooms",
     "gradio": "demo",
     "rerun": "rerun",
+    "onnx": "onnx",
 }
 
 
