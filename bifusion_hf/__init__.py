@@ -9,7 +9,7 @@ with explain_torchvision_misfit():
     from .configuration_bifusion import BiFusionConfig, BiFusionPointConfig
     from .data.frames import RGBDFrame
     from .evaluation import InstanceAveragePrecision
-    from .hub import WeightLoadReport, load_clip_weights, load_sv3d_weights
+    from .hub import WeightLoadReport, load_clip_weights, load_sv3d_weights, load_vision_weights
     from .modeling_bifusion import (
         BiFusionForInstanceSegmentation,
         BiFusionForInstanceSegmentationOutput,
@@ -44,4 +44,5 @@ __all__ = [
     "__version__",
     "load_clip_weights",
     "load_sv3d_weights",
+    "load_vision_weights",
 ]

@@ -10,6 +10,11 @@ from .data.labels import INSTANCE_CLASS_NAMES, SCANNET200_CLASS_NAMES
 from .version import __version__, check_checkpoint_version
 
 
+# The image statistics of CLIP's training.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
 @strict
 class BiFusionPointConfig(PreTrainedConfig):
     r"""The sparse-convolution U-Net of the point branch; the defaults are Res16UNet34C of sv3d.
@@ -114,6 +119,8 @@ class BiFusionConfig(PreTrainedConfig):
         balance_target (`float`): Mean gate weight that the balance loss asks for.
         stage_schedule (`str`): `"bifusion"`, `"original"` or `"none"`: how loss weights follow progress.
         image_size (`int`, *optional*): Shorter side of the image that the network sees; `None` keeps each frame's own.
+        image_mean, image_std (`list[float]`): Statistics with which the image tower's input is normalised, RGB as
+            fractions of 255; those of CLIP's training by default.
         num_points (`int`): Points a frame.
         score_threshold (`float`), mask_threshold (`float`), max_instances (`int`): Post-processing values; instances
             need more than `num_points / 200` points.
@@ -177,6 +184,8 @@ class BiFusionConfig(PreTrainedConfig):
     stage_schedule: Literal["bifusion", "original", "none"] = "bifusion"
 
     image_size: int | None = None
+    image_mean: list[float] | tuple[float, ...] = CLIP_MEAN
+    image_std: list[float] | tuple[float, ...] = CLIP_STD
     num_points: int = 20000
     score_threshold: float | int = 0.0
     mask_threshold: float | int = 0.4

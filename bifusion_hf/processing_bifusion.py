@@ -1,12 +1,13 @@
 """The processor: from RGB-D frames to the network's inputs, and from its outputs to instances."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
+from .configuration_bifusion import CLIP_MEAN, CLIP_STD, BiFusionConfig
 from .data.augmentation import resize_image
 from .data.collator import IGNORE, Sample, collate_samples
 from .data.frames import RGBDFrame
@@ -23,12 +24,6 @@ from .postprocessing import (
 )
 
 
-if TYPE_CHECKING:
-    from .configuration_bifusion import BiFusionConfig
-
-# The image statistics of CLIP's training.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # The colour statistics of ScanNet's point clouds, as ESAM uses them.
 COLOR_MEAN = (0.47793125906962, 0.4303257521323044, 0.3749598901421883)
 COLOR_STD = (0.2834475483823543, 0.27566157565723015, 0.27018971370874995)
@@ -124,12 +119,12 @@ class BiFusionProcessor(ProcessorMixin):
             expect("class_to_label", set(labels) <= set(names), f"labels below {len(self.label_names)} (label_names)")
 
     @classmethod
-    def from_config(cls, config: "BiFusionConfig", **overrides: Any) -> "BiFusionProcessor":
+    def from_config(cls, config: BiFusionConfig, **overrides: Any) -> "BiFusionProcessor":
         """The processor that belongs to a model.
 
-        Takes the number of points, the image's size, the label names and the post-processing values. With one label
-        the processor is class-agnostic; with as many labels as there are classes beside stuff, the labels are those
-        classes in order.
+        Takes the number of points, the image's size and statistics, the label names and the post-processing values.
+        With one label the processor is class-agnostic; with as many labels as there are classes beside stuff, the
+        labels are those classes in order.
 
         Args:
             config: The model's configuration.
@@ -142,6 +137,8 @@ class BiFusionProcessor(ProcessorMixin):
         values = {
             "num_points": config.num_points,
             "image_size": config.image_size,
+            "image_mean": config.image_mean,
+            "image_std": config.image_std,
             "size_divisor": patch_size if isinstance(patch_size, int) else max(patch_size),
             "num_semantic_labels": config.num_semantic_labels,
             "label_names": [config.id2label[label] for label in range(config.num_labels)],

@@ -19,9 +19,9 @@ from transformers.activations import ACT2FN
 
 from ..data.files import DataFileError
 from ..import_utils import require_package
-from ..modeling_bifusion import BiFusionForInstanceSegmentation, BiFusionModel
 from .checkpoint_files import read_state_dict, resolve_file
 from .report import WeightLoadReport, assign, module_counts
+from .vision import image_tower
 
 
 ACTIVATIONS = ("quick_gelu", "gelu")
@@ -146,21 +146,13 @@ def load_clip_weights(
 
 def _clip_tower(model: nn.Module) -> tuple[nn.Module, str]:
     """The tower of a model, and what stands before its names there."""
-    if not isinstance(model, (BiFusionForInstanceSegmentation, BiFusionModel)):
+    tower, place = image_tower(model)
+    if tower.config.model_type != CLIPVisionConfig.model_type:
         raise ValueError(
-            f"model is a {type(model).__name__}; expected BiFusionForInstanceSegmentation or BiFusionModel"
+            f"the model's image tower is a {tower.config.model_type!r}; load_clip_weights expects "
+            f"{CLIPVisionConfig.model_type!r}, load_vision_weights takes others"
         )
-    vision_config = model.config.vision_config
-    if vision_config is None:
-        raise ValueError(f"the model has no image branch (fusion_type {model.config.fusion_type!r})")
-    if vision_config.model_type != CLIPVisionConfig.model_type:
-        raise ValueError(
-            f"the model's image tower is a {vision_config.model_type!r}; load_clip_weights expects "
-            f"{CLIPVisionConfig.model_type!r}"
-        )
-    place = "encoder.image_encoder.vision_model."
-    prefix = "" if isinstance(model, BiFusionModel) else f"{model.base_model_prefix}."
-    return model.base_model.encoder.image_encoder.vision_model, prefix + place
+    return tower, place
 
 
 def open_clip_release(architecture: str, tag: str) -> tuple[str, TowerSettings]:

@@ -45,11 +45,14 @@ class InitArguments:
         sv3d: Source for `load_sv3d_weights`: a file, `"org/repo"` or `"org/repo:file"`.
         clip: Source for `load_clip_weights`: an open_clip `architecture/tag`, a file, or a Hub id.
         clip_activation: `"quick_gelu"` or `"gelu"`, needed only where the source does not tell.
+        vision: Source for `load_vision_weights`, for towers of another type than CLIP: a folder or Hub id of
+            transformers.
     """
 
     sv3d: str | None = None
     clip: str | None = None
     clip_activation: Literal["quick_gelu", "gelu"] | None = None
+    vision: str | None = None
 
 
 @dataclass
@@ -133,6 +136,7 @@ class TrainingArguments:
         sync_batch_norm: With several GPU processes, share batch statistics.
         empty_cache_every: Release cached GPU memory every this many updates; 0 = never.
         max_nonfinite_updates: Stop after so many skipped updates in a row.
+        freeze: Module name prefixes whose parameters do not train, beside what `model.config` freezes.
         unfreeze_at: Module name prefix -> progress in [0, 1] at which its frozen parameters start to train.
         audit_window: Updates with eligible elements after which a trainable tensor or loss without gradient stops
             the run.
@@ -151,6 +155,7 @@ class TrainingArguments:
     sync_batch_norm: bool = True
     empty_cache_every: int = 0
     max_nonfinite_updates: int = 10
+    freeze: list[str] = field(default_factory=list)
     unfreeze_at: dict[str, float] = field(default_factory=dict)
     audit_window: int = 50
     audit_exempt: list[str] = field(default_factory=list)
@@ -261,6 +266,8 @@ class TrainArguments:
         for name, progress in self.training.unfreeze_at.items():
             if not 0 <= progress <= 1:
                 raise ValueError(f"training.unfreeze_at.{name} must be a progress in [0, 1], got {progress}")
+        if self.init.clip is not None and self.init.vision is not None:
+            raise ValueError("init.clip and init.vision both fill the image tower: give one of them")
         if self.data.streaming and self.training.max_updates is None:
             raise ValueError("data.streaming has no known length: set training.max_updates")
         if self.data.streaming and self.training.find_batch_size:

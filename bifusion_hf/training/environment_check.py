@@ -29,7 +29,7 @@ from ..data.frames import load_frames
 from ..import_utils import OPTIONAL_PACKAGES, is_available, torchvision_misfit
 from ..sparse import SparseTensor, SubmanifoldConv3d, voxelize
 from .arguments import TrainArguments, check_names, load_arguments
-from .freezing import freeze, frozen_prefixes, train_mode
+from .freezing import freeze_for_training, train_mode
 from .run import build_model, build_processor, load_initial_weights
 
 
@@ -38,6 +38,8 @@ PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 BACKEND_TOLERANCE = 1e-4
 # Less free space than this many copies of the float32 weights does not hold a run's checkpoints.
 CHECKPOINT_COPIES = 10
+# Keys of `init` that name weights.
+INIT_SOURCES = ("sv3d", "clip", "vision")
 # Frames of the trial step on a CPU.
 CPU_FRAMES = 2
 
@@ -95,7 +97,7 @@ class EnvironmentCheck:
         self._check("model", self._model, "change model.preset or model.config", needs=["recipe"])
         self._check("output folder", self._output, "choose another output_dir, or free space", needs=["model"])
         remedy = "check the path or the connection; init.{0} null starts without, a local file works offline"
-        for source in ("sv3d", "clip"):
+        for source in INIT_SOURCES:
             self._check(f"{source} weights", partial(self._weights, source), remedy.format(source), needs=["model"])
         remedy = "bring colour order, registration, intrinsics and pose of these frames in order (docs/data.md)"
         for split in ("train", "val"):
@@ -213,7 +215,7 @@ class EnvironmentCheck:
     def _model(self) -> str:
         self.model = build_model(self.arguments)
         self.processor = build_processor(self.arguments, self.model.config)
-        freeze(self.model, [*frozen_prefixes(self.model), *self.arguments.training.unfreeze_at])
+        freeze_for_training(self.model, self.arguments.training)
         parameters = list(self.model.parameters())
         trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         return f"{sum(parameter.numel() for parameter in parameters):,} parameters, {trainable:,} of them train"
@@ -233,8 +235,8 @@ class EnvironmentCheck:
         if getattr(self.arguments.init, source) is None:
             raise _NotAsked(f"init.{source} is null: that part starts without them")
         alone = copy.copy(self.arguments)
-        other = {"sv3d": "clip", "clip": "sv3d"}[source]
-        alone.init = dataclasses.replace(self.arguments.init, **{other: None})
+        others = {name: None for name in INIT_SOURCES if name != source}
+        alone.init = dataclasses.replace(self.arguments.init, **others)
         (report,) = load_initial_weights(self.model, alone)
         # The report's last line that counts tensors, without its table.
         return next((line for line in reversed(report.splitlines()) if " loaded" in line), report)

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
+from .arguments import TrainingArguments
+
 
 # The pretrained part of the image branch; the projection head beside it always trains.
 TOWER = "model.encoder.image_encoder.vision_model"
@@ -16,6 +18,18 @@ FROZEN_EARLY_LAYERS = 3
 # Children of transformers' towers: the list of blocks, and what is before the first block.
 _BLOCK_LISTS = ("encoder.layers", "encoder.layer", "layers", "layer")
 _EMBEDDINGS = ("embeddings", "pre_layrnorm", "pre_layernorm")
+
+
+def freeze_for_training(model: nn.Module, training: TrainingArguments) -> int:
+    """Freezes what the model's configuration, `training.freeze` and `training.unfreeze_at` freeze at the start.
+
+    Returns:
+        How many parameters (scalars) are frozen now.
+
+    Raises:
+        ValueError: A name that the model has not.
+    """
+    return freeze(model, [*frozen_prefixes(model), *training.freeze, *training.unfreeze_at])
 
 
 def frozen_prefixes(model: nn.Module) -> list[str]:

@@ -24,6 +24,7 @@ from ..data.collator import BiFusionCollator
 from ..data.dataset import FrameDataset, SampleMaker
 from ..data.frames import encode_png16, frame_from_row, load_frames
 from ..evaluation import evaluate_model, headline
+from ..layers.image_encoder import UNUSED_TOWER_OPTIONS
 from ..modeling_bifusion import BiFusionForInstanceSegmentation
 from ..processing_bifusion import BiFusionProcessor
 from .arguments import DataArguments, TrainArguments, check_names
@@ -95,13 +96,17 @@ def build_model(arguments: TrainArguments) -> BiFusionForInstanceSegmentation:
 def _recipe_config(arguments: TrainArguments) -> BiFusionConfig:
     if arguments.model.pretrained is not None:
         return BiFusionConfig.from_pretrained(arguments.model.pretrained, **arguments.model.config)
-    # A part of a sub-configuration changes only that part.
     preset = PRESETS.get(arguments.model.preset, {})
-    overrides = {
-        name: {**preset[name], **value} if isinstance(value, dict) and isinstance(preset.get(name), dict) else value
-        for name, value in arguments.model.config.items()
-    }
+    overrides = {name: _merge(preset.get(name), value) for name, value in arguments.model.config.items()}
     return BiFusionConfig.from_preset(arguments.model.preset, **overrides)
+
+
+def _merge(preset: Any, value: Any) -> Any:
+    """A part of a sub-configuration changes only that part, unless it is one of another kind."""
+    if not (isinstance(preset, dict) and isinstance(value, dict)):
+        return value
+    is_other = value.get("model_type", preset.get("model_type")) != preset.get("model_type")
+    return value if is_other else {**preset, **value}
 
 
 def _resumed_config(arguments: TrainArguments, checkpoint: Path) -> BiFusionConfig:
@@ -123,23 +128,22 @@ def _resumed_config(arguments: TrainArguments, checkpoint: Path) -> BiFusionConf
 
 # What saving adds to a configuration.
 _NO_SETTINGS = {"transformers_version", "architectures", "dtype", "return_dict"}
+# What building and loading a tower sets in its own configuration.
+_TOWER_SETS = {*_NO_SETTINGS, "hidden_act", "_name_or_path"}
+_TOWER_SETS.update(name for options in UNUSED_TOWER_OPTIONS.values() for name in options)
 
 
 def _plain(value: Any) -> Any:
     """A field as JSON would give it back."""
     if isinstance(value, PreTrainedConfig):
-        return {
-            name: _plain(item)
-            for name, item in value.to_dict().items()
-            if name not in {*_NO_SETTINGS, "hidden_act", "_name_or_path"}
-        }
+        return {name: _plain(item) for name, item in value.to_dict().items() if name not in _TOWER_SETS}
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def load_initial_weights(model: BiFusionForInstanceSegmentation, arguments: TrainArguments) -> list[str]:
-    """Loads `init.sv3d` and `init.clip` and returns the reports; not called when a run resumes."""
+    """Loads `init.sv3d` and `init.clip` or `init.vision`, and returns the reports; not called when a run resumes."""
     reports = []
     if arguments.init.sv3d is not None:
         from ..hub import load_sv3d_weights
@@ -150,6 +154,10 @@ def load_initial_weights(model: BiFusionForInstanceSegmentation, arguments: Trai
 
         report = load_clip_weights(model, arguments.init.clip, activation=arguments.init.clip_activation)
         reports.append(f"init.clip {arguments.init.clip}\n{report}")
+    if arguments.init.vision is not None:
+        from ..hub import load_vision_weights
+
+        reports.append(f"init.vision {arguments.init.vision}\n{load_vision_weights(model, arguments.init.vision)}")
     return reports
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch._functorch import config as functorch_config
 
 from .arguments import TrainArguments
-from .freezing import TOWER, freeze, frozen_prefixes
+from .freezing import TOWER, freeze_for_training
 
 
 def build_accelerator(arguments: TrainArguments) -> Accelerator:
@@ -73,14 +73,13 @@ def _trackers(names: list[str]) -> list[LoggerType]:
 
 
 def prepare_network(model: nn.Module, arguments: TrainArguments, accelerator: Accelerator) -> nn.Module:
-    """Freezes what the configuration and `training.unfreeze_at` freeze, and applies gradient checkpointing and SyncBN.
+    """Freezes what configuration and recipe freeze, and applies gradient checkpointing and SyncBN.
 
     Returns:
         The network, on its device, not yet wrapped for several processes.
     """
     training = arguments.training
-    freeze(model, frozen_prefixes(model))
-    freeze(model, list(training.unfreeze_at))
+    freeze_for_training(model, training)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if shares_batch_statistics(arguments, accelerator):
