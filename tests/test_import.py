@@ -21,6 +21,7 @@ HEAVY = (
     "rerun",
     "imageio",
     "pandas",
+    "onnx",
 )
 
 

@@ -69,9 +69,9 @@ class OnnxTower:
         return self._makers.get(name)
 
     def tower_nodes(self, *kinds: str) -> Iterator[tuple[str, Any]]:
-        """Nodes of the tower of these operators, and the module they lie in, as PyTorch names it."""
+        """Nodes of the tower (of these operators, if any is named), and the module they lie in as PyTorch names it."""
         for node in self.nodes:
-            if node.op_type in kinds and node.name.startswith(NODE_PREFIX):
+            if (not kinds or node.op_type in kinds) and node.name.startswith(NODE_PREFIX):
                 yield node.name.removeprefix(NODE_PREFIX).rpartition("/")[0].replace("/", "."), node
 
 
@@ -103,9 +103,11 @@ def name_tensors(tower: OnnxTower) -> dict[str, tuple[list[str], np.ndarray]]:
         for name in tower.initializers
         if name.startswith(TENSOR_PREFIX)
     }
+    if not found:
+        raise ValueError(f"{tower.source}: no tensor of the graph begins with {TENSOR_PREFIX!r}")
     positions: dict[str, str] = {}
     unnamed = []
-    for module, node in tower.tower_nodes(*{node.op_type for node in tower.nodes}):
+    for module, node in tower.tower_nodes():
         for name in node.input:
             if name not in tower.initializers or name.startswith(TENSOR_PREFIX):
                 continue
@@ -145,15 +147,15 @@ def read_config(
         raise ValueError(f"{tower.source}: holds no DINOv2 tower under {TENSOR_PREFIX!r}: no {', '.join(missing)}")
     hidden_size, _, patch_size, _ = tensors[needed[0]][1].shape
     rows = math.isqrt(tensors[POSITIONS][1].shape[1] - 1)
-    depth = 1 + max(block_index(name) for name in tensors)
-    if not 1 <= (layers or depth) <= depth:
+    depth = 1 + max(map(block_index, tensors))
+    layers = depth if layers is None else layers
+    if not 1 <= layers <= depth:
         raise ValueError(f"layers is {layers}; {tower.source} has {depth} blocks")
-    operators = {node.op_type for module, node in tower.tower_nodes("Erf") if ".mlp" in module}
-    if operators != {"Erf"}:
+    if not any(".mlp." in module for module, _ in tower.tower_nodes("Erf")):
         raise ValueError(f"{tower.source}: the blocks' activation is not the exact GELU (no Erf)")
     return Dinov2Config(
         hidden_size=hidden_size,
-        num_hidden_layers=layers or depth,
+        num_hidden_layers=layers,
         num_attention_heads=_num_heads(tower),
         mlp_ratio=tensors[needed[2]][1].size // hidden_size,
         hidden_act="gelu",
@@ -178,9 +180,9 @@ def _num_heads(tower: OnnxTower) -> int:
         made = tower.maker(node.input[0])
         if module == attention and made is not None and made.name.endswith("/query/Add"):
             shape = tower.maker(node.input[1])
-            sides = [tower.constant(name) for name in shape.input[-2:]] if shape.op_type == "Concat" else []
-            if len(sides) == 2 and all(side is not None for side in sides):
-                return int(sides[0].item())
+            heads = tower.constant(shape.input[-2]) if shape is not None and len(shape.input) == 4 else None
+            if heads is not None:
+                return int(heads.item())
     raise ValueError(f"{tower.source}: the number of attention heads cannot be read from {attention}")
 
 
@@ -221,7 +223,8 @@ def convert_dinov2_onnx(source: str | Path, folder: str | Path, layers: int | No
         if block_index(name) < config.num_hidden_layers:
             kept[name] = torch.from_numpy(np.array(value, dtype=np.float32, order="C"))
             report.loaded += parts
-    report.unexpected = [name for name in tower.initializers if name not in set(report.loaded)]
+    loaded = set(report.loaded)
+    report.unexpected = [name for name in tower.initializers if name not in loaded]
     config.save_pretrained(folder)
     save_file(kept, Path(folder) / "model.safetensors", metadata={"format": "pt"})
     # transformers itself tells whether the names and shapes are those of a published checkpoint.
