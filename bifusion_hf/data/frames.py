@@ -275,12 +275,13 @@ def load_frames(source: str | Path, split: str, *, streaming: bool = False):
 
     Args:
         source: A folder with `data/{split}-*.parquet`, `"sample"` for the frames that the package carries, or a
-            data set id of the Hub.
+            data set id of the Hub, `"org/name"`, or `"org/name@revision"` for a branch, a tag or a commit of it.
         split: `"train"`, `"val"`, ...
         streaming: Give a `datasets.IterableDataset`.
 
     Raises:
-        ValueError: The folder has no shard of that split.
+        ValueError: The folder has no shard of that split, or no revision follows the `@`.
+        FileNotFoundError: The Hub has no such data set or revision.
     """
     import datasets
 
@@ -296,7 +297,10 @@ def load_frames(source: str | Path, split: str, *, streaming: bool = False):
             raise ValueError(f"{folder}: no data/{split}-*.parquet; its shards: {found}")
         data = datasets.load_dataset("parquet", data_files={split: shards}, split=split, streaming=streaming)
     else:
-        data = datasets.load_dataset(str(source), split=split, streaming=streaming)
+        repository, at, revision = str(source).partition("@")
+        if at and not revision:
+            raise ValueError(f"{source}: names no revision; expected org/name@revision")
+        data = datasets.load_dataset(repository, split=split, streaming=streaming, revision=revision or None)
     for column, feature in (data.features or {}).items():
         if isinstance(feature, datasets.Image):
             data = data.cast_column(column, datasets.Image(decode=False))

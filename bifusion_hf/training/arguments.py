@@ -60,7 +60,8 @@ class DataArguments:
     """Where frames come from and how they reach the network.
 
     Args:
-        train: Folder with `data/train-*.parquet`, `"sample"` for the frames that the package carries, or a Hub id.
+        train: Folder with `data/train-*.parquet`, `"sample"` for the frames that the package carries, or a Hub id,
+            `org/name` or `org/name@revision`.
         val: The same for the frames that are evaluated during training; None switches evaluation off.
         train_split, val_split: Their splits.
         max_train_frames, max_val_frames: Use only the first frames.
