@@ -370,7 +370,7 @@ def _public_recipe(
     for key, data in (("train", training_data), ("val", evaluation_data)):
         if values["data"][key] not in (None, "sample"):
             values["data"][key] = data.reference
-    for section, key in (("model", "pretrained"), ("init", "sv3d"), ("init", "clip")):
+    for section, key in (("model", "pretrained"), ("init", "sv3d"), ("init", "clip"), ("init", "vision")):
         source = values[section][key]
         if source is not None and Path(source).is_absolute():
             values[section][key] = Path(source).name

@@ -80,6 +80,15 @@ def test_the_folder_of_a_model_release_is_complete(release, checkpoint):
     assert "custom_pipelines" not in config
 
 
+@pytest.mark.parametrize("key", ["init.sv3d", "init.clip", "init.vision", "model.pretrained"])
+def test_weights_to_start_from_are_named_without_their_folder(key, checkpoint, tmp_path):
+    started = load_arguments("tiny", [f"--{key}", "/home/me/towers/dinov2", "--data.train", "/home/me/rooms"])
+    write_release(tmp_path / "r", checkpoint, recipe=started)
+    section, field = key.split(".")
+    assert getattr(getattr(load_arguments(tmp_path / "r" / "recipe.yaml"), section), field) == "dinov2"
+    assert all(b"/home/me" not in path.read_bytes() for path in (tmp_path / "r").iterdir())
+
+
 def test_a_release_loads_as_the_checkpoint_does(release, checkpoint, tmp_path):
     original = BiFusionForInstanceSegmentation.from_pretrained(checkpoint)
     released = AutoModelForInstanceSegmentation.from_pretrained(release)
