@@ -112,6 +112,18 @@ class CommonTests(common.ModelTesterMixin):
     def test_model_get_set_embeddings(self):
         pass
 
+    def test_can_load_ignoring_mismatched_shapes(self):
+        """The common test sets every `_std` as if it were an initialisation's; `image_std` is that of pixels."""
+        zero_init = common._config_zero_init
+
+        def keeping_image_std(config):
+            keys = [key for key in config if key != "image_std"]
+            with unittest.mock.patch.object(type(config), "__iter__", lambda _: iter(keys)):
+                return zero_init(config)
+
+        with unittest.mock.patch.object(common, "_config_zero_init", keeping_image_std):
+            super().test_can_load_ignoring_mismatched_shapes()
+
 
 @pytest.mark.usefixtures("factories")
 class BiFusionModelTest(CommonTests, unittest.TestCase):
