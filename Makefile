@@ -58,12 +58,10 @@ $(VENV)-spconv/installed: setup.cfg pyproject.toml constraints.txt
 test-spconv: $(VENV)-spconv/installed
 	$(VENV)-spconv/bin/python -m pytest tests/sparse
 
-# Gradio asks for a Pillow below 13. Without Chromium and its driver (Debian: chromium, chromium-driver) only the tests
-# of the page's parts run.
+# Without Chromium and its driver (Debian: chromium, chromium-driver) only the tests of the page's parts run.
 $(VENV)-demo/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-demo
-	grep -v '^pillow==' constraints.txt > $(VENV)-demo/constraints.txt
-	$(VENV)-demo/bin/python -m pip install --quiet --constraint $(VENV)-demo/constraints.txt selenium --editable ".[test,demo]"
+	$(VENV)-demo/bin/python -m pip install --quiet --constraint constraints.txt selenium --editable ".[test,demo]"
 	touch $@
 
 test-demo: $(VENV)-demo/installed
