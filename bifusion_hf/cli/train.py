@@ -8,8 +8,16 @@ from ..training.arguments import describe_keys, load_arguments, recipe_names
 
 USAGE = """usage: bifusion-train [RECIPE] [--section.key VALUE ...]
 
-RECIPE is a YAML file or one of: {recipes}. Several processes: torchrun --nproc_per_node N scripts/train.py RECIPE, or
-accelerate launch. Every key of a recipe can be given on the command line:
+RECIPE is a YAML file, or one that the package carries: {recipes}.
+Without one, the defaults below hold.
+
+  bifusion-train tiny --output_dir outputs/tiny                    train
+  bifusion-train tiny --output_dir outputs/tiny --dry_run          print the plan and stop
+  bifusion-train tiny --output_dir outputs/tiny --resume_from_checkpoint latest
+                                                                   go on after a crash or a stop
+  torchrun --nproc_per_node 2 scripts/train.py tiny                two processes; accelerate launch works too
+
+Every key of a recipe can be given on the command line, its value as YAML:
 
 {keys}"""
 

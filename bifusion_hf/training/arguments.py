@@ -6,6 +6,9 @@ type is refused with the type that was expected. What a run was started with is 
 
 import dataclasses
 import difflib
+import inspect
+import re
+import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -62,9 +65,9 @@ class DataArguments:
     Args:
         train: Folder with `data/train-*.parquet`, `"sample"` for the frames that the package carries, or a Hub id,
             `org/name` or `org/name@revision`.
-        val: The same for the frames that are evaluated during training; None switches evaluation off.
-        train_split, val_split: Their splits.
-        max_train_frames, max_val_frames: Use only the first frames.
+        val: The same for the frames that are evaluated during training; null switches evaluation off.
+        train_split, val_split: The split that is taken from it.
+        max_train_frames, max_val_frames: Use only so many of its first frames.
         augment: Joint augmentation of points and image.
         augmentation: Fields of `AugmentationConfig` that differ from its defaults.
         num_workers: Worker processes of the training loader, for each training process.
@@ -222,7 +225,7 @@ class TrainArguments:
     Args:
         output_dir: Folder of checkpoints, logs and the final model.
         overwrite_output_dir: Start anew in a folder that already holds checkpoints; they are deleted.
-        resume_from_checkpoint: `"latest"` or a checkpoint folder.
+        resume_from_checkpoint: `"latest"` (starts anew where there is none yet) or a checkpoint folder.
         seed: Of everything random.
         deterministic: Use deterministic algorithms of PyTorch, an error where there is none.
         dry_run: Print the plan and stop.
@@ -325,15 +328,39 @@ def valid_keys(section: type = TrainArguments, prefix: str = "") -> dict[str, An
 
 
 def describe_keys() -> str:
-    """One line for every key with its type and default, for `--help`."""
+    """Every key with its type, default and meaning, section by section, for `--help`."""
     defaults = TrainArguments().flat()
-    lines = []
+    sections = typing.get_type_hints(TrainArguments)
+    meanings = dict(_meanings(TrainArguments))
+    for section in _section_names():
+        meanings.update({f"{section}.{name}": text for name, text in _meanings(sections[section]).items()})
+    lines, heading = [], None
     for name, kind in valid_keys().items():
-        shown = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
-        shown = shown.replace("typing.", "").replace("Literal", "one of ")
-        default = "{}" if _is_open(kind) else defaults.get(name)
-        lines.append(f"  --{name}  {shown} (default {default})")
-    return "\n".join(lines)
+        section = name.rpartition(".")[0]
+        if section != heading:
+            heading = section
+            title = inspect.getdoc(sections[section]).partition("\n")[0] if section else "The run."
+            lines += ["", f"{section}: {title}" if section else title]
+        default = "{}" if _is_open(kind) else defaults[name]
+        lines.append(f"  --{name}  {_shown(kind)} (default {'null' if default == 'None' else default})")
+        lines.append(textwrap.fill(meanings[name], 110, initial_indent=" " * 8, subsequent_indent=" " * 8))
+    return "\n".join(lines).strip("\n")
+
+
+def _meanings(section: type) -> dict[str, str]:
+    """Key -> what the docstring of its dataclass says about it."""
+    arguments = inspect.getdoc(section).partition("Args:\n")[2]
+    entries = re.findall(r"^ {4}([\w, ]+): (.*(?:\n {8}.*)*)", arguments, re.MULTILINE)
+    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+
+
+def _shown(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if argument is type(None) else _shown(argument) for argument in arguments)
+    if origin is Literal:
+        return f"one of {', '.join(arguments)}"
+    return kind.__name__ if origin is None else str(kind).replace("typing.", "")
 
 
 def load_arguments(recipe: str | Path | None, overrides: Sequence[str] = ()) -> TrainArguments:
