@@ -1,0 +1,235 @@
+"""Both READMEs: their commands run or are accepted, what they link and name exists, and they say the same."""
+
+import argparse
+import ast
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from bifusion_hf import BiFusionConfig
+from bifusion_hf.assets import SAMPLE_FRAMES
+from bifusion_hf.cli import predict
+from bifusion_hf.data.frames import frame_from_row, load_frames
+from bifusion_hf.training.arguments import CONFIG_FOLDER, load_arguments, recipe_names, valid_keys
+from bifusion_hf.visualization.cameras import CAMERA_PRESETS, nominal_intrinsics
+
+
+ROOT = Path(__file__).parents[1]
+READMES = ["README.md", "README.zh-CN.md"]
+DOCUMENTS = [*READMES, "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+# Commands whose arguments are a recipe and its keys, instead of a parser's.
+RECIPE_COMMANDS = ("train", "check")
+
+
+def blocks(name: str) -> list[tuple[str, str]]:
+    """Language and text of the fenced blocks."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def spans(name: str) -> list[str]:
+    """Code within lines of prose."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def split_commands(text: str) -> list[list[str]]:
+    """Words of each command of a shell script, without comments."""
+    lines = text.replace("\\\n", " ").splitlines()
+    words = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+    return [command for command in words if command]
+
+
+def commands(name: str) -> list[list[str]]:
+    """Every command line, of blocks and of prose."""
+    scripts = [text for language, text in blocks(name) if language == "bash"]
+    scripts += [span for span in spans(name) if re.match(r"bifusion-[\w-]+( |$)|make |pip install ", span)]
+    return [command for script in scripts for command in split_commands(script)]
+
+
+def accept(words: list[str]) -> None:
+    """Raises unless the program of a command line takes its arguments."""
+    program, *arguments = words
+    if program in ("accelerate", "torchrun"):
+        # What a launcher starts comes after its own options.
+        (start,) = [index for index, word in enumerate(arguments) if word.startswith("scripts/")]
+        assert (ROOT / arguments[start]).is_file()
+        program, arguments = f"bifusion-{Path(arguments[start]).stem}", arguments[start + 1 :]
+    if program.startswith("bifusion-"):
+        module = program.removeprefix("bifusion-").replace("-", "_")
+        if module in RECIPE_COMMANDS:
+            recipe, *overrides = arguments or ["tiny"]
+            load_arguments(recipe, overrides)
+            return
+        command = importlib.import_module(f"bifusion_hf.cli.{'demo_app' if module == 'demo' else module}")
+        parser: argparse.ArgumentParser = command.build_parser()
+        parsed = parser.parse_args(arguments)
+        if module == "predict":
+            predict.check_arguments(parser, parsed)
+    elif program == "make":
+        subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    elif program == "pip":
+        extras = re.findall(r"bifusion_hf\[(\w+)\]", " ".join(arguments))
+        setup = ConfigParser()
+        setup.read(ROOT / "setup.cfg")
+        assert arguments[0] == "install" and all(extra in setup["options.extras_require"] for extra in extras)
+        assert "-c" not in arguments or (ROOT / arguments[arguments.index("-c") + 1]).is_file()
+    else:
+        assert words[:2] == ["git", "clone"] or program == "cd", f"nothing here knows {shlex.join(words)}"
+
+
+def test_both_languages_hold_the_same_code():
+    def content(language, text):
+        if language == "bash":
+            return split_commands(text)
+        return ast.dump(ast.parse(text)) if language == "python" else text
+
+    first, second = ([(language, content(language, text)) for language, text in blocks(name)] for name in READMES)
+    assert first and first == second
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_command_is_accepted(name):
+    found = commands(name)
+    assert len(found) > 15
+    for words in found:
+        try:
+            accept(words)
+        except (Exception, SystemExit) as error:
+            pytest.fail(f"{name}: {shlex.join(words)}: {error}")
+
+
+def test_what_is_wrong_is_not_accepted():
+    for words in (
+        ["bifusion-predict", "--colour", "color.png"],
+        ["bifusion-predict", "--image", "color.png", "--output", "out"],
+        ["bifusion-train", "bifusion_tiny"],
+        ["accelerate", "launch", "scripts/train.py", "tiny", "--data.trian", "rooms"],
+        ["make", "everything"],
+        ["pip", "install", "bifusion_hf[everything]"],
+        ["bifusion-segment"],
+        ["rm", "-r", "outputs"],
+    ):
+        with pytest.raises((Exception, SystemExit)):
+            accept(words)
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_keys_and_recipes_exist(name):
+    keys, fields = valid_keys(), BiFusionConfig.from_preset("tiny").to_dict()
+    sections = {key.split(".")[0] for key in keys if "." in key}
+    found = {match for span in spans(name) for match in re.findall(r"[\w.]*\.\w+", span.split("=")[0])}
+    named = {key.removeprefix("--") for key in found if key.split(".")[0] in sections}
+    assert len(named) > 8
+    for key in named:
+        assert key in keys or key.startswith("model.config.") and key.removeprefix("model.config.") in fields, key
+    rows = re.findall(r"^\| (`[^|]*`) \|[^|]*(?:\[[^|]*\))?[^|]*\| ([^|]*) \| ([^|]*) \|$", _text(name), re.MULTILINE)
+    rows = [row for row in rows if set(re.findall(r"`(\w+)`", row[0])) & set(recipe_names())]
+    assert len(rows) >= 6
+    for recipes, frames, epochs in rows:
+        recipes = re.findall(r"`(\w+)`", recipes)
+        # One number for all, or one for each.
+        frames, epochs = (re.split(r"[,、] ?", cell) * len(recipes) for cell in (frames, epochs))
+        for recipe, count, length in zip(recipes, frames, epochs, strict=False):
+            training = load_arguments(recipe).training
+            expected = f"{training.batch_size} x {training.accumulation}".removesuffix(" x 1")
+            assert (count, length) == (expected, str(training.epochs)), recipe
+
+
+def _text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_cameras_have_the_numbers_of_the_presets(name):
+    rows = re.findall(r"^\| ([^,|]+), (\d+)x(\d+) \| `([\d. ]+)` \| ([^|]*) \|", _text(name), re.MULTILINE)
+    assert {camera for camera, *_ in rows} > {"Intel RealSense D435", "Azure Kinect", "iPhone LiDAR"}
+    for camera, width, height, numbers, scale in rows:
+        matrix = nominal_intrinsics(camera, int(width), int(height))
+        expected = matrix[[0, 1, 0, 1], [0, 1, 2, 2]]
+        np.testing.assert_allclose([float(number) for number in numbers.split()], expected, atol=0.01)
+        assert "`.npy`" in scale or float(scale.strip("`")) == CAMERA_PRESETS[camera].depth_scale
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", _text(name)):
+        path, _, anchor = target.partition("#")
+        linked = (ROOT / name).parent / path if path else ROOT / name
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert anchor in slugs, target
+
+
+@pytest.fixture
+def desk(tmp_path):
+    """A folder as a reader's: a frame of their own, rooms, and the scripts of the checkout."""
+    frame = frame_from_row(load_frames("sample", "val")[0])
+    Image.fromarray(frame.image).resize((640, 480)).save(tmp_path / "color.png")
+    depth = Image.fromarray(np.rint(frame.depth * 1000).astype(np.uint16))
+    depth.resize((640, 480), Image.Resampling.NEAREST).save(tmp_path / "depth.png")
+    shutil.copytree(SAMPLE_FRAMES, tmp_path / "rooms")
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    return tmp_path
+
+
+def run(words: list[str], folder: Path) -> str:
+    """Runs a command of this environment in `folder`, without a network, and gives what it prints."""
+    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    environment = {**os.environ, "PATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
+    assert result.returncode == 0, f"{shlex.join(words)}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def find(*start: str) -> list[str]:
+    """The one command of the README that begins so; both languages have the same."""
+    (words,) = [words for words in commands("README.md") if words[: len(start)] == list(start)]
+    return words
+
+
+@pytest.mark.slow
+def test_a_frame_of_ones_own(desk):
+    run(find("bifusion-predict", "--image"), desk)
+    assert {path.name for path in (desk / "out").iterdir()} == {"color.json", "color.ply", "color_overlay.png"}
+    # The second block goes on from the first.
+    text = "\n".join(text for language, text in blocks("README.md") if language == "python")
+    *segments, shapes = run([sys.executable, "-c", text], desk).splitlines()
+    assert segments and "[480, 640]" in shapes
+    run(find("bifusion-predict", "--data"), desk)
+    assert len(list((desk / "out").glob("*_comparison.png"))) == 3
+
+
+@pytest.mark.slow
+def test_train_and_evaluate(desk):
+    # The first frames for one epoch; data and folders are those of the README.
+    short = ["--data.max_train_frames", "4", "--data.max_val_frames", "2", "--data.num_workers", "0"]
+    short += ["--training.epochs", "1", "--evaluation.every_epochs", "1"]
+    run([*find("accelerate", "launch"), *short], desk)
+    output = run(find("bifusion-evaluate"), desk)
+    assert "all_ap" in output and (desk / "results.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_run(desk):
+    plan = run([*find("bifusion-train", "bifusion_residual"), *_at_hand("bifusion_residual")], desk)
+    assert "updates" in plan and not (desk / "outputs").exists()
+
+
+def _at_hand(recipe: str) -> list[str]:
+    """Overrides that put the sample frames in the place of a recipe's data, and no weights in the place of its own."""
+    content = yaml.safe_load((CONFIG_FOLDER / f"{recipe}.yaml").read_text(encoding="utf-8"))
+    words = ["--data.train", "sample", "--data.val", "sample", "--data.cache_superpoints", "false"]
+    return words + [word for key in content.get("init", {}) for word in (f"--init.{key}", "null")]
