@@ -10,6 +10,7 @@ BENCHMARKS = {
     "sparse": "sparse convolutions and the whole backbone, against spconv and the machine's peak",
     "model": "the whole network: time and memory of a frame",
     "evaluation": "the average precision of a full validation set",
+    "training": "a training run: waiting for data, the network, and the loop itself",
     "imports": "importing the package, and a first prediction",
     "parameters": "the size of every preset, part by part",
     "results": "measured average precision, from the files of bifusion-evaluate",
