@@ -1,5 +1,6 @@
 """Several processes, and processes that are killed."""
 
+import contextlib
 import os
 import random
 import subprocess
@@ -7,9 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_run import small_recipe
 from training_standin import (
     RecordingTrainer,
     StandInFrames,
@@ -153,3 +156,55 @@ def test_torchrun(tmp_path):
     join(run_processes(train_recording, 1, tmp_path / "one", 4, 1))
     one = torch.load(tmp_path / "one" / "seen_0.pt")
     assert_same_updates(one, torch.load(tmp_path / "torchrun" / "seen_0.pt"))
+
+
+def torchrun_real(recipe_file, folder):
+    """Two processes of scripts/train.py on the real network, which go on from the latest checkpoint of a folder."""
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
+    command += [recipe_file, "--output_dir", folder, "--resume_from_checkpoint", "latest"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(recipe_file.parent / "cache")}
+    return subprocess.Popen([str(word) for word in command], env=environment)
+
+
+@pytest.mark.slow
+def test_the_real_network_under_torchrun_survives_five_kills(tmp_path):
+    recipe_file = tmp_path / "recipe.yaml"
+    small_recipe(
+        tmp_path,
+        config={"gate_warmup_steps": 5},
+        data={"num_workers": 1},
+        training={"batch_size": 1, "epochs": 9},
+        evaluation={"every_updates": 4},
+        checkpoints={"every_updates": 1},
+    ).save(recipe_file)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert torchrun_real(recipe_file, whole).wait(300) == 0
+    draw = random.Random(0)
+    for kill in range(5):
+        launcher = torchrun_real(recipe_file, killed)
+        while done(killed) < 1 + 3 * kill:
+            assert launcher.poll() is None
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.3))
+        # Without any warning; the last time as a scheduler stops a job.
+        if kill == 4:
+            processes = psutil.Process(launcher.pid).children(recursive=True)
+            launcher.terminate()
+        else:
+            processes = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        launcher.wait(60)
+        assert not psutil.wait_procs(processes, timeout=60)[1]
+        assert not (killed / "final").exists()
+    assert torchrun_real(recipe_file, killed).wait(300) == 0
+    for name in ("best", "final"):
+        first, second = (load_file(run / name / "model.safetensors") for run in (whole, killed))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+    losses = [
+        [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line] for run in (whole, killed)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 18
