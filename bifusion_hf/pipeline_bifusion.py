@@ -1,12 +1,13 @@
 """The transformers pipeline "rgbd-instance-segmentation": an RGB-D frame in, its object instances out."""
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
@@ -76,7 +77,7 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         return {}, {}, {name: value for name, value in settings.items() if value is not None}
 
     def __call__(self, inputs: Any, **kwargs) -> Any:
-        """Segments one frame, a list of frames, or lazily a generator or data set of frames.
+        """Segments one frame, a list of frames, or lazily a generator, a data set or a `datasets` column of frames.
 
         Args:
             inputs: See the class.
@@ -89,6 +90,10 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         Raises:
             ValueError: A frame is malformed; the message names it and the field.
         """
+        single = (Mapping, str, np.ndarray, torch.Tensor)
+        if isinstance(inputs, Iterable) and not isinstance(inputs, (*single, list, Dataset)):
+            # transformers takes any other iterable, such as a column of `datasets`, for a single input.
+            inputs = (frame for frame in inputs)
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, frame: Mapping[str, Any] | RGBDFrame) -> Sample:
@@ -141,6 +146,8 @@ def _read_frame(frame: Mapping[str, Any]) -> RGBDFrame:
     # What reads files brings scikit-image along.
     from .data.frame_files import read_depth
 
+    if not isinstance(frame, Mapping):
+        raise ValueError(f"frame is a {type(frame).__name__}; expected a dict or an RGBDFrame")
     name = str(frame.get("frame_id", "frame"))
     missing = sorted(set(REQUIRED_KEYS) - set(frame))
     unknown = sorted(set(frame) - set(REQUIRED_KEYS) - set(OPTIONAL_KEYS))

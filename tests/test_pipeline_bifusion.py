@@ -1,3 +1,4 @@
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -5,9 +6,11 @@ from frame_factory import make_frame
 from PIL import Image
 from transformers import AutoProcessor, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.pt_utils import KeyDataset
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.data.collator import FORWARD_INPUTS
+from bifusion_hf.data.frames import frame_features, frame_to_row
 from bifusion_hf.pipeline_bifusion import TASK, RGBDInstanceSegmentationPipeline, register
 
 
@@ -112,6 +115,24 @@ def test_lists_generators_and_batches_are_alike(segmenter):
         np.testing.assert_array_equal(one["pixel_indices"], two["pixel_indices"])
         assert len(one["scores"]) == len(two["scores"])
         np.testing.assert_allclose(one["scores"], two["scores"], atol=1e-4)
+
+
+def test_columns_of_datasets(segmenter):
+    frames = [make_frame(96, 128, seed=seed) for seed in range(2)]
+    columns = ("image", "depth", "depth_scale", "intrinsics")
+    features = datasets.Features({"frame": {name: frame_features()[name] for name in columns}})
+    rows = [{"frame": {name: frame_to_row(frame)[name] for name in columns}} for frame in frames]
+    data = datasets.Dataset.from_list(rows, features=features)
+    expected = [segmenter(row["frame"]) for row in data]
+    for source in (data["frame"], KeyDataset(data, "frame")):
+        for one, two in zip(segmenter(source), expected, strict=True):
+            assert_equal_results(one, two)
+
+
+@pytest.mark.parametrize("frame", ["color.png", 3, ["color.png"], np.zeros((96, 128, 3))])
+def test_what_is_no_frame_is_refused(segmenter, frame):
+    with pytest.raises(ValueError, match="expected a dict or an RGBDFrame"):
+        segmenter(frame)
 
 
 def test_settings_of_a_call(segmenter, frame):
