@@ -178,8 +178,9 @@ def assert_same_updates(first, second, tolerance=1e-8):
 
 
 def run_processes(function, world, *args):
-    """Calls `function(*args)` in `world` forked processes with the environment that torchrun gives them."""
-    context = multiprocessing.get_context("fork")
+    """Calls `function(*args)` in `world` processes with the environment that torchrun gives them."""
+    # Forking is quick, but CUDA that an earlier test has started does not work in a forked process.
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
