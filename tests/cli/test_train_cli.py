@@ -39,7 +39,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(tmp_path, capsys, monkeypatc
     ]  # fmt: skip
     train.main(words)
     text = capsys.readouterr().out
-    assert "10 updates, 1 in an epoch; 4 frames of sample" in text and "parameter group" in text
+    assert "16 updates, 2 in an epoch; 4 frames of sample" in text and "parameter group" in text
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
