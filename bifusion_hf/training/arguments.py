@@ -2,6 +2,7 @@
 
 One rule for both forms: a key that does not exist is refused with the nearest one that does, and a value of the wrong
 type is refused with the type that was expected. What a run was started with is written beside its checkpoints.
+A YAML file may begin with `extends: OTHER`, a recipe of which it states only the differences.
 """
 
 import dataclasses
@@ -374,11 +375,7 @@ def load_arguments(recipe: str | Path | None, overrides: Sequence[str] = ()) -> 
     Raises:
         ValueError: No such recipe, an unknown key, a wrong type, or a value out of range.
     """
-    values: dict[str, Any] = {}
-    if recipe is not None:
-        values = yaml.safe_load(_recipe_path(recipe).read_text(encoding="utf-8")) or {}
-        if not isinstance(values, dict):
-            raise ValueError(f"{recipe}: expected a mapping of sections, got {type(values).__name__}")
+    values = {} if recipe is None else _read_recipe(_recipe_path(recipe))
     for key, text in _parse_overrides(overrides):
         _check_key(key)
         try:
@@ -393,6 +390,30 @@ def load_arguments(recipe: str | Path | None, overrides: Sequence[str] = ()) -> 
                 raise ValueError(f"{recipe}: {section} must be a mapping, got {target!r}")
         target[name] = value
     return TrainArguments.from_dict(values)
+
+
+def _read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's values over those of the recipe that it extends, which is looked for beside it first."""
+    if path in extending:
+        raise ValueError(f"{path} extends itself, by way of {', '.join(str(other) for other in extending)}")
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    beside = path.parent / f"{base}.yaml"
+    found = beside if beside.is_file() else _recipe_path(base)
+    return _overlaid(_read_recipe(found, (*extending, path)), values)
+
+
+def _overlaid(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `values` in place of its own, mappings entry by entry."""
+    result = dict(base)
+    for name, value in values.items():
+        both = isinstance(value, dict) and isinstance(base.get(name), dict)
+        result[name] = _overlaid(base[name], value) if both else value
+    return result
 
 
 def recipe_names() -> list[str]:

@@ -99,3 +99,29 @@ def test_help_explains_every_key():
     assert "  --init.clip_activation  one of quick_gelu, gelu or null (default null)" in lines
     assert load_arguments(None, ["--data.val", "null"]).data.val is None
     assert TrainArguments().flat()["optimizer.learning_rate"] == 1e-4
+
+
+def test_a_recipe_states_only_its_differences_from_the_one_it_extends(tmp_path):
+    (tmp_path / "far.yaml").write_text("extends: tiny\nmodel: {config: {hidden_size: 48}}\ntraining: {epochs: 7}\n")
+    (tmp_path / "near.yaml").write_text("extends: far\nmodel: {config: {vision_config: null, num_points: 5}}\nseed: 3\n")
+    arguments = load_arguments(tmp_path / "near.yaml", ["--training.batch_size", "2"])
+    assert arguments.model.config == {"hidden_size": 48, "vision_config": None, "num_points": 5}
+    assert (arguments.training.epochs, arguments.training.batch_size, arguments.seed) == (7, 2, 3)
+    assert arguments.optimizer == load_arguments("tiny").optimizer
+    (tmp_path / "far.yaml").write_text("extends: near\n")
+    with pytest.raises(ValueError, match=r"near.yaml extends itself, by way of .*far.yaml"):
+        load_arguments(tmp_path / "near.yaml")
+    (tmp_path / "far.yaml").write_text("extends: nowhere\n")
+    with pytest.raises(ValueError, match="no recipe 'nowhere'"):
+        load_arguments(tmp_path / "near.yaml")
+
+
+def test_the_cells_of_the_rooms_experiment_differ_in_the_network_alone():
+    cells = [load_arguments(f"rooms_{name}") for name in ("none", "lite_gate", "enhanced_gate", "residual")]
+    rest = [{**cell.to_dict(), "model": None, "output_dir": None} for cell in cells]
+    assert all(other == rest[0] for other in rest)
+    configs = [BiFusionConfig.from_preset(cell.model.preset, **cell.model.config) for cell in cells]
+    assert [config.fusion_type for config in configs] == ["none", "lite_gate", "enhanced_gate", "residual"]
+    for name in ("voxel_size", "num_labels", "num_points", "decoder_size", "decoder_layers", "point_config"):
+        assert len({str(getattr(config, name)) for config in configs}) == 1
+    assert configs[0].voxel_size == 0.04 and configs[0].id2label[0] == "chair" and len(configs[0].id2label) == 198
