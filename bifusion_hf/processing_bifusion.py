@@ -48,6 +48,7 @@ class BiFusionProcessor(ProcessorMixin):
         label_names: Names of the instance labels.
         num_semantic_labels: Number of semantic classes.
         num_superpoints: Superpoints aimed at where a frame brings none.
+        superpoint_color_blur: Metres by which colour is blurred for them, so that finer texture makes no superpoints.
         sampling_seed: Seed of the point sampling at inference.
         mask_threshold: A point with a higher mask probability belongs to the instance.
         max_instances: Largest number of instances of a frame.
@@ -72,6 +73,7 @@ class BiFusionProcessor(ProcessorMixin):
         label_names: Sequence[str] = ("object",),
         num_semantic_labels: int = 200,
         num_superpoints: int = 300,
+        superpoint_color_blur: float = 0.0,
         sampling_seed: int = 0,
         mask_threshold: float = 0.4,
         max_instances: int = 100,
@@ -89,6 +91,7 @@ class BiFusionProcessor(ProcessorMixin):
         self.label_names = list(label_names)
         self.num_semantic_labels = num_semantic_labels
         self.num_superpoints = num_superpoints
+        self.superpoint_color_blur = superpoint_color_blur
         self.sampling_seed = sampling_seed
         self.mask_threshold = mask_threshold
         self.max_instances = max_instances
@@ -110,6 +113,7 @@ class BiFusionProcessor(ProcessorMixin):
             expect(name, len(getattr(self, name)) == 3, "three numbers")
         expect("image_std", min(self.image_std) > 0, "positive numbers")
         expect("color_std", min(self.color_std) > 0, "positive numbers")
+        expect("superpoint_color_blur", self.superpoint_color_blur >= 0, "metres, at least 0")
         expect("stuff_classes", set(self.stuff_classes) <= set(range(self.num_semantic_labels)), "semantic classes")
         expect("nms_kernel", self.nms_kernel in ("linear", "gaussian"), "'linear' or 'gaussian'")
         labels = self.class_to_label
@@ -378,6 +382,7 @@ class BiFusionProcessor(ProcessorMixin):
             np.where(rest, frame.depth, 0),
             frame.intrinsics,
             num_segments=max(1, round(self.num_superpoints * share)),
+            color_blur=self.superpoint_color_blur,
         )
         return np.where(rest, found + given.max() + 1, given)
 

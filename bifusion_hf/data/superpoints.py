@@ -37,6 +37,7 @@ def segment_superpoints(
     *,
     num_segments: int = 300,
     min_size: int | None = None,
+    color_blur: float = 0.0,
 ) -> np.ndarray:
     """Over-segments a frame by colour, position and normals.
 
@@ -52,6 +53,8 @@ def segment_superpoints(
         num_segments: Number of segments aimed at; frames that holes or foliage cut up have a few more.
         min_size: Smallest segment in pixels; None = H W / 4800 (16 at 320x240). Only what nothing is near to stays
             smaller.
+        color_blur: Standard deviation in metres, on a surface that faces the camera, by which colour is blurred
+            beforehand: texture finer than about twice this makes no segments.
 
     Returns:
         int32 [H, W], 0..S-1 in the order of their first pixel, -1 where there is no depth.
@@ -64,6 +67,8 @@ def segment_superpoints(
     image, depth, intrinsics = _check_frame(image, depth, intrinsics)
     if num_segments < 1:
         raise ValueError(f"num_segments is {num_segments}; expected at least 1")
+    if not color_blur >= 0:
+        raise ValueError(f"color_blur is {color_blur}; expected metres, at least 0")
     height, width = depth.shape
     if min_size is None:
         min_size = max(1, height * width // 4800)
@@ -73,7 +78,7 @@ def segment_superpoints(
     links = surface_links(depth)
     # One "unit" is a pixel at 320x240, so that the result depends little on the resolution.
     unit = max(1.0, float(np.sqrt(height * width / 76800)))
-    lab = ndimage.gaussian_filter(rgb_to_lab(image), (0.5 * unit, 0.5 * unit, 0))
+    lab = _blurred(rgb_to_lab(image), depth, 0.5 * unit, color_blur * float(intrinsics[0, 0]))
     normals = estimate_normals(depth, intrinsics, links, window=2 * int(round(1.5 * unit)) + 1)
     pixel_features = np.concatenate([lab / COLOUR_SCALE, normals / NORMAL_SCALE], axis=-1).astype(np.float32)
     contrast = _link_contrast(pixel_features)
@@ -133,6 +138,22 @@ def rgb_to_lab(image: np.ndarray) -> np.ndarray:
     root = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     x, y, z = np.moveaxis(root, -1, 0)
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def _blurred(lab: np.ndarray, depth: np.ndarray, least: float, at_one_metre: float) -> np.ndarray:
+    """Colour [H, W, 3] under a Gaussian of `at_one_metre / depth` pixels, at least `least`."""
+    lab = ndimage.gaussian_filter(lab, (least, least, 0))
+    if at_one_metre == 0:
+        return lab
+    wanted = at_one_metre / np.where(depth > 0, depth, np.inf)
+    # The blur of each pixel is mixed out of two neighbours of a geometric row of blurs, each made from the one before.
+    result, coarser, sigma = lab, lab, least
+    while sigma < wanted.max():
+        finer, coarser = coarser, ndimage.gaussian_filter(coarser, (np.sqrt(3) * sigma,) * 2 + (0,))
+        share = np.clip(np.log2(np.maximum(wanted, sigma) / sigma), 0, 1)[..., None]
+        result = np.where(share > 0, (1 - share) * finer + share * coarser, result)
+        sigma *= 2
+    return result.astype(np.float32)
 
 
 def _positions(depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:

@@ -32,12 +32,14 @@ class ModelArguments:
     Args:
         preset: `BiFusionConfig.from_preset` name.
         config: Fields of `BiFusionConfig` that differ from the preset.
+        processor: Arguments of `BiFusionProcessor` that differ from what the configuration gives.
         pretrained: Folder or Hub id of a bifusion checkpoint to start from; its own configuration replaces the preset
             and may still be changed by `config`.
     """
 
     preset: str = "tiny"
     config: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
     pretrained: str | None = None
 
 

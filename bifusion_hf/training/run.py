@@ -163,9 +163,10 @@ def load_initial_weights(model: BiFusionForInstanceSegmentation, arguments: Trai
 
 def build_processor(arguments: TrainArguments, config: BiFusionConfig) -> BiFusionProcessor:
     """The processor that belongs to the model, or the one saved with `model.pretrained`."""
+    check_names("model.processor", arguments.model.processor, inspect.signature(BiFusionProcessor).parameters)
     if arguments.model.pretrained is None:
-        return BiFusionProcessor.from_config(config)
-    processor = BiFusionProcessor.from_pretrained(arguments.model.pretrained)
+        return BiFusionProcessor.from_config(config, **arguments.model.processor)
+    processor = BiFusionProcessor.from_pretrained(arguments.model.pretrained, **arguments.model.processor)
     for name in ("num_points", "mask_threshold", "max_instances"):
         setattr(processor, name, getattr(config, name))
     return processor
@@ -276,7 +277,11 @@ def cache_superpoints(rows: "datasets.Dataset", processor: BiFusionProcessor, nu
     found = rows.map(
         _segment_row,
         # The cache is found by these: a change in the segmentation must not find what the old one left.
-        fn_kwargs={"num_superpoints": processor.num_superpoints, "code": code},
+        fn_kwargs={
+            "num_superpoints": processor.num_superpoints,
+            "color_blur": processor.superpoint_color_blur,
+            "code": code,
+        },
         remove_columns=rows.column_names,
         features=datasets.Features({"superpoints": datasets.Image(decode=False)}),
         num_proc=num_workers if num_workers > 1 and len(rows) > 64 else None,
@@ -286,7 +291,7 @@ def cache_superpoints(rows: "datasets.Dataset", processor: BiFusionProcessor, nu
     return datasets.concatenate_datasets([others, found], axis=1)
 
 
-def _segment_row(row: Mapping[str, Any], num_superpoints: int, code: str) -> dict[str, Any]:
+def _segment_row(row: Mapping[str, Any], num_superpoints: int, color_blur: float, code: str) -> dict[str, Any]:
     try:
         frame = frame_from_row(row)
     except Exception:
@@ -295,6 +300,6 @@ def _segment_row(row: Mapping[str, Any], num_superpoints: int, code: str) -> dic
     labels = frame.superpoints
     if labels is None:
         labels = superpoints.segment_superpoints(
-            frame.image, frame.depth, frame.intrinsics, num_segments=num_superpoints
+            frame.image, frame.depth, frame.intrinsics, num_segments=num_superpoints, color_blur=color_blur
         )
     return {"superpoints": encode_png16(np.asarray(labels) + 1)}

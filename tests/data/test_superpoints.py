@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from bifusion_hf.data import superpoints
 from bifusion_hf.data.frames import frame_from_row, load_frames
 from bifusion_hf.data.superpoint_metrics import oracle_ious, undersegmentation_error
 from bifusion_hf.data.superpoints import rgb_to_lab, segment_superpoints
@@ -244,3 +245,49 @@ def test_superpoints_let_a_model_find_the_objects_of_the_sample_frames():
         errors.append(undersegmentation_error(superpoints, frame.instance))
     assert len(recalls) > 40 and np.mean(recalls) > 0.95
     assert np.mean(errors) < 0.03
+
+
+def striped_wall(distance=2.0, period=0.03, width=640, height=480):
+    """A wall that faces the camera: upright stripes left of the middle, where the two colours also meet, plain right."""
+    intrinsics = camera(width, height)
+    x = (np.arange(width) - intrinsics[0, 2]) * distance / intrinsics[0, 0]
+    stripes = np.where(np.sin(2 * np.pi * x / period) > 0, 60, 160)
+    row = np.where(x < 0, stripes, 230).astype(np.uint8)
+    image = np.broadcast_to(row[None, :, None], (height, width, 3)).copy()
+    return image, np.full((height, width), distance, np.float32), intrinsics
+
+
+def horizontal_to_vertical(superpoints) -> float:
+    """Boundaries between columns, per boundary between rows."""
+    across, along = (superpoints[:, 1:] != superpoints[:, :-1]).sum(), (superpoints[1:] != superpoints[:-1]).sum()
+    return across / along
+
+
+@pytest.mark.parametrize("distance", [1.0, 2.0])
+def test_texture_below_the_blur_makes_no_superpoints_but_an_edge_of_colour_stays(distance):
+    image, depth, intrinsics = striped_wall(distance)
+    sharp = segment_superpoints(image, depth, intrinsics)
+    blurred = segment_superpoints(image, depth, intrinsics, color_blur=0.016)
+    left = np.s_[:, : 320 - 30]
+    assert horizontal_to_vertical(sharp[left]) > 1.7
+    assert 0.7 < horizontal_to_vertical(blurred[left]) < 1.4
+    # The mean of the stripes and the plain wall differ: their edge stays where it is.
+    mixed = np.intersect1d(blurred[:, : 320 - 4], blurred[:, 320 + 4 :])
+    assert np.isin(blurred, mixed).mean() < 0.02
+
+
+def test_blur_of_colour_follows_the_distance():
+    lab = np.random.default_rng(0).normal(0, 30, (240, 320, 3)).astype(np.float32)
+    depth = np.where(np.arange(320) < 160, 1.0, 3.0)[None].repeat(240, 0)
+    found = superpoints._blurred(lab, depth, 0.5, 12.0)
+    for sigma, columns in ((12.0, np.s_[40:100, 40:100]), (4.0, np.s_[40:200, 200:280])):
+        expected = ndimage.gaussian_filter(lab, (sigma, sigma, 0))[columns]
+        # A mixture of two blurs instead of the blur between them.
+        assert 0.7 < found[columns].std() / expected.std() < 1.6
+        assert np.corrcoef(found[columns].ravel(), expected.ravel())[0, 1] > 0.9
+
+
+def test_blur_must_not_be_negative():
+    image, depth, intrinsics = striped_wall()
+    with pytest.raises(ValueError, match="color_blur is -0.1"):
+        segment_superpoints(image, depth, intrinsics, color_blur=-0.1)

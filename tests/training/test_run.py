@@ -15,7 +15,7 @@ from bifusion_hf.training.arguments import TrainArguments
 from bifusion_hf.training.checkpoints import list_checkpoints
 from bifusion_hf.training.metrics import read_metrics
 from bifusion_hf.training.plan import describe_plan
-from bifusion_hf.training.run import KeyedFrames, build_model, build_trainer, cache_superpoints
+from bifusion_hf.training.run import KeyedFrames, build_model, build_processor, build_trainer, cache_superpoints
 
 
 # A network of the real kind, small enough for seconds on one core.
@@ -275,3 +275,14 @@ def test_the_real_network_gives_the_same_update_however_its_frames_are_shared(tm
     one = torch.load(tmp_path / "one" / "seen_0.pt")
     for name in ("two", "accumulated"):
         assert_same_updates(one, torch.load(tmp_path / name / "seen_0.pt"))
+
+
+def test_the_recipe_sets_the_processor(tmp_path):
+    arguments = small_recipe(tmp_path, model={"processor": {"superpoint_color_blur": 0.016}})
+    processor = build_processor(arguments, build_model(arguments).config)
+    assert processor.superpoint_color_blur == 0.016
+    processor.save_pretrained(tmp_path / "saved")
+    assert BiFusionProcessor.from_pretrained(tmp_path / "saved").superpoint_color_blur == 0.016
+    arguments = small_recipe(tmp_path, model={"processor": {"superpoint_colour_blur": 0.016}})
+    with pytest.raises(ValueError, match=r"'model.processor.superpoint_colour_blur'.*superpoint_color_blur"):
+        build_processor(arguments, build_model(arguments).config)
