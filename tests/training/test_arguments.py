@@ -103,7 +103,8 @@ def test_help_explains_every_key():
 
 def test_a_recipe_states_only_its_differences_from_the_one_it_extends(tmp_path):
     (tmp_path / "far.yaml").write_text("extends: tiny\nmodel: {config: {hidden_size: 48}}\ntraining: {epochs: 7}\n")
-    (tmp_path / "near.yaml").write_text("extends: far\nmodel: {config: {vision_config: null, num_points: 5}}\nseed: 3\n")
+    near = "extends: far\nmodel: {config: {vision_config: null, num_points: 5}}\nseed: 3\n"
+    (tmp_path / "near.yaml").write_text(near)
     arguments = load_arguments(tmp_path / "near.yaml", ["--training.batch_size", "2"])
     assert arguments.model.config == {"hidden_size": 48, "vision_config": None, "num_points": 5}
     assert (arguments.training.epochs, arguments.training.batch_size, arguments.seed) == (7, 2, 3)
