@@ -1,8 +1,9 @@
-"""Sparse 3-D convolution on voxel grids, in plain torch or through spconv.
+"""Sparse 3-D convolution on voxel grids, in plain torch, by kernels that are compiled on first use, or through spconv.
 
 Knows nothing of the networks that are built with it.
 """
 
+from .backends import kernels_unavailable_reason
 from .convolution import StridedConv3d, SubmanifoldConv3d, TransposedConv3d, set_sparse_backend
 from .neighbors import radius_neighbors
 from .voxels import SparseTensor, VoxelGrid, voxelize
@@ -14,6 +15,7 @@ __all__ = [
     "SubmanifoldConv3d",
     "TransposedConv3d",
     "VoxelGrid",
+    "kernels_unavailable_reason",
     "radius_neighbors",
     "set_sparse_backend",
     "voxelize",

@@ -128,7 +128,8 @@ def set_sparse_backend(module: nn.Module, name: str) -> None:
 
     Args:
         module: Any module.
-        name: `"auto"` (spconv on CUDA tensors where it is installed, torch otherwise), `"torch"` or `"spconv"`.
+        name: `"auto"` (on CUDA tensors spconv where it is installed, on a CPU the compiled kernels where they can be
+            built, torch otherwise), `"torch"`, `"compiled"` or `"spconv"`.
 
     Raises:
         ValueError: No such backend.

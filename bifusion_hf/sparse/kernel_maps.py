@@ -25,6 +25,8 @@ class KernelMap:
 
     table: torch.Tensor
     num_inputs: int
+    # What a backend keeps with the map.
+    extras: dict = field(init=False, repr=False, default_factory=dict)
     _plans: dict[int, GatherPlan] = field(init=False, repr=False, default_factory=dict)
 
     def plan(self, parts: int) -> GatherPlan:

@@ -27,7 +27,7 @@ from ..data.augmentation import AugmentationConfig, JointAugmentation
 from ..data.dataset import SampleMaker
 from ..data.frames import load_frames
 from ..import_utils import OPTIONAL_PACKAGES, is_available, torchvision_misfit
-from ..sparse import SparseTensor, SubmanifoldConv3d, voxelize
+from ..sparse import SparseTensor, SubmanifoldConv3d, kernels_unavailable_reason, voxelize
 from .arguments import TrainArguments, check_names, load_arguments
 from .freezing import freeze_for_training, train_mode
 from .run import build_model, build_processor, load_initial_weights
@@ -173,7 +173,13 @@ class EnvironmentCheck:
         points, features = torch.rand(500, 3, generator=generator), torch.rand(500, 16, generator=generator)
         grid = voxelize(points.to(self.device), torch.zeros(500, dtype=torch.int64, device=self.device), 0.1, 1)
         layer = SubmanifoldConv3d(16, 16, kernel_size=3).to(self.device)
-        names = ["torch"] + (["spconv"] if is_available("spconv") and self.device.type == "cuda" else [])
+        names, note = ["torch"], ""
+        if self.device.type == "cpu":
+            reason = kernels_unavailable_reason()
+            names += ["compiled"] * (reason is None)
+            note = f"; not compiled, which is faster: {reason}" if reason else ""
+        elif is_available("spconv"):
+            names.append("spconv")
         results = []
         for layer.backend in names:
             with torch.no_grad():
@@ -181,7 +187,7 @@ class EnvironmentCheck:
         error = max(float((result - results[0]).abs().max() / results[0].abs().max()) for result in results)
         if not error < BACKEND_TOLERANCE:
             raise ValueError(f"the backends {', '.join(names)} differ by {error:.1e} of the largest value")
-        return ", ".join(names) + (f"; they agree to {error:.0e}" if len(names) > 1 else "")
+        return ", ".join(names) + (f"; they agree to {error:.0e}" if len(names) > 1 else "") + note
 
     # The recipe
 

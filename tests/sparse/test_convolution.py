@@ -12,7 +12,7 @@ from bifusion_hf.sparse import (
     VoxelGrid,
     set_sparse_backend,
 )
-from bifusion_hf.sparse.backends import products, torch_backend
+from bifusion_hf.sparse.backends import compiled_backend, products, torch_backend
 from bifusion_hf.sparse.kernel_maps import kernel_offsets
 
 
@@ -31,6 +31,32 @@ CASES = {
 }
 
 
+@pytest.fixture(params=["torch", "compiled"])
+def backend(request):
+    if request.param == "compiled" and (reason := compiled_backend.kernels_unavailable_reason()):
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.fixture
+def exact(backend):
+    """The backend with its most exact dtype."""
+    return backend, torch.float64 if backend == "torch" else torch.float32
+
+
+def prepared(layer, exact):
+    backend, dtype = exact
+    set_sparse_backend(layer, backend)
+    return layer.to(dtype)
+
+
+def assert_close(found, wanted):
+    """To 1e-12 of the largest value in float64, 3e-6 in float32."""
+    assert found.dtype == wanted.dtype and found.shape == wanted.shape
+    error = (found - wanted).abs().max() / wanted.abs().max()
+    assert error < (1e-12 if wanted.dtype == torch.float64 else 3e-6), float(error)
+
+
 def match_rows(wanted, found):
     """Index such that found[index] has the rows of wanted, for two sets of unique coordinates."""
     position = {tuple(row): i for i, row in enumerate(found.tolist())}
@@ -39,7 +65,7 @@ def match_rows(wanted, found):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_reference(reference, case):
+def test_reference(reference, case, backend):
     """MinkowskiEngine's own results and gradients, to 1e-5 of each one's largest value."""
     data = np.load(reference / "sparse_conv.npz")
     value = {
@@ -63,6 +89,7 @@ def test_reference(reference, case):
     else:
         grid = VoxelGrid(value["in_coords"], 2, int(data[f"{case}_in_stride"]))
         layer = StridedConv3d(*channels) if kind == "strided" else SubmanifoldConv3d(*channels, size, dilation)
+    set_sparse_backend(layer, backend)
     to_reference = match_rows(value["in_coords"], grid.coordinates)
     to_grid = torch.argsort(to_reference)
     assert layer.kernel.shape == value["kernel"].shape
@@ -117,44 +144,44 @@ def test_finite_differences(kind):
 
 # A kernel of few channels is folded onto the coarser grid, one of many is not.
 @pytest.mark.parametrize(("size", "channels"), [(3, 4), (3, 20), (5, 3), (5, 9), (7, 2)])
-def test_dense_convolution_on_a_full_grid(size, channels):
+def test_dense_convolution_on_a_full_grid(size, channels, exact):
     extent = 7
     corner = torch.tensor([0, -3, 2, -8])  # odd, even, negative
     cells = torch.cartesian_prod(torch.arange(2), *[torch.arange(extent)] * 3)
     grid = VoxelGrid(cells + corner, 2)
-    layer = SubmanifoldConv3d(channels, 5, size).double()
-    dense = torch.randn(2, channels, extent, extent, extent, dtype=torch.float64, requires_grad=True)
+    layer = prepared(SubmanifoldConv3d(channels, 5, size), exact)
+    dense = torch.randn(2, channels, extent, extent, extent, dtype=exact[1], requires_grad=True)
     rows = dense[cells[:, 0], :, cells[:, 1], cells[:, 2], cells[:, 3]]
     # [K (z, y, x), Cin, Cout] -> [Cout, Cin, x, y, z]
     weight = layer.kernel.view(size, size, size, channels, 5).permute(4, 3, 2, 1, 0)
     wanted = nn.functional.conv3d(dense, weight, padding=size // 2)
     wanted = wanted[cells[:, 0], :, cells[:, 1], cells[:, 2], cells[:, 3]]
     found = layer(SparseTensor(rows, grid)).features
-    torch.testing.assert_close(found, wanted)
+    assert_close(found, wanted)
     weights = torch.randn_like(wanted)
     for mine, dense_gradient in zip(
         torch.autograd.grad((found * weights).sum(), (dense, layer.kernel)),
         torch.autograd.grad((wanted * weights).sum(), (dense, layer.kernel)),
         strict=True,
     ):
-        torch.testing.assert_close(mine, dense_gradient)
+        assert_close(mine, dense_gradient)
 
 
-def test_dense_strided_convolution_on_a_full_grid():
+def test_dense_strided_convolution_on_a_full_grid(exact):
     cells = torch.cartesian_prod(torch.arange(2), *[torch.arange(6)] * 3)
     grid = VoxelGrid(cells - torch.tensor([0, 2, 4, 6]), 2)
-    down, up = StridedConv3d(4, 5).double(), TransposedConv3d(5, 4).double()
-    dense = torch.randn(2, 4, 6, 6, 6, dtype=torch.float64)
+    down, up = prepared(StridedConv3d(4, 5), exact), prepared(TransposedConv3d(5, 4), exact)
+    dense = torch.randn(2, 4, 6, 6, 6, dtype=exact[1])
     x = down(SparseTensor(dense[cells[:, 0], :, cells[:, 1], cells[:, 2], cells[:, 3]], grid))
     weight = down.kernel.view(2, 2, 2, 4, 5).permute(4, 3, 2, 1, 0)
     wanted = nn.functional.conv3d(dense, weight, stride=2)
     place = (x.grid.coordinates + torch.tensor([0, 2, 4, 6])).long()
     place[:, 1:] //= 2
-    torch.testing.assert_close(x.features, wanted[place[:, 0], :, place[:, 1], place[:, 2], place[:, 3]])
+    assert_close(x.features, wanted[place[:, 0], :, place[:, 1], place[:, 2], place[:, 3]])
     weight = up.kernel.view(2, 2, 2, 5, 4).permute(3, 4, 2, 1, 0)
     wanted = nn.functional.conv_transpose3d(wanted, weight, stride=2)
     wanted = wanted[cells[:, 0], :, cells[:, 1], cells[:, 2], cells[:, 3]]
-    torch.testing.assert_close(up(x).features, wanted)
+    assert_close(up(x).features, wanted)
 
 
 @pytest.mark.parametrize("parts", [1, 3, 9, 27])
@@ -196,23 +223,24 @@ def test_parts_follow_the_measurements():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_permuting_the_voxels_permutes_the_rows(kind):
+def test_permuting_the_voxels_permutes_the_rows(kind, exact):
     coordinates = random_coordinates()
     order = torch.randperm(len(coordinates), generator=torch.Generator().manual_seed(0))
-    layer = layers(4, 6)[kind].double()
+    layer = prepared(layers(4, 6)[kind], exact)
     outputs = []
     for coordinates_ in (coordinates, coordinates[order]):
         grid = VoxelGrid(coordinates_, 2)
         where = input_grid(kind, grid)
         features = where.coordinates[:, :4].double().sin() @ torch.linspace(-1, 1, 16).double().view(4, 4)
+        features = features.to(exact[1])
         outputs.append(layer(SparseTensor(features, where)).features)
     # The coarser grid's rows are in the order of its keys, whatever that of the finer ones.
-    torch.testing.assert_close(outputs[1], outputs[0] if kind == "strided" else outputs[0][order])
+    assert_close(outputs[1], outputs[0] if kind == "strided" else outputs[0][order])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_voxel_and_none(kind):
-    layer = layers(4, 6)[kind]
+def test_one_voxel_and_none(kind, backend):
+    layer = prepared(layers(4, 6)[kind], (backend, torch.float32))
     for coordinates in ([[1, -7, 3, 8]], []):
         grid = VoxelGrid(torch.tensor(coordinates, dtype=torch.int32).view(-1, 4), 3)
         where = input_grid(kind, grid)
@@ -224,29 +252,42 @@ def test_one_voxel_and_none(kind):
         assert torch.isfinite(layer.kernel.grad).all()
 
 
-def test_samples_do_not_see_each_other():
+@pytest.mark.parametrize("kind", KINDS)
+def test_shifting_changes_nothing(kind, exact):
+    """By a multiple of the coarser stride; along y as far as the range goes."""
+    coordinates = random_coordinates()
+    layer = prepared(layers(4, 6)[kind], exact)
+    grids = [VoxelGrid(coordinates + torch.tensor([0, *shift]), 2) for shift in ([0, 0, 0], [-16, 2**17 - 32, 48])]
+    outputs = []
+    for grid in grids:
+        where = input_grid(kind, grid)
+        outputs.append(layer(SparseTensor(features_on(where, 4, exact[1]), where)).features)
+    assert torch.equal(*outputs)
+
+
+def test_samples_do_not_see_each_other(exact):
     """Three samples, of which the middle one is empty, alone and together."""
     coordinates = random_coordinates(samples=2, seed=3)
     coordinates[:, 0] *= 2
-    layer = SubmanifoldConv3d(4, 6, 5).double()
+    layer = prepared(SubmanifoldConv3d(4, 6, 5), exact)
     grid = VoxelGrid(coordinates, 3)
-    features = features_on(grid, 4, torch.float64)
+    features = features_on(grid, 4, exact[1])
     together = layer(SparseTensor(features, grid)).features
     for sample in (0, 2):
         own = coordinates[:, 0] == sample
         alone = VoxelGrid(coordinates[own], 3)
-        torch.testing.assert_close(layer(SparseTensor(features[own], alone)).features, together[own])
+        assert_close(layer(SparseTensor(features[own], alone)).features, together[own])
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_precision(kind, dtype, tolerance):
+def test_half_precision(kind, dtype, tolerance, backend):
     grid = random_grid(count=900, low=-6, high=7)
     exact = layers(12, 10)[kind].double()
     where = input_grid(kind, grid)
     with torch.no_grad():
         exact.kernel.copy_(exact.kernel.to(dtype))
-    half = layers(12, 10)[kind].to(dtype)
+    half = prepared(layers(12, 10)[kind], (backend, dtype))
     half.load_state_dict(exact.state_dict())
     features = features_on(where, 12).to(dtype)
     results = []
@@ -260,9 +301,10 @@ def test_half_precision(kind, dtype, tolerance):
         assert (found.double() - wanted).abs().max() < tolerance * wanted.abs().max()
 
 
-def test_autocast():
+def test_autocast(backend):
     grid = random_grid()
     for layer in layers(4, 6).values():
+        set_sparse_backend(layer, backend)
         where = input_grid("transposed" if isinstance(layer, TransposedConv3d) else "", grid)
         features = features_on(where, 4)
         with torch.autocast("cpu", torch.bfloat16):
@@ -275,9 +317,9 @@ def test_autocast():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_deterministic(kind):
+def test_deterministic(kind, backend):
     grid = random_grid(count=1500, low=-6, high=7)
-    layer = layers(4, 6)[kind]
+    layer = prepared(layers(4, 6)[kind], (backend, torch.float32))
     where = input_grid(kind, grid)
 
     def run():
@@ -298,7 +340,7 @@ def test_deterministic(kind):
 def test_without_the_onednn_operator(monkeypatch):
     """Its absence, or a wrong result of it, costs time and nothing else."""
     grid = random_grid(count=900, low=-6, high=7)
-    layer = SubmanifoldConv3d(8, 8, 3)
+    layer = prepared(SubmanifoldConv3d(8, 8, 3), ("torch", torch.float32))
     x = SparseTensor(features_on(grid, 8), grid)
     expected = layer(x).features
     called = []
@@ -317,10 +359,10 @@ def test_without_the_onednn_operator(monkeypatch):
         torch.backends.mkldnn.set_flags(_enabled=enabled)
 
 
-def test_compiled_network():
+def test_compiled_network(backend):
     """torch.compile leaves the layers out and gives the same."""
     grid = random_grid()
-    layer = SubmanifoldConv3d(4, 4, 3)
+    layer = prepared(SubmanifoldConv3d(4, 4, 3), (backend, torch.float32))
 
     def network(features, grid):
         x = layer(SparseTensor(features * 2, grid))
@@ -331,9 +373,9 @@ def test_compiled_network():
     torch.testing.assert_close(compiled(features, grid), network(features, grid))
 
 
-def test_frozen_kernel_and_frozen_features():
+def test_frozen_kernel_and_frozen_features(backend):
     grid = random_grid()
-    layer = SubmanifoldConv3d(4, 4, 3).requires_grad_(False)
+    layer = prepared(SubmanifoldConv3d(4, 4, 3), (backend, torch.float32)).requires_grad_(False)
     features = features_on(grid, 4).requires_grad_()
     layer(SparseTensor(features, grid)).features.sum().backward()
     assert features.grad.abs().sum() > 0 and layer.kernel.grad is None
@@ -344,7 +386,10 @@ def test_frozen_kernel_and_frozen_features():
     [
         (lambda: SubmanifoldConv3d(3, 4, 2), "kernel_size is 2"),
         (lambda: SubmanifoldConv3d(3, 4, 3, dilation=0), "dilation is 0"),
-        (lambda: set_sparse_backend(nn.Identity(), "spconv2"), "'spconv2'; expected one of auto, torch, spconv"),
+        (
+            lambda: set_sparse_backend(nn.Identity(), "spconv2"),
+            "'spconv2'; expected one of auto, torch, compiled, spconv",
+        ),
     ],
 )
 def test_layers_reject(make, message):

@@ -16,8 +16,8 @@ from bifusion_hf.sparse import (
 from bifusion_hf.sparse.backends import choose_backend
 
 
-def test_auto_stays_with_torch_on_a_cpu():
-    assert choose_backend("auto", torch.zeros(1, 1)) == "torch"
+def test_auto_never_takes_spconv_on_a_cpu():
+    assert choose_backend("auto", torch.zeros(1, 1)) in ("compiled", "torch")
     with pytest.raises(ValueError, match="'fast'"):
         choose_backend("fast", torch.zeros(1, 1))
 

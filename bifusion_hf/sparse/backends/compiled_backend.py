@@ -1,0 +1,215 @@
+"""Sparse convolution on a CPU by compiled kernels (`kernels.c`), in float32 and bfloat16.
+
+The pairs of a kernel map are listed by block of output rows and by offset. The gradient of the input is a convolution
+over the opposite map with the transposed kernels; the gradient of the kernel comes from the forward map's pairs.
+"""
+
+import logging
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from ..kernel_maps import KernelMap, KernelMaps
+from . import torch_backend
+from .folding import convolve_folded, is_foldable
+from .kernel_library import KernelError, call, kernel_library
+
+
+if TYPE_CHECKING:
+    from ..convolution import _SparseConvolution
+    from ..voxels import VoxelGrid
+
+logger = logging.getLogger(__name__)
+
+DTYPES = (torch.float32, torch.bfloat16)
+MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 32, 256
+# Small grids are cut into about so many blocks, for the threads to share.
+WANTED_BLOCKS = 8
+SELF_TEST_TOLERANCE = 1e-4
+
+
+def convolve(
+    features: torch.Tensor, kernel: torch.Tensor, grid: "VoxelGrid", layer: "_SparseConvolution"
+) -> torch.Tensor:
+    """Features [N_in, Cin] on `grid`, kernel [K, Cin, Cout] -> [N_out, Cout], differentiable once.
+
+    Dtypes other than float32 and bfloat16 are left to the torch backend.
+
+    Raises:
+        ValueError: The features are not on a CPU.
+        KernelError: The kernels cannot be built here.
+    """
+    if features.device.type != "cpu":
+        raise ValueError(f"features are on {features.device}; the compiled backend works on a CPU")
+    check_kernels()
+    if features.dtype not in DTYPES:
+        return torch_backend.convolve(features, kernel, grid, layer)
+    if is_foldable(layer):
+        return convolve_folded(features, kernel, grid, convolve_over)
+    return convolve_over(features, kernel, grid.kernel_maps(layer.kind, layer.kernel_size, layer.dilation))
+
+
+def convolve_over(features: torch.Tensor, kernel: torch.Tensor, maps: KernelMaps) -> torch.Tensor:
+    """Features [N_in, Cin] and kernel [K, Cin, Cout] over kernel maps -> [N_out, Cout], differentiable once."""
+    if features.dtype == torch.bfloat16 and not kernel_library().has_bfloat16():
+        return convolve_over(features.float(), kernel.float(), maps).bfloat16()
+    return _Convolution.apply(features, kernel, maps)
+
+
+@cache
+def kernels_unavailable_reason() -> str | None:
+    """Why the kernels do not work here; None where they do. Tried once, and logged."""
+    try:
+        kernel_library()
+        _test_kernels()
+    except KernelError as error:
+        logger.warning("sparse convolutions take the torch backend, which is slower: %s", error)
+        return str(error)
+    return None
+
+
+def check_kernels() -> None:
+    """Raises KernelError where the kernels do not work."""
+    if reason := kernels_unavailable_reason():
+        raise KernelError(reason)
+
+
+@dataclass(eq=False)
+class PairLists:
+    """The pairs of a kernel map by block of output rows and, within it, by offset.
+
+    Args:
+        starts: int64 [blocks * K + 1], where each list begins.
+        reads: int32 [pairs], input row.
+        writes: int16 [pairs], output row within its block.
+        block_rows: Rows of a block; the last one may have fewer.
+    """
+
+    starts: torch.Tensor
+    reads: torch.Tensor
+    writes: torch.Tensor
+    block_rows: int
+
+    @classmethod
+    def of(cls, kernel_map: KernelMap) -> "PairLists":
+        """The lists of a map on a CPU, made at the first call."""
+        if "pairs" not in kernel_map.extras:
+            kernel_map.extras["pairs"] = cls._from_table(kernel_map)
+        return kernel_map.extras["pairs"]
+
+    @classmethod
+    def _from_table(cls, kernel_map: KernelMap) -> "PairLists":
+        volume, outputs = kernel_map.volume, kernel_map.num_outputs
+        block_rows = -(-outputs // (WANTED_BLOCKS * MIN_BLOCK_ROWS)) * MIN_BLOCK_ROWS
+        block_rows = min(max(block_rows, MIN_BLOCK_ROWS), MAX_BLOCK_ROWS)
+        starts = torch.empty(-(-outputs // block_rows) * volume + 1, dtype=torch.int64)
+        sizes = volume, outputs, kernel_map.num_inputs, block_rows, torch.get_num_threads()
+        count = call("count_pairs", kernel_map.table, starts, *sizes)
+        reads, writes = torch.empty(count, dtype=torch.int32), torch.empty(count, dtype=torch.int16)
+        call("fill_pairs", kernel_map.table, starts, reads, writes, *sizes)
+        return cls(starts, reads, writes, block_rows)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, features, kernel, maps):
+        ctx.save_for_backward(features, kernel)
+        ctx.maps = maps
+        return _multiply(features, kernel, maps.forward)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        features, kernel = ctx.saved_tensors
+        needs_features, needs_kernel, _ = ctx.needs_input_grad
+        maps = ctx.maps
+        grad_features = grad_kernel = None
+        if needs_features:
+            grad_features = _multiply(grad, kernel, maps.backward, is_transposed=True, is_mirrored=maps.is_mirrored)
+        if needs_kernel:
+            grad_kernel = _kernel_gradient(features, grad, kernel.shape, maps.forward).to(kernel.dtype)
+        return grad_features, grad_kernel, None
+
+
+def _multiply(
+    inputs: torch.Tensor,
+    kernel: torch.Tensor,
+    kernel_map: KernelMap,
+    is_transposed: bool = False,
+    is_mirrored: bool = False,
+) -> torch.Tensor:
+    """Inputs [N_in, Cin] over a map, with a kernel [K, Cin, Cout], or [K, Cout, Cin] transposed -> [N_out, Cout]."""
+    volume, in_channels, out_channels = kernel.shape
+    if is_transposed:
+        in_channels, out_channels = out_channels, in_channels
+    pairs = PairLists.of(kernel_map)
+    is_half, threads = inputs.dtype == torch.bfloat16, torch.get_num_threads()
+    inputs, weights = inputs.contiguous(), kernel.contiguous()
+    is_packed = is_half or is_transposed or not call("is_packed", out_channels)
+    if is_packed:
+        weights = torch.empty(call("packed_units", volume, in_channels, out_channels, is_half))
+        channels = in_channels, out_channels
+        call(
+            "pack_weights",
+            kernel.contiguous(),
+            weights,
+            volume,
+            *channels,
+            is_transposed,
+            is_mirrored,
+            is_half,
+            threads,
+        )
+    if is_half and in_channels % 2:
+        # Halves are multiplied two by two.
+        inputs = torch.nn.functional.pad(inputs, (0, 1))
+    outputs = inputs.new_empty(kernel_map.num_outputs, out_channels)
+    lists = pairs.starts, pairs.reads, pairs.writes
+    sizes = len(outputs), pairs.block_rows, volume, inputs.shape[1], out_channels
+    call("convolve", inputs, weights, outputs, *lists, *sizes, is_packed, is_half, threads)
+    return outputs
+
+
+def _kernel_gradient(
+    features: torch.Tensor, grad: torch.Tensor, shape: torch.Size, kernel_map: KernelMap
+) -> torch.Tensor:
+    """For each offset the sum over its pairs of feature x gradient, float32 [K, Cin, Cout]."""
+    pairs = PairLists.of(kernel_map)
+    sums = torch.zeros(shape)
+    lists = pairs.starts, pairs.reads, pairs.writes
+    sizes = kernel_map.num_outputs, pairs.block_rows, *shape
+    is_half = features.dtype == torch.bfloat16
+    inputs, grad = features.contiguous(), grad.contiguous()
+    if call("kernel_gradient", inputs, grad, sums, *lists, *sizes, is_half, torch.get_num_threads()):
+        raise MemoryError("the gradient of a sparse convolution's kernel found no memory")
+    return sums
+
+
+def _test_kernels() -> None:
+    """Raises KernelError unless the kernels give what the torch backend gives, on a small example."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randint(0, 60, (8, 40), dtype=torch.int32, generator=generator)
+    # Every row is read, and each by one output for an offset, as the map of the gradient wants it; 40 = none.
+    table = torch.where(table < 40, torch.stack([torch.randperm(40, generator=generator) for _ in range(8)]), 40).int()
+    opposite = torch.full((8, 41), 40, dtype=torch.int32)
+    opposite.scatter_(1, table.long(), torch.arange(40, dtype=torch.int32).expand(8, -1))
+    maps = KernelMaps(KernelMap(table, 40), KernelMap(opposite[:, :40].contiguous(), 40), is_mirrored=False)
+    features = torch.randn(40, 21, generator=generator)
+    kernel = torch.randn(8, 21, 35, generator=generator)
+    weights = torch.randn(40, 35, generator=generator)
+    for dtype in DTYPES:
+        results = []
+        # The first call may come from within autocast or inference.
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            for function, compute in ((torch_backend.convolve_over, torch.float32), (convolve_over, dtype)):
+                leaves = [value.to(dtype).to(compute).requires_grad_() for value in (features, kernel)]
+                out = function(*leaves, maps)
+                results.append([out.detach(), *torch.autograd.grad(out, leaves, weights.to(dtype).to(compute))])
+        tolerance = SELF_TEST_TOLERANCE if dtype == torch.float32 else 2e-2
+        for expected, found in zip(*results, strict=True):
+            error = float((found.float() - expected).abs().max() / expected.abs().max())
+            if not error < tolerance:
+                raise KernelError(f"the compiled kernels are wrong by {error:.1e} of the largest value in {dtype}")

@@ -1,0 +1,486 @@
+/* Sparse convolution over lists of pairs, in float32 and, where the processor multiplies bfloat16, in bfloat16.
+ *
+ * The output rows are cut into blocks, and its columns into panels of up to four vectors. A block's panel is summed up
+ * in a scratch buffer that stays in the cache: for each offset of the kernel, the block's pairs are taken a few at a
+ * time, their sums are held in registers while all input channels are multiplied in, and go back to the buffer. Inputs
+ * are read in place through the pair's row number, so nothing is gathered, and no zero is multiplied.
+ *
+ * Each output row is summed in the order of offsets and channels, whatever the blocks and threads: results have the
+ * same bits for any number of threads.
+ *
+ * Plain C with GCC's vector extensions: any processor runs it, wide vectors make it fast. Rows are contiguous. A "unit"
+ * is four bytes: one float, or two neighbouring bfloat16.
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+#define LANES (VECTOR_BYTES / 4)
+
+/* Vectors of a panel, at most, and rows that are summed together, so that rows x vectors sums, one row of weights and
+ * one input fit the registers: 32 of them, or 16. */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define MAX_VECTORS 4
+#define ROWS(vectors) ((vectors) == 4 ? 6 : (vectors) == 3 ? 8 : 12)
+#define GRADIENT_ROWS(vectors) ((vectors) == 4 ? 6 : 8)
+#else
+#define MAX_VECTORS 2
+#define ROWS(vectors) ((vectors) == 2 ? 6 : 12)
+#define GRADIENT_ROWS(vectors) ((vectors) == 2 ? 6 : 8)
+#endif
+#define MAX_ROWS 12
+#define MAX_BLOCK_ROWS 256
+/* Floats of a thread's gathered pairs in a kernel's gradient. */
+#define GATHERED_FLOATS 32768
+#define MAX_GATHERED_PAIRS 256
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 12")
+
+typedef float vector __attribute__((vector_size(VECTOR_BYTES)));
+typedef float unaligned_vector __attribute__((vector_size(VECTOR_BYTES), aligned(4)));
+typedef int32_t integer_vector __attribute__((vector_size(VECTOR_BYTES)));
+
+typedef struct {
+    int64_t vectors; /* of a panel */
+    int64_t width;   /* columns of a panel */
+    int64_t count;   /* panels that cover all columns */
+} panels;
+
+static panels panels_of(int64_t columns)
+{
+    int64_t vectors = (columns + LANES - 1) / LANES;
+    panels p;
+    p.count = (vectors + MAX_VECTORS - 1) / MAX_VECTORS;
+    p.vectors = (vectors + p.count - 1) / p.count;
+    p.width = p.vectors * LANES;
+    return p;
+}
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* sum + unit * weights, lane by lane; for halves, both products of each unit. */
+INLINE vector multiply_add(const int is_half, vector sum, const float *unit, vector weights)
+{
+#if defined(__AVX512BF16__)
+    if (is_half) {
+        integer_vector both = *(const int32_t *)unit - (integer_vector){0};
+        return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)both, (__m512bh)weights);
+    }
+#endif
+    return sum + *unit * weights;
+}
+
+int has_bfloat16(void)
+{
+#if defined(__AVX512BF16__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+INLINE uint16_t to_bfloat16(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* to nearest, ties to even */
+    return (bits & 0x7fffffff) > 0x7f800000 ? (uint16_t)(bits >> 16 | 0x40) : (uint16_t)rounded; /* NaN stays NaN */
+}
+
+/* ---- Pairs: from a table int32 [volume, outputs] of input rows, `none` where there is none. ---- */
+
+/* starts int64 [blocks * volume + 1]: where the pairs of each block and offset begin, -> how many there are. */
+int64_t count_pairs(const int32_t *table, int64_t *starts, int64_t volume, int64_t outputs, int64_t none,
+                    int64_t block_rows, int threads)
+{
+    int64_t blocks = (outputs + block_rows - 1) / block_rows, total = 0;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t block = 0; block < blocks; block++)
+        for (int64_t k = 0; k < volume; k++) {
+            const int32_t *row = table + k * outputs;
+            int32_t count = 0;
+            for (int64_t u = block * block_rows; u < smaller((block + 1) * block_rows, outputs); u++)
+                count += row[u] < none;
+            starts[block * volume + k] = count;
+        }
+    for (int64_t i = 0; i < blocks * volume; i++) {
+        int64_t count = starts[i];
+        starts[i] = total;
+        total += count;
+    }
+    return starts[blocks * volume] = total;
+}
+
+/* reads int32 [pairs]: input row; writes int16 [pairs]: output row within its block. */
+void fill_pairs(const int32_t *table, const int64_t *starts, int32_t *reads, int16_t *writes, int64_t volume,
+                int64_t outputs, int64_t none, int64_t block_rows, int threads)
+{
+    int64_t blocks = (outputs + block_rows - 1) / block_rows;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t block = 0; block < blocks; block++)
+        for (int64_t k = 0; k < volume; k++) {
+            const int32_t *row = table + k * outputs;
+            int64_t pair = starts[block * volume + k], first = block * block_rows;
+            for (int64_t u = first; u < smaller(first + block_rows, outputs); u++)
+                if (row[u] < none) {
+                    reads[pair] = row[u];
+                    writes[pair++] = (int16_t)(u - first);
+                }
+        }
+}
+
+/* ---- Weights by panel: [volume, panels, units, width], where a panel's rows follow each other. ---- */
+
+/* Whether a float32 kernel [volume, in, out] serves as it is. */
+int is_packed(int64_t out_channels)
+{
+    panels p = panels_of(out_channels);
+    return p.count * p.width == out_channels;
+}
+
+int64_t packed_units(int64_t volume, int64_t in_channels, int64_t out_channels, int is_half)
+{
+    panels p = panels_of(out_channels);
+    return volume * p.count * p.width * (is_half ? (in_channels + 1) / 2 : in_channels);
+}
+
+/* kernel [volume, in, out], or [volume, out, in] where is_transposed; is_mirrored takes the opposite offsets. */
+INLINE void pack(const int is_half, const void *kernel, void *packed, int64_t volume, int64_t in_channels,
+                 int64_t out_channels, int is_transposed, int is_mirrored, int threads)
+{
+    const int64_t halves = is_half ? 2 : 1, units = (in_channels + halves - 1) / halves;
+    panels p = panels_of(out_channels);
+    int64_t along_in = is_transposed ? 1 : out_channels, along_out = is_transposed ? in_channels : 1;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t task = 0; task < volume * p.count; task++) {
+        int64_t k = task / p.count, first = task % p.count * p.width;
+        int64_t source = (is_mirrored ? volume - 1 - k : k) * in_channels * out_channels + first * along_out;
+        int64_t target = task * units * p.width * halves, columns = smaller(p.width, out_channels - first);
+        memset((char *)packed + 4 * task * units * p.width, 0, 4 * units * p.width);
+        /* A few channels at a time, so that the lines which are read or written across stay in the cache. */
+        for (int64_t c_first = 0; c_first < in_channels; c_first += 16)
+            for (int64_t j = 0; j < columns; j++)
+                for (int64_t c = c_first; c < smaller(c_first + 16, in_channels); c++) {
+                    int64_t from = source + c * along_in + j * along_out;
+                    int64_t to = target + (c / halves * p.width + j) * halves + c % halves;
+                    if (is_half)
+                        ((uint16_t *)packed)[to] = ((const uint16_t *)kernel)[from];
+                    else
+                        ((float *)packed)[to] = ((const float *)kernel)[from];
+                }
+    }
+}
+
+void pack_weights(const void *kernel, void *packed, int64_t volume, int64_t in_channels, int64_t out_channels,
+                  int is_transposed, int is_mirrored, int is_half, int threads)
+{
+    if (is_half)
+        pack(1, kernel, packed, volume, in_channels, out_channels, is_transposed, is_mirrored, threads);
+    else
+        pack(0, kernel, packed, volume, in_channels, out_channels, is_transposed, is_mirrored, threads);
+}
+
+/* ---- Convolution. ---- */
+
+/* sums[writes[i]] += inputs[reads[i]] @ weights for `rows` pairs; all but the channels is known to the compiler. */
+INLINE void add_rows(const int is_half, const int vectors, const int rows, const float *inputs, const int32_t *reads,
+                     const int16_t *writes, const float *weights, int64_t weight_step, int64_t units, float *sums)
+{
+    vector sum[MAX_ROWS][MAX_VECTORS];
+    const float *input[MAX_ROWS];
+    UNROLL for (int r = 0; r < rows; r++) {
+        input[r] = inputs + reads[r] * units;
+        UNROLL for (int v = 0; v < vectors; v++)
+            sum[r][v] = *(const vector *)(sums + (writes[r] * vectors + v) * LANES);
+    }
+    for (int64_t c = 0; c < units; c++, weights += weight_step) {
+        vector weight[MAX_VECTORS];
+        UNROLL for (int v = 0; v < vectors; v++)
+            weight[v] = *(const unaligned_vector *)(weights + v * LANES);
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < vectors; v++)
+                sum[r][v] = multiply_add(is_half, sum[r][v], input[r] + c, weight[v]);
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            *(vector *)(sums + (writes[r] * vectors + v) * LANES) = sum[r][v];
+}
+
+#define ADD_ROWS(rows) add_rows(is_half, vectors, rows, inputs, reads, writes, weights, weight_step, units, sums)
+
+/* The same for any number of pairs. */
+INLINE void add_pairs(const int is_half, const int vectors, int64_t count, const float *inputs, const int32_t *reads,
+                      const int16_t *writes, const float *weights, int64_t weight_step, int64_t units, float *sums)
+{
+    const int rows = ROWS(vectors);
+    for (; count >= rows; count -= rows, reads += rows, writes += rows)
+        ADD_ROWS(rows);
+    switch (count) {
+    case 1: ADD_ROWS(1); break;
+    case 2: ADD_ROWS(2); break;
+    case 3: ADD_ROWS(3); break;
+    case 4: ADD_ROWS(4); break;
+    case 5: ADD_ROWS(5); break;
+    case 6: ADD_ROWS(6); break;
+    case 7: ADD_ROWS(7); break;
+    case 8: ADD_ROWS(8); break;
+    case 9: ADD_ROWS(9); break;
+    case 10: ADD_ROWS(10); break;
+    case 11: ADD_ROWS(11); break;
+    }
+}
+
+typedef void pair_adder(int64_t, const float *, const int32_t *, const int16_t *, const float *, int64_t, int64_t,
+                        float *);
+
+#define DEFINE_ADDER(name, is_half, vectors)                                                                          \
+    static void name(int64_t count, const float *inputs, const int32_t *reads, const int16_t *writes,                 \
+                     const float *weights, int64_t weight_step, int64_t units, float *sums)                           \
+    {                                                                                                                 \
+        add_pairs(is_half, vectors, count, inputs, reads, writes, weights, weight_step, units, sums);                 \
+    }
+DEFINE_ADDER(add_pairs_1, 0, 1)
+DEFINE_ADDER(add_pairs_2, 0, 2)
+#if MAX_VECTORS == 4
+DEFINE_ADDER(add_pairs_3, 0, 3)
+DEFINE_ADDER(add_pairs_4, 0, 4)
+#endif
+#if defined(__AVX512BF16__)
+DEFINE_ADDER(add_half_pairs_1, 1, 1)
+DEFINE_ADDER(add_half_pairs_2, 1, 2)
+DEFINE_ADDER(add_half_pairs_3, 1, 3)
+DEFINE_ADDER(add_half_pairs_4, 1, 4)
+#endif
+
+static pair_adder *adder(int is_half, int64_t vectors)
+{
+    static pair_adder *const adders[2][MAX_VECTORS] = {
+#if MAX_VECTORS == 4
+        {add_pairs_1, add_pairs_2, add_pairs_3, add_pairs_4},
+#else
+        {add_pairs_1, add_pairs_2},
+#endif
+#if defined(__AVX512BF16__)
+        {add_half_pairs_1, add_half_pairs_2, add_half_pairs_3, add_half_pairs_4},
+#endif
+    };
+    return adders[is_half][vectors - 1];
+}
+
+/* outputs [outputs, out] = the sum over offsets k of inputs[reads] @ weights[k]; halves in, halves out.
+ *
+ * weights: packed, or a float32 kernel [volume, in, out] with packed = 0; in_channels of halves is even. */
+void convolve(const float *inputs, const float *weights, void *outputs, const int64_t *starts, const int32_t *reads,
+              const int16_t *writes, int64_t num_outputs, int64_t block_rows, int64_t volume, int64_t in_channels,
+              int64_t out_channels, int packed, int is_half, int threads)
+{
+    panels p = panels_of(out_channels);
+    int64_t blocks = (num_outputs + block_rows - 1) / block_rows, units = is_half ? in_channels / 2 : in_channels;
+    int64_t weight_step = packed ? p.width : out_channels;
+    int64_t panel_step = packed ? units * p.width : p.width;
+    int64_t offset_step = packed ? p.count * units * p.width : in_channels * out_channels;
+    pair_adder *add = adder(is_half, p.vectors);
+#pragma omp parallel num_threads(threads)
+    {
+        float sums[MAX_BLOCK_ROWS * MAX_VECTORS * LANES] __attribute__((aligned(VECTOR_BYTES)));
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < blocks * p.count; task++) {
+            int64_t block = task / p.count, panel = task % p.count, first = block * block_rows;
+            int64_t rows = smaller(block_rows, num_outputs - first);
+            const int64_t *start = starts + block * volume;
+            memset(sums, 0, rows * p.width * sizeof(float));
+            for (int64_t k = 0; k < volume; k++)
+                add(start[k + 1] - start[k], inputs, reads + start[k], writes + start[k],
+                    weights + k * offset_step + panel * panel_step, weight_step, units, sums);
+            int64_t columns = smaller(p.width, out_channels - panel * p.width);
+            for (int64_t r = 0; r < rows; r++) {
+                int64_t place = (first + r) * out_channels + panel * p.width;
+                const float *row = sums + r * p.width;
+                if (is_half)
+                    for (int64_t j = 0; j < columns; j++)
+                        ((uint16_t *)outputs)[place + j] = to_bfloat16(row[j]);
+                else
+                    memcpy((float *)outputs + place, row, columns * sizeof(float));
+            }
+        }
+    }
+}
+
+/* ---- Gradient of the kernel. ---- */
+
+/* Columns of rows side by side, in strips: gathered [strips, units of pairs, width] = rows[numbers], with zeros beyond
+ * the last column. A unit is one pair's float, or two pairs' halves. */
+INLINE void gather(const int is_half, const void *rows, const void *zeros, const int64_t *numbers, int64_t count,
+                   int64_t columns, int64_t first, int64_t last, const int64_t width, float *gathered)
+{
+    int64_t units = is_half ? (count + 1) / 2 : count;
+    for (int64_t unit = 0; unit < units; unit++)
+        for (int64_t strip = first; strip < last; strip += width) {
+            int64_t present = smaller(width, columns - strip);
+            float *target = gathered + ((strip - first) * units + unit * width);
+            if (is_half) {
+                const uint16_t *even = (const uint16_t *)rows + numbers[2 * unit] * columns + strip;
+                const uint16_t *odd = (const uint16_t *)zeros;
+                if (2 * unit + 1 < count)
+                    odd = (const uint16_t *)rows + numbers[2 * unit + 1] * columns + strip;
+                for (int64_t j = 0; j < present; j++)
+                    ((uint32_t *)target)[j] = even[j] | (uint32_t)odd[j] << 16;
+            } else {
+                memcpy(target, (const float *)rows + numbers[unit] * columns + strip, present * sizeof(float));
+            }
+            memset(target + present, 0, (width - present) * sizeof(float));
+        }
+}
+
+/* sums [rows, columns] += inputs^T @ gradients of gathered pairs, for one strip of each. */
+INLINE void add_products(const int is_half, const int vectors, const float *inputs, const float *gradients,
+                         int64_t units, float *sums, int64_t sum_step, int64_t present_rows, int64_t present_columns)
+{
+    const int rows = GRADIENT_ROWS(vectors);
+    union {
+        vector vectors[MAX_ROWS][MAX_VECTORS];
+        float floats[MAX_ROWS][MAX_VECTORS * LANES];
+    } result;
+    vector sum[MAX_ROWS][MAX_VECTORS];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            sum[r][v] = (vector){0};
+    for (int64_t unit = 0; unit < units; unit++, inputs += rows, gradients += vectors * LANES) {
+        vector gradient[MAX_VECTORS];
+        UNROLL for (int v = 0; v < vectors; v++)
+            gradient[v] = *(const unaligned_vector *)(gradients + v * LANES);
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < vectors; v++)
+                sum[r][v] = multiply_add(is_half, sum[r][v], inputs + r, gradient[v]);
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            result.vectors[r][v] = sum[r][v];
+    for (int64_t r = 0; r < present_rows; r++)
+        for (int64_t j = 0; j < present_columns; j++)
+            sums[r * sum_step + j] += result.floats[r][j];
+}
+
+/* sums [in, out] of one offset += the products of gathered pairs, for the input channels from `first` to `last`. */
+INLINE void add_gathered(const int is_half, const int vectors, const void *inputs, const void *gradients,
+                         const void *zeros, const int64_t *reads, const int64_t *writes, int64_t count,
+                         int64_t in_channels, int64_t out_channels, int64_t first, int64_t last, float *buffer,
+                         float *sums)
+{
+    const int rows = GRADIENT_ROWS(vectors), width = vectors * LANES;
+    int64_t units = is_half ? (count + 1) / 2 : count;
+    float *gathered_inputs = buffer + units * ((out_channels + width - 1) / width * width);
+    gather(is_half, gradients, zeros, writes, count, out_channels, 0, out_channels, width, buffer);
+    gather(is_half, inputs, zeros, reads, count, in_channels, first, last, rows, gathered_inputs);
+    for (int64_t j = 0; j < out_channels; j += width)
+        for (int64_t c = first; c < last; c += rows)
+            add_products(is_half, vectors, gathered_inputs + (c - first) * units, buffer + j * units, units,
+                         sums + c * out_channels + j, out_channels, smaller(rows, in_channels - c),
+                         smaller(width, out_channels - j));
+}
+
+typedef void product_adder(const void *, const void *, const void *, const int64_t *, const int64_t *, int64_t, int64_t,
+                           int64_t, int64_t, int64_t, float *, float *);
+
+#define DEFINE_PRODUCT_ADDER(name, is_half, vectors)                                                                  \
+    static void name(const void *inputs, const void *gradients, const void *zeros, const int64_t *reads,              \
+                     const int64_t *writes, int64_t count, int64_t in_channels, int64_t out_channels, int64_t first,  \
+                     int64_t last, float *buffer, float *sums)                                                        \
+    {                                                                                                                 \
+        add_gathered(is_half, vectors, inputs, gradients, zeros, reads, writes, count, in_channels, out_channels,     \
+                     first, last, buffer, sums);                                                                      \
+    }
+DEFINE_PRODUCT_ADDER(add_products_1, 0, 1)
+DEFINE_PRODUCT_ADDER(add_products_2, 0, 2)
+#if MAX_VECTORS == 4
+DEFINE_PRODUCT_ADDER(add_products_3, 0, 3)
+DEFINE_PRODUCT_ADDER(add_products_4, 0, 4)
+#endif
+#if defined(__AVX512BF16__)
+DEFINE_PRODUCT_ADDER(add_half_products_1, 1, 1)
+DEFINE_PRODUCT_ADDER(add_half_products_2, 1, 2)
+DEFINE_PRODUCT_ADDER(add_half_products_3, 1, 3)
+DEFINE_PRODUCT_ADDER(add_half_products_4, 1, 4)
+#endif
+
+static product_adder *adder_of_products(int is_half, int64_t vectors)
+{
+    static product_adder *const adders[2][MAX_VECTORS] = {
+#if MAX_VECTORS == 4
+        {add_products_1, add_products_2, add_products_3, add_products_4},
+#else
+        {add_products_1, add_products_2},
+#endif
+#if defined(__AVX512BF16__)
+        {add_half_products_1, add_half_products_2, add_half_products_3, add_half_products_4},
+#endif
+    };
+    return adders[is_half][vectors - 1];
+}
+
+/* sums float [volume, in, out], zero before: for each offset the sum over its pairs of input^T x gradient.
+ *
+ * A thread takes all pairs of an offset, in their order, for some of the input channels, so that the result does not
+ * depend on the number of threads. Returns 0, or 1 without memory. */
+int kernel_gradient(const void *inputs, const void *gradients, float *sums, const int64_t *starts,
+                    const int32_t *reads, const int16_t *writes, int64_t num_outputs, int64_t block_rows,
+                    int64_t volume, int64_t in_channels, int64_t out_channels, int is_half, int threads)
+{
+    panels p = panels_of(out_channels);
+    product_adder *add = adder_of_products(is_half, p.vectors);
+    int64_t blocks = (num_outputs + block_rows - 1) / block_rows;
+    int64_t rows = GRADIENT_ROWS(p.vectors), strips = (in_channels + rows - 1) / rows;
+    int64_t parts = smaller(strips, (8 * threads + volume - 1) / volume), strips_of_part = (strips + parts - 1) / parts;
+    int64_t floats_of_pair = p.count * p.width + strips * rows;
+    int64_t capacity = smaller(MAX_GATHERED_PAIRS, GATHERED_FLOATS / floats_of_pair / 2 * 2);
+    if (capacity < 16)
+        capacity = 16;
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t from[MAX_GATHERED_PAIRS], to[MAX_GATHERED_PAIRS];
+        float *buffer = malloc(capacity * floats_of_pair * sizeof(float));
+        void *zeros = calloc(in_channels + out_channels, sizeof(float));
+        if (!buffer || !zeros)
+#pragma omp atomic write
+            failed = 1;
+#pragma omp barrier
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < volume * parts; task++) {
+            /* The middle offset of a submanifold convolution has the most pairs: it comes first. */
+            int64_t k = (volume / 2 + task / parts) % volume, count = 0;
+            int64_t first = task % parts * strips_of_part * rows;
+            int64_t last = smaller(first + strips_of_part * rows, strips * rows);
+            float *sum = sums + k * in_channels * out_channels;
+            if (failed || first >= last)
+                continue;
+            for (int64_t block = 0; block < blocks; block++)
+                for (int64_t pair = starts[block * volume + k]; pair < starts[block * volume + k + 1]; pair++) {
+                    from[count] = reads[pair];
+                    to[count++] = block * block_rows + writes[pair];
+                    if (count == capacity) {
+                        add(inputs, gradients, zeros, from, to, count, in_channels, out_channels, first, last, buffer,
+                            sum);
+                        count = 0;
+                    }
+                }
+            if (count)
+                add(inputs, gradients, zeros, from, to, count, in_channels, out_channels, first, last, buffer, sum);
+        }
+        free(buffer);
+        free(zeros);
+    }
+    return failed;
+}

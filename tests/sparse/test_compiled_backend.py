@@ -1,0 +1,250 @@
+import logging
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sparse_examples import random_grid, slow_convolution
+
+from bifusion_hf.sparse import SparseTensor, SubmanifoldConv3d, VoxelGrid, set_sparse_backend
+from bifusion_hf.sparse.backends import choose_backend, compiled_backend, kernel_library
+from bifusion_hf.sparse.backends.kernel_library import KernelError
+from bifusion_hf.sparse.kernel_maps import kernel_offsets
+
+
+def forget():
+    kernel_library.kernel_library.cache_clear()
+    compiled_backend.kernels_unavailable_reason.cache_clear()
+
+
+@pytest.fixture
+def kernels():
+    if reason := compiled_backend.kernels_unavailable_reason():
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def new_cache(kernels, tmp_path, monkeypatch):
+    """An empty cache folder, and nothing tried yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    forget()
+    yield tmp_path / "cache" / "bifusion_hf"
+    monkeypatch.undo()
+    forget()
+
+
+def compiler(tmp_path, monkeypatch, script):
+    path = tmp_path / "compiler"
+    path.write_text("#!/bin/sh\n" + script)
+    path.chmod(0o755)
+    monkeypatch.setenv("CC", str(path))
+
+
+def gradients(features, kernel, grid, weights, backend):
+    layer = SubmanifoldConv3d(*kernel.shape[1:], 3)
+    set_sparse_backend(layer, backend)
+    features, kernel = features.clone().requires_grad_(), kernel.clone().requires_grad_()
+    out = torch.func.functional_call(layer, {"kernel": kernel}, (SparseTensor(features, grid),)).features
+    return [out.detach(), *torch.autograd.grad(out, (features, kernel), weights)]
+
+
+# Panels of one to four vectors, several panels, columns and channels that fill none.
+@pytest.mark.parametrize(
+    ("in_channels", "out_channels"), [(1, 1), (3, 16), (7, 20), (32, 32), (24, 48), (33, 65), (40, 96), (130, 100)]
+)
+def test_every_shape(kernels, in_channels, out_channels):
+    """Against the slow convolution in float64; more blocks of rows than one, the last one not full."""
+    grid = random_grid(count=400, low=-4, high=5)
+    assert len(grid) > 2 * compiled_backend.MIN_BLOCK_ROWS
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(len(grid), in_channels, generator=generator)
+    kernel = torch.randn(27, in_channels, out_channels, generator=generator)
+    weights = torch.randn(len(grid), out_channels, generator=generator)
+    for dtype, tolerance in ((torch.float32, 3e-6), (torch.bfloat16, 1e-2)):
+        values = [value.to(dtype) for value in (features, kernel, weights)]
+        doubles = [value.double() for value in values]
+        found = gradients(*values[:2], grid, values[2], "compiled")
+        leaves = [value.requires_grad_() for value in doubles[:2]]
+        out = slow_convolution(grid.coordinates, *leaves, kernel_offsets(3), grid.coordinates)
+        wanted = [out.detach(), *torch.autograd.grad(out, leaves, doubles[2])]
+        for mine, slow in zip(found, wanted, strict=True):
+            assert mine.dtype == dtype
+            assert (mine.double() - slow).abs().max() < tolerance * slow.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_for_any_number_of_threads(kernels, dtype):
+    grid = random_grid(count=3000, low=-8, high=8)
+    generator = torch.Generator().manual_seed(0)
+    shapes = (len(grid), 36), (27, 36, 72), (len(grid), 72)
+    features, kernel, weights = (torch.randn(*shape, generator=generator).to(dtype) for shape in shapes)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            fresh = VoxelGrid(grid.coordinates, 2)
+            results.append(gradients(features, kernel, fresh, weights, "compiled"))
+    finally:
+        torch.set_num_threads(threads)
+    for one, three in zip(*results, strict=True):
+        assert torch.equal(one, three)
+
+
+def test_rows_that_are_not_contiguous(kernels):
+    grid = random_grid()
+    generator = torch.Generator().manual_seed(0)
+    features, kernel = torch.randn(5, len(grid), generator=generator).T, torch.randn(27, 9, 5, generator=generator)
+    weights = torch.ones(1, 1).expand(len(grid), 9)
+    found = gradients(features, kernel.transpose(1, 2), grid, weights, "compiled")
+    wanted = gradients(features.contiguous(), kernel.transpose(1, 2).contiguous(), grid, weights, "torch")
+    for mine, other in zip(found, wanted, strict=True):
+        assert (mine - other).abs().max() < 3e-6 * other.abs().max()
+
+
+def test_not_a_number_stays_where_it_is(kernels):
+    """It reaches its voxel's neighbours, and no other."""
+    grid = random_grid()
+    features = torch.ones(len(grid), 4)
+    features[7] = float("nan")
+    maps = grid.kernel_maps("submanifold", 3)
+    reached = (maps.forward.table == 7).any(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        layer = SubmanifoldConv3d(4, 20, 3).to(dtype)
+        set_sparse_backend(layer, "compiled")
+        out = layer(SparseTensor(features.to(dtype), grid)).features
+        assert torch.equal(out.isnan().all(1), reached) and torch.equal(out.isnan().any(1), reached)
+
+
+def test_auto_takes_the_kernels_for_their_dtypes(kernels):
+    for dtype in (torch.float32, torch.bfloat16):
+        assert choose_backend("auto", torch.zeros(1, 1, dtype=dtype)) == "compiled"
+    for dtype in (torch.float64, torch.float16):
+        assert choose_backend("auto", torch.zeros(1, 1, dtype=dtype)) == "torch"
+    assert choose_backend("auto", torch.zeros(1, 1, device="meta")) == "torch"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_dtypes_go_to_torch(kernels, dtype):
+    grid = random_grid()
+    layer, x = SubmanifoldConv3d(4, 6, 3).to(dtype), SparseTensor(torch.ones(len(grid), 4, dtype=dtype), grid)
+    results = []
+    for backend in ("torch", "compiled"):
+        set_sparse_backend(layer, backend)
+        results.append(layer(x).features)
+    assert results[1].dtype == dtype and torch.equal(*results)
+
+
+def assert_falls_back(caplog, message):
+    """`auto` goes on with torch, and says why once; `compiled` is an error."""
+    grid = random_grid()
+    layer, x = SubmanifoldConv3d(4, 6, 3), SparseTensor(torch.ones(200, 4)[: len(grid)], grid)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert choose_backend("auto", x.features) == "torch"
+        auto = layer(x).features
+    assert [message in record.getMessage() for record in caplog.records] == [True]
+    set_sparse_backend(layer, "torch")
+    assert torch.equal(layer(x).features, auto)
+    set_sparse_backend(layer, "compiled")
+    with pytest.raises(KernelError, match=message):
+        layer(x)
+
+
+def test_without_a_compiler(new_cache, monkeypatch, caplog):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert_falls_back(caplog, "no-such-compiler")
+
+
+def test_a_compiler_that_fails(new_cache, tmp_path, monkeypatch, caplog):
+    compiler(tmp_path, monkeypatch, "echo no vectors today >&2; exit 3")
+    assert_falls_back(caplog, "no vectors today")
+    assert list(new_cache.iterdir()) == []
+
+
+def test_a_compiler_that_makes_no_library(new_cache, tmp_path, monkeypatch, caplog):
+    compiler(tmp_path, monkeypatch, 'for last; do :; done; echo nonsense > "$last"')
+    assert_falls_back(caplog, "cannot be built")
+    assert list(new_cache.iterdir()) == []
+
+
+def test_a_compiler_that_makes_a_wrong_library(new_cache, tmp_path, monkeypatch, caplog):
+    """Every function is there, and convolves nothing."""
+    wrong = tmp_path / "wrong.c"
+    wrong.write_text(kernel_library.SOURCE.read_text().replace("return sum + *unit * weights;", "return sum;"))
+    compiler(tmp_path, monkeypatch, f'exec cc $(echo "$@" | sed "s#{kernel_library.SOURCE}#{wrong}#")')
+    assert_falls_back(caplog, "are wrong by")
+
+
+def test_switched_off(new_cache, monkeypatch, caplog):
+    monkeypatch.setenv(kernel_library.SWITCH, "0")
+    assert_falls_back(caplog, "switched off by BIFUSION_SPARSE_KERNEL=0")
+    assert not new_cache.exists()
+
+
+def test_an_unwritable_cache(new_cache, caplog):
+    new_cache.parent.write_text("a file where the folder should be")
+    assert_falls_back(caplog, "cannot be built")
+
+
+def test_built_once(new_cache, monkeypatch):
+    assert compiled_backend.kernels_unavailable_reason() is None
+    (library,) = new_cache.iterdir()
+    assert library == kernel_library.library_path()
+    made = library.stat().st_mtime_ns
+    forget()
+    monkeypatch.setattr(kernel_library, "build_library", lambda path: pytest.fail("built again"))
+    assert compiled_backend.kernels_unavailable_reason() is None
+    assert library.stat().st_mtime_ns == made
+
+
+def test_another_source_or_processor_has_its_own_library(new_cache, tmp_path, monkeypatch):
+    paths = {kernel_library.library_path()}
+    monkeypatch.setattr(kernel_library, "_processor", lambda: "another")
+    paths.add(kernel_library.library_path())
+    changed = tmp_path / "kernels.c"
+    changed.write_text(kernel_library.SOURCE.read_text() + "\n")
+    monkeypatch.setattr(kernel_library, "SOURCE", changed)
+    paths.add(kernel_library.library_path())
+    assert len(paths) == 3
+
+
+@pytest.mark.slow
+def test_processes_that_build_at_once(new_cache):
+    code = (
+        "from bifusion_hf.sparse.backends import compiled_backend as c; assert c.kernels_unavailable_reason() is None"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert list(new_cache.iterdir()) == [kernel_library.library_path()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64's levels")
+@pytest.mark.parametrize(
+    ("architecture", "needs"), [("x86-64", []), ("x86-64-v3", ["avx2", "fma"]), ("x86-64-v4", ["avx512f", "avx512bw"])]
+)
+def test_narrower_vectors(new_cache, monkeypatch, architecture, needs):
+    """The widths of other processors, without bfloat16 products, are as right."""
+    information = Path("/proc/cpuinfo")
+    flags = information.read_text().split() if information.exists() else []
+    if not set(needs) <= set(flags):
+        pytest.skip(f"this processor lacks one of {', '.join(needs)}")
+    changed = [f"-march={architecture}" if flag.startswith("-march") else flag for flag in kernel_library.FLAGS]
+    monkeypatch.setattr(kernel_library, "FLAGS", changed)
+    assert compiled_backend.kernels_unavailable_reason() is None
+    assert not kernel_library.kernel_library().has_bfloat16()
+    for channels in ((5, 7), (40, 96), (33, 65)):
+        test_every_shape(None, *channels)
+
+
+def test_one_pool_of_threads(kernels):
+    """The library shares the OpenMP runtime that torch has loaded."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs Linux")
+    runtimes = {line.split()[-1] for line in maps.read_text().splitlines() if "/libgomp" in line}
+    assert len(runtimes) == 1
