@@ -56,6 +56,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="WHEEL",
         help="wheel of miniworld (pip download --no-deps miniworld), whose pictures cover walls and floors too",
     )
+    parser.add_argument(
+        "--photometric",
+        action="store_true",
+        help="boxes, books, pictures, towels and more become classes that only fine texture tells apart",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument("--jpeg-quality", type=int, metavar="Q", help="JPEG colour of this quality (default: PNG)")
     parser.add_argument(
@@ -84,6 +89,7 @@ def main(argv: list[str] | None = None) -> None:
             width=arguments.width,
             height=arguments.height,
             views=arguments.views,
+            photometric=arguments.photometric,
         )
         summary = build_dataset(
             arguments.out,

@@ -279,7 +279,7 @@ def test_texture_below_the_blur_makes_no_superpoints_but_an_edge_of_colour_stays
     assert on_stripes(blurred) < 1.3
     # The mean of the stripes and the plain wall differ: their edge stays where it is.
     mixed = np.intersect1d(blurred[:, : 320 - 4], blurred[:, 320 + 4 :])
-    assert np.isin(blurred, mixed).mean() < 0.02
+    assert np.isin(blurred, mixed).mean() < 0.05
 
 
 def test_blur_of_colour_follows_the_distance():

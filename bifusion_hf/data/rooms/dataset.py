@@ -21,9 +21,18 @@ from .generate import SPLITS, RoomGenerator, RoomSettings
 
 SETTINGS_FILE = "rooms.json"
 # Bump it when the same settings give other frames.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 _CARD = Path(__file__).with_name("dataset_card.md")
 _MAX_FRAMES_PER_SHARD = 200
+_PHOTOMETRIC = """
+## Photometric classes
+Classes of one family have one shape, with sizes of one distribution, and prints of the same colours, shares of them
+and periods (26 to 38 mm), so that only fine texture tells them apart: rows, columns, diagonals or dots, in this order.
+
+%s
+
+`rooms.json` names them too, so that results on these and on the other classes can be read apart.
+"""
 _PACK_LICENCE = "\nSome textures of walls and floors: `miniworld`, Apache-2.0.\n"
 
 _generator: RoomGenerator | None = None
@@ -177,6 +186,7 @@ def _summarize(out: Path, frames: dict[str, int]) -> dict[str, Any]:
 
 
 def _card(summary: dict[str, Any], models: list) -> str:
+    families = "\n".join(f"- {name}: {', '.join(classes)}" for name, classes in summary["photometric"].items())
     licences = "cc0-1.0" if set(summary["libraries"]) <= {"BlendSwap-CC-0"} else "cc-by-3.0"
     splits = "\n".join(
         f"| {split} | {count} | {summary['instances_per_frame'][split]} | {100 * summary['depth_holes'][split]:.0f} % "
@@ -186,6 +196,7 @@ def _card(summary: dict[str, Any], models: list) -> str:
     )
     return Template(_CARD.read_text(encoding="utf-8")).substitute(
         licence=licences,
+        photometric=_PHOTOMETRIC % families if families else "",
         textures="" if summary["texture_pack"] is None else _PACK_LICENCE,
         libraries=", ".join(summary["libraries"]) or "none (parametric furniture alone)",
         width=summary["width"],

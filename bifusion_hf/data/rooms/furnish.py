@@ -39,7 +39,9 @@ class Furnisher:
             center = corner + np.where(corner > 0, -half, half)
             room.blocks.append(Box(center, half, 0.0, (0.0, room.height)))
         self._add_door(room, rng)
+        self._printed(room, rng, (WALL,))
         self._walls(room, rng, programme)
+        self._printed(room, rng, (FREE,))
         self._hang(room, rng, programme)
         for class_name, count in _draw(rng, programme.middle):
             for _ in range(count):
@@ -49,8 +51,24 @@ class Furnisher:
                 if picked := self.inventory.pick(rng, class_name, FREE):
                     place_free(room, rng, picked[0], class_name, solid=class_name != "mat")
         self._ceiling(room, rng)
+        self._printed(room, rng, (ON_TOP,))
         self._clutter(room, rng)
         return room
+
+    def _printed(self, room: Room, rng: np.random.Generator, placements: tuple[str, ...]) -> None:
+        """The photometric families of these placements, where the inventory has them."""
+        for name, family in self.inventory.families.items():
+            if family.placement not in placements:
+                continue
+            bases = [item for item in room.objects if item.class_name in ON_TOP_OF and item.position[2] < 0.3]
+            for _ in range(int(rng.integers(family.count[0], family.count[1] + 1))):
+                class_name, mesh, elevation = self.inventory.pick_printed(rng, name)
+                if family.placement == WALL:
+                    place_against_wall(room, rng, mesh, class_name, elevation)
+                elif family.placement == FREE:
+                    place_free(room, rng, mesh, class_name)
+                elif bases:
+                    place_on_top(room, rng, mesh, class_name, bases[rng.integers(len(bases))])
 
     def _add_door(self, room: Room, rng: np.random.Generator) -> None:
         if rng.random() < 0.75 and (picked := self.inventory.pick(rng, "door", AGAINST_WALL)):

@@ -11,6 +11,7 @@ from .catalog import open_libraries
 from .furnish import Furnisher
 from .inventory import Inventory
 from .layout import Room
+from .photometric import PHOTOMETRIC_CLASSES
 from .render import RoomScene
 from .sensor import expose, measure_depth
 from .texture_pack import TexturePack
@@ -37,6 +38,7 @@ class RoomSettings:
         width: Of the images in pixels; 4:3.
         height: Of the images.
         views: Frames of each room.
+        photometric: Classes that only fine texture tells apart (see `photometric`) replace what their names stand for.
     """
 
     furniture: tuple[str, ...]
@@ -47,6 +49,7 @@ class RoomSettings:
     width: int = 320
     height: int = 240
     views: int = 4
+    photometric: bool = False
 
     def __post_init__(self):
         if self.width * 3 != self.height * 4:
@@ -63,6 +66,8 @@ class RoomSettings:
             "width": self.width,
             "height": self.height,
             "views": self.views,
+            # Family -> classes, so that results can be read on these and on the other classes apart.
+            "photometric": PHOTOMETRIC_CLASSES if self.photometric else {},
         }
 
 
@@ -77,7 +82,9 @@ class RoomGenerator:
         self.settings = settings
         libraries = open_libraries(settings.furniture, settings.libraries) if settings.furniture else []
         self.texture_pack = TexturePack(settings.texture_pack) if settings.texture_pack else None
-        self.inventories = {split: Inventory(libraries, split, Path(settings.cache)) for split in SPLITS}
+        self.inventories = {
+            split: Inventory(libraries, split, Path(settings.cache), settings.photometric) for split in SPLITS
+        }
 
     def room_frames(self, split: str, number: int) -> list[RGBDFrame]:
         """The frames of one room.

@@ -10,7 +10,8 @@ import numpy as np
 from .catalog import FurnitureLibrary, FurnitureModel, split_of
 from .classes import classify
 from .layout import centered
-from .meshes import Mesh, load_model
+from .meshes import Mesh, load_model, planar_uv
+from .photometric import FAMILIES, PHOTOMETRIC_CLASSES
 from .primitives import PRIMITIVES, Primitive
 from .textures import pick_texture
 
@@ -27,21 +28,27 @@ class Inventory:
         libraries: Furniture libraries; none gives parametric objects alone.
         split: "train" or "val"; models and textures of the other split are never used.
         cache: Folder for parsed meshes.
+        photometric: The classes of `photometric` come from their families alone; their other objects are left out.
     """
 
-    def __init__(self, libraries: list[FurnitureLibrary], split: str, cache: Path):
+    def __init__(self, libraries: list[FurnitureLibrary], split: str, cache: Path, photometric: bool = False):
         self.split = split
         self.cache = cache
+        self.photometric = photometric
         self.libraries = {library.name: library for library in libraries}
         self.models: dict[tuple[str, str], list[FurnitureModel]] = {}
         self.primitives: dict[tuple[str, str], list[Primitive]] = {}
+        left_out = {name for names in PHOTOMETRIC_CLASSES.values() for name in names} if photometric else set()
         for library in libraries:
             for model in library.models:
                 rule = classify(model)
-                if rule is not None and split_of(model.key) == split:
+                if rule is not None and rule[0] not in left_out and split_of(model.key) == split:
                     self.models.setdefault(rule, []).append(model)
         for primitive in PRIMITIVES:
-            self.primitives.setdefault((primitive.class_name, primitive.placement), []).append(primitive)
+            if primitive.class_name not in left_out:
+                self.primitives.setdefault((primitive.class_name, primitive.placement), []).append(primitive)
+        # What the programmes of rooms ask for is not there; only `pick_printed` gives it.
+        self.families = FAMILIES if photometric else {}
         self._load = lru_cache(maxsize=200)(self._load_model)
 
     def _load_model(self, model: FurnitureModel) -> Mesh | None:
@@ -74,6 +81,12 @@ class Inventory:
             return None
         return centered(vary(mesh, rng, self.split, class_name in _UPHOLSTERED)), model.elevation
 
+    def pick_printed(self, rng: np.random.Generator, family: str) -> tuple[str, Mesh, float]:
+        """A random object of a photometric family, all classes alike often: class name, centred mesh, elevation."""
+        primitives = self.families[family].primitives()
+        primitive = primitives[rng.integers(len(primitives))]
+        return primitive.class_name, centered(primitive.make(rng, self.split)), rng.uniform(*primitive.elevation)
+
 
 def vary(mesh: Mesh, rng: np.random.Generator, split: str, upholstered: bool) -> Mesh:
     """A copy of a mesh in another size (a few percent) and often in other colours or materials."""
@@ -103,10 +116,8 @@ def _cover(mesh: Mesh, rng: np.random.Generator, split: str, plain: np.ndarray, 
     material = plain[np.argmax(total[plain])]
     texture = pick_texture(rng, split, kinds)
     faces = mesh.material == material
-    axis = np.abs(mesh.normals[faces].mean(axis=1)).argmax(axis=1)
-    axes = np.array([[1, 2], [0, 2], [0, 1]])[axis]
     mesh.uv = mesh.uv.copy()
-    mesh.uv[faces] = np.take_along_axis(mesh.triangles[faces], axes[:, None], axis=2) / texture.tile
+    mesh.uv[faces] = planar_uv(mesh.triangles[faces], mesh.normals[faces]) / texture.tile
     mesh.colors[material] = rng.uniform(0.85, 1.0)
     mesh.texture_index = mesh.texture_index.copy()
     mesh.texture_index[material] = len(mesh.textures)

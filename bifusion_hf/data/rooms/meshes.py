@@ -102,6 +102,18 @@ def face_normals(triangles: np.ndarray) -> np.ndarray:
     return np.where(length > 1e-12, normals / np.maximum(length, 1e-12), [0.0, 0.0, 1.0]).astype(np.float32)
 
 
+def planar_uv(triangles: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Texture coordinates in metres, [F, 3, 2], of triangles projected along the axis that they face most.
+
+    Args:
+        triangles: [F, 3, 3].
+        normals: [F, 3, 3], of the corners.
+    """
+    axis = np.abs(normals.mean(axis=1)).argmax(axis=1)
+    axes = np.array([[1, 2], [0, 2], [0, 1]])[axis]
+    return np.take_along_axis(triangles, axes[:, None], axis=2)
+
+
 def merge(meshes: list[Mesh]) -> Mesh:
     """One mesh of several; materials and textures are kept apart."""
     materials = np.cumsum([0] + [len(mesh.colors) for mesh in meshes])

@@ -11,7 +11,7 @@ import numpy as np
 
 from .classes import AGAINST_WALL, FREE, ON_TOP, WALL
 from .meshes import Mesh, box_mesh, grid_mesh, merge
-from .textures import pick_texture, random_color
+from .textures import Texture, pick_texture, random_color
 
 
 Maker = Callable[[np.random.Generator, str], Mesh]
@@ -60,17 +60,21 @@ def _panel(
     width: float, height: float, depth: float, frame: float, content: np.ndarray, frame_color: np.ndarray
 ) -> Mesh:
     """A flat thing on a wall (its back at y = 0): a frame and a printed sheet within it."""
+    sheet = _box(
+        (-width / 2 + frame, width / 2 - frame), (-0.8 * depth, 0), (frame, height - frame), np.ones(3), content
+    )
+    return sheet if frame <= 0 else merge([sheet, *frame_meshes(width, height, depth, frame, frame_color)])
+
+
+def frame_meshes(width: float, height: float, depth: float, frame: float, color: np.ndarray) -> list[Mesh]:
+    """The four sides of a frame on a wall, its back at y = 0; `frame` is their breadth."""
     half = width / 2
-    sheet = _box((-half + frame, half - frame), (-0.8 * depth, 0), (frame, height - frame), np.ones(3), content)
-    if frame <= 0:
-        return sheet
-    sides = [
-        _box((-half, half), (-depth, 0), (0, frame), frame_color),
-        _box((-half, half), (-depth, 0), (height - frame, height), frame_color),
-        _box((-half, -half + frame), (-depth, 0), (frame, height - frame), frame_color),
-        _box((half - frame, half), (-depth, 0), (frame, height - frame), frame_color),
+    return [
+        _box((-half, half), (-depth, 0), (0, frame), color),
+        _box((-half, half), (-depth, 0), (height - frame, height), color),
+        _box((-half, -half + frame), (-depth, 0), (frame, height - frame), color),
+        _box((half - frame, half), (-depth, 0), (frame, height - frame), color),
     ]
-    return merge([sheet, *sides])
 
 
 def panel(kind: str, width: tuple[float, float], height: tuple[float, float], frame: tuple[float, float]) -> Maker:
@@ -107,16 +111,20 @@ def drape(width: tuple[float, float], height: tuple[float, float]) -> Maker:
 
     def make(rng: np.random.Generator, split: str) -> Mesh:
         w, h = rng.uniform(*width), rng.uniform(*height)
-        texture = pick_texture(rng, split, "fabric")
-        x = np.linspace(-w / 2, w / 2, max(int(w / 0.02), 12))
-        z = np.linspace(0, h, 12)
-        folds = 0.5 + 0.5 * np.sin(2 * np.pi * x / rng.uniform(0.08, 0.2) + rng.uniform(0, 6))
-        depth = 0.015 + rng.uniform(0.02, 0.06) * folds[None] * (1 - 0.3 * z[:, None] / h)
-        grid = np.stack([np.broadcast_to(x, depth.shape), -depth, np.broadcast_to(z[:, None], depth.shape)], -1)
-        uv = np.stack([grid[..., 0], grid[..., 2]], -1) / texture.tile
-        return grid_mesh(grid, uv, np.ones(3), texture.image)
+        return hanging_cloth(rng, w, h, pick_texture(rng, split, "fabric"))
 
     return make
+
+
+def hanging_cloth(rng: np.random.Generator, width: float, height: float, texture: Texture) -> Mesh:
+    """A cloth with folds, its back towards +y."""
+    x = np.linspace(-width / 2, width / 2, max(int(width / 0.02), 12))
+    z = np.linspace(0, height, 12)
+    folds = 0.5 + 0.5 * np.sin(2 * np.pi * x / rng.uniform(0.08, 0.2) + rng.uniform(0, 6))
+    depth = 0.015 + rng.uniform(0.02, 0.06) * folds[None] * (1 - 0.3 * z[:, None] / height)
+    grid = np.stack([np.broadcast_to(x, depth.shape), -depth, np.broadcast_to(z[:, None], depth.shape)], -1)
+    uv = np.stack([grid[..., 0], grid[..., 2]], -1) / texture.tile
+    return grid_mesh(grid, uv, np.ones(3), texture.image)
 
 
 def cushion(rng: np.random.Generator, split: str) -> Mesh:

@@ -74,7 +74,7 @@ def expose(view: RenderedView, rng: np.random.Generator) -> np.ndarray:
     """Colour uint8 [H, W, 3] of a view: exposure, white balance, tone curve, lens and sensor noise."""
     radiance = view.radiance.astype(np.float64)
     brightness = np.median(radiance.mean(axis=-1)) + 0.3 * radiance.mean()
-    exposed = radiance * (rng.uniform(0.24, 0.42) / max(brightness, 1e-6))
+    exposed = radiance * (rng.uniform(0.26, 0.55) / max(brightness, 1e-6))
     exposed *= rng.uniform(0.94, 1.06, 3)
     height, width = view.depth.shape
     y, x = np.mgrid[-1 : 1 : 1j * height, -1 : 1 : 1j * width]

@@ -52,21 +52,22 @@ def random_color(
     return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(*saturation), rng.uniform(*value)))
 
 
-def _image(values: np.ndarray) -> np.ndarray:
+def to_image(values: np.ndarray) -> np.ndarray:
+    """Values in [0, 1], clipped, as uint8 of the same shape."""
     return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
 
 
 def _wall_color(rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.45:
         return random_color(rng, (0, 0.08), (0.75, 0.95), 0.11)
-    return random_color(rng, (0.05, 0.3), (0.5, 0.92))
+    return random_color(rng, (0.08, 0.5), (0.55, 0.95))
 
 
 def paint(rng: np.random.Generator) -> Texture:
     """A painted wall."""
     color = _wall_color(rng)
     grain = 0.012 * noise(rng, 0.4) + rng.uniform(0.005, 0.03) * noise(rng, 1.6)
-    return Texture(_image(color * (1 + grain[..., None])), 1.7)
+    return Texture(to_image(color * (1 + grain[..., None])), 1.7)
 
 
 def wallpaper(rng: np.random.Generator) -> Texture:
@@ -84,7 +85,7 @@ def wallpaper(rng: np.random.Generator) -> Texture:
         mask = np.abs(np.sin(np.pi * count * x) + np.cos(np.pi * count * y + np.sin(2 * np.pi * count * x))) < 0.5
     soft = ndimage.gaussian_filter(mask.astype(float), 1, mode="wrap")[..., None]
     return Texture(
-        _image(color * (1 - soft) + other * soft + 0.01 * noise(rng, 0.3)[..., None]), rng.uniform(0.5, 1.2)
+        to_image(color * (1 - soft) + other * soft + 0.01 * noise(rng, 0.3)[..., None]), rng.uniform(0.5, 1.2)
     )
 
 
@@ -109,7 +110,7 @@ def brick(rng: np.random.Generator) -> Texture:
     cell, joint = _bricks(rng, 10, 4, True, 0.008)
     tone = rng.normal(1, 0.1, size=cell.max() + 1)[cell] + 0.06 * noise(rng, 0.8)
     image = np.where(joint[..., None], rng.uniform(0.5, 0.85), color * tone[..., None])
-    return Texture(_image(image + 0.02 * noise(rng, 0.2)[..., None]), 0.9)
+    return Texture(to_image(image + 0.02 * noise(rng, 0.2)[..., None]), 0.9)
 
 
 def tiles(rng: np.random.Generator) -> Texture:
@@ -121,7 +122,7 @@ def tiles(rng: np.random.Generator) -> Texture:
     chosen = np.where((((cell // count) + cell) % 2 == 0)[..., None], color, second)
     tone = rng.normal(1, 0.03, size=cell.max() + 1)[cell] + 0.04 * noise(rng, 1.4)
     return Texture(
-        _image(np.where(joint[..., None], rng.uniform(0.3, 0.9), chosen * tone[..., None])),
+        to_image(np.where(joint[..., None], rng.uniform(0.3, 0.9), chosen * tone[..., None])),
         count * rng.uniform(0.15, 0.45),
     )
 
@@ -137,7 +138,7 @@ def planks(rng: np.random.Generator) -> Texture:
     cell, joint = _bricks(rng, rows, 2, True, 0.0025)
     tone = rng.normal(1, 0.1, size=cell.max() + 1)[cell] + 0.07 * noise(rng, 1.1, stretch=12)
     return Texture(
-        _image(np.where(joint[..., None], 0.45 * color, color * tone[..., None])), rows * rng.uniform(0.09, 0.16)
+        to_image(np.where(joint[..., None], 0.45 * color, color * tone[..., None])), rows * rng.uniform(0.09, 0.16)
     )
 
 
@@ -146,7 +147,7 @@ def wood(rng: np.random.Generator) -> Texture:
     color = _wood_color(rng)
     rings = np.sin(14 * noise(rng, 2.0, stretch=9) * 0.6)
     return Texture(
-        _image(color * (1 + 0.06 * rings + 0.05 * noise(rng, 0.8, stretch=14))[..., None]), rng.uniform(0.5, 1.0)
+        to_image(color * (1 + 0.06 * rings + 0.05 * noise(rng, 0.8, stretch=14))[..., None]), rng.uniform(0.5, 1.0)
     )
 
 
@@ -154,14 +155,14 @@ def carpet(rng: np.random.Generator) -> Texture:
     """Carpet pile."""
     color = random_color(rng, (0.02, 0.5), (0.25, 0.75))
     return Texture(
-        _image(color * (1 + 0.12 * noise(rng, 0.2) + 0.05 * noise(rng, 1.2))[..., None]), rng.uniform(0.6, 1.2)
+        to_image(color * (1 + 0.12 * noise(rng, 0.2) + 0.05 * noise(rng, 1.2))[..., None]), rng.uniform(0.6, 1.2)
     )
 
 
 def concrete(rng: np.random.Generator) -> Texture:
     """Concrete or rough plaster."""
     color = random_color(rng, (0, 0.12), (0.4, 0.8), 0.1)
-    return Texture(_image(color * (1 + 0.07 * noise(rng, 1.5) + 0.02 * noise(rng, 0.2))[..., None]), 2.0)
+    return Texture(to_image(color * (1 + 0.07 * noise(rng, 1.5) + 0.02 * noise(rng, 0.2))[..., None]), 2.0)
 
 
 def marble(rng: np.random.Generator) -> Texture:
@@ -169,14 +170,14 @@ def marble(rng: np.random.Generator) -> Texture:
     color = random_color(rng, (0, 0.2), (0.6, 0.95))
     veins = np.abs(noise(rng, 1.8))
     image = color * (1 - 0.35 * np.exp(-6 * veins) + 0.02 * noise(rng, 0.8))[..., None]
-    return Texture(_image(image), rng.uniform(0.8, 1.6))
+    return Texture(to_image(image), rng.uniform(0.8, 1.6))
 
 
 def ceiling_panels(rng: np.random.Generator) -> Texture:
     """A suspended ceiling."""
     cell, joint = _bricks(rng, 2, 2, False, 0.01)
     image = np.where(joint, 0.6, rng.uniform(0.8, 0.95) + 0.03 * noise(rng, 0.1))
-    return Texture(_image(np.repeat(image[..., None], 3, axis=2)), 1.2)
+    return Texture(to_image(np.repeat(image[..., None], 3, axis=2)), 1.2)
 
 
 def fabric(rng: np.random.Generator) -> Texture:
@@ -198,7 +199,7 @@ def fabric(rng: np.random.Generator) -> Texture:
         mask = noise(rng, 1.8) > 0.4
     mask = np.asarray(mask, dtype=float)[..., None]
     weave = 0.04 * np.sin(2 * np.pi * 64 * x) * np.sin(2 * np.pi * 64 * y) + 0.04 * noise(rng, 0.3)
-    return Texture(_image((color * (1 - mask) + other * mask) * (1 + weave[..., None])), rng.uniform(0.3, 0.7))
+    return Texture(to_image((color * (1 - mask) + other * mask) * (1 + weave[..., None])), rng.uniform(0.3, 0.7))
 
 
 def _draw(
@@ -206,7 +207,7 @@ def _draw(
 ) -> Image.Image:
     """A background [3] with random shapes and lines of writing."""
     width, height = size
-    image = Image.fromarray(_image(np.broadcast_to(background, (height, width, 3))))
+    image = Image.fromarray(to_image(np.broadcast_to(background, (height, width, 3))))
     draw = ImageDraw.Draw(image)
 
     def color(value: tuple[float, float] = (0.1, 1.0)) -> tuple[int, ...]:
@@ -249,7 +250,7 @@ def art(rng: np.random.Generator) -> Texture:
         colors = np.stack([random_color(rng, (0.1, 0.9), (0.1, 1.0)) for _ in range(4)])
         weights = np.exp(2.5 * np.stack([noise(rng, 1.7) for _ in range(4)], -1))
         image = (weights / weights.sum(-1, keepdims=True)) @ colors
-    return Texture(_image(np.asarray(image) + 0.02 * noise(rng, 0.5)[..., None]), 1.0)
+    return Texture(to_image(np.asarray(image) + 0.02 * noise(rng, 0.5)[..., None]), 1.0)
 
 
 def poster(rng: np.random.Generator) -> Texture:
@@ -262,7 +263,7 @@ def poster(rng: np.random.Generator) -> Texture:
 
 def scribbles(rng: np.random.Generator) -> Texture:
     """A whiteboard: white with thin strokes."""
-    image = Image.fromarray(_image(np.full((_SIZE, _SIZE, 3), rng.uniform(0.86, 0.97))))
+    image = Image.fromarray(to_image(np.full((_SIZE, _SIZE, 3), rng.uniform(0.86, 0.97))))
     draw = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(4, 14))):
         steps = rng.normal(0, 9, size=(int(rng.integers(4, 14)), 2)) + [6, 0]
@@ -288,7 +289,7 @@ def outdoors(rng: np.random.Generator) -> Texture:
     for row in range(rows + 1):
         x = round(row * (_SIZE - bar) / rows)
         image[x : x + bar] = sash
-    return Texture(_image(image), 1.0)
+    return Texture(to_image(image), 1.0)
 
 
 def cover(rng: np.random.Generator) -> Texture:
@@ -309,13 +310,13 @@ def cardboard(rng: np.random.Generator) -> Texture:
         x, y = rng.integers(20, 150, 2)
         image[y : y + 50, x : x + 70] = 0.95
         image[y + 8 : y + 44 : 9, x + 6 : x + 60] = 0.15
-    return Texture(_image(image), 1.0)
+    return Texture(to_image(image), 1.0)
 
 
 def screen(rng: np.random.Generator) -> Texture:
     """A monitor: dark, or windows of a desktop."""
     if rng.random() < 0.4:
-        return Texture(_image(np.full((32, 32, 3), rng.uniform(0.02, 0.08))), 1.0)
+        return Texture(to_image(np.full((32, 32, 3), rng.uniform(0.02, 0.08))), 1.0)
     background = random_color(rng, (0.2, 0.9), (0.2, 0.7))
     return Texture(np.asarray(_draw(rng, background, (_SIZE, 160), int(rng.integers(3, 12)), 2)), 1.0)
 
