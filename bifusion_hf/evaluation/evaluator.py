@@ -7,7 +7,7 @@ nothing is carried to a mesh or to other frames, and superpoints play no part in
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 
 from ..data.collator import FORWARD_INPUTS, IGNORE, BiFusionCollator
-from .arrays import to_array
+from .arrays import mean_without_nan, to_array
 from .instance_average_precision import InstanceAveragePrecision
 from .semantic_mean_iou import SemanticMeanIoU
 
@@ -58,12 +58,19 @@ class EvaluationProtocol:
         semantic_class_names: Names of the semantic classes; None = no semantic result.
         min_points: Smallest instance and prediction that takes part.
         include_95: See `InstanceAveragePrecision`.
+        groups: Name of a group of classes -> their names, for results on each group apart; needs `class_names`.
     """
 
     class_names: tuple[str, ...] | None
     semantic_class_names: tuple[str, ...] | None
     min_points: int
     include_95: bool = False
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        unknown = {name for names in self.groups.values() for name in names}.difference(self.class_names or ())
+        if unknown:
+            raise ValueError(f"groups name {sorted(unknown)}; expected classes of the instance labels")
 
     @classmethod
     def of_model(
@@ -73,6 +80,7 @@ class EvaluationProtocol:
         *,
         class_agnostic: bool = False,
         include_95: bool = False,
+        groups: Mapping[str, Sequence[str]] | None = None,
     ) -> "EvaluationProtocol":
         """The protocol that fits a processor: class-aware where it has several labels.
 
@@ -81,6 +89,7 @@ class EvaluationProtocol:
             semantic_names: Names of the semantic classes; None numbers them.
             class_agnostic: Leave the labels out even so.
             include_95: See `InstanceAveragePrecision`.
+            groups: As in the protocol.
         """
         names = tuple(processor.label_names)
         semantic_names = semantic_names or {}
@@ -91,6 +100,7 @@ class EvaluationProtocol:
             ),
             min_points=max(1, math.ceil(processor.min_instance_points)),
             include_95=include_95,
+            groups=groups or {},
         )
 
 
@@ -98,7 +108,8 @@ class FrameEvaluator:
     """The metrics of a protocol, fed frame by frame.
 
     Class-agnostic AP is always measured, class-aware AP where the protocol has classes, and mean IoU over the frames
-    that have semantic labels and semantic predictions.
+    that have semantic labels and semantic predictions. For a group of classes, class-agnostic AP is that of its
+    instances while all others are void, and class-aware AP is the mean over its classes.
     """
 
     def __init__(self, protocol: EvaluationProtocol):
@@ -110,6 +121,13 @@ class FrameEvaluator:
             self.metrics["class_aware"] = InstanceAveragePrecision(
                 protocol.class_names, protocol.min_points, include_95=protocol.include_95
             )
+        self._members: dict[str, np.ndarray] = {}
+        for group, names in protocol.groups.items():
+            self.metrics[group_part(group)] = InstanceAveragePrecision(
+                None, protocol.min_points, include_95=protocol.include_95
+            )
+            # The last entry answers for void.
+            self._members[group] = np.array([*(name in set(names) for name in protocol.class_names), False])
         if protocol.semantic_class_names is not None:
             self.metrics["semantic"] = SemanticMeanIoU(protocol.semantic_class_names, ignore_index=IGNORE)
 
@@ -136,6 +154,9 @@ class FrameEvaluator:
             for part in ("class_agnostic", "class_aware"):
                 if part in self.metrics:
                     self.metrics[part].update(*arguments)
+            for group, is_member in self._members.items():
+                inside = np.where(is_member[instance_labels], 0, -1)
+                self.metrics[group_part(group)].update(*arguments[:-1], inside)
             if "semantic" in self.metrics and semantic_labels is not None and prediction.semantic is not None:
                 self.metrics["semantic"].update(prediction.semantic, semantic_labels)
         except ValueError as error:
@@ -152,7 +173,12 @@ class FrameEvaluator:
         Args:
             extra_protocol: Entries added to its `"protocol"`.
         """
-        results = {part: metric.compute() for part, metric in self.metrics.items() if metric.num_frames}
+        groups = [group_part(group) for group in self._members]
+        results = {
+            part: metric.compute() for part, metric in self.metrics.items() if metric.num_frames and part not in groups
+        }
+        if groups:
+            results["groups"] = {group: self._group(group, results.get("class_aware", {})) for group in self._members}
         instances = self.metrics["class_agnostic"]
         results.setdefault("class_agnostic", instances.compute())
         results["protocol"] = {
@@ -162,6 +188,24 @@ class FrameEvaluator:
             **(extra_protocol or {}),
         }
         return results
+
+    def _group(self, group: str, class_aware: Mapping[str, Any]) -> dict[str, Any]:
+        agnostic = self.metrics[group_part(group)]
+        rows = [class_aware.get("classes", {}).get(name, {}) for name in self.protocol.groups[group]]
+        return {
+            "class_agnostic": agnostic.compute()["classes"][agnostic.class_names[0]],
+            "class_aware": {
+                key: mean_without_nan(np.array([row[key] for row in rows]))
+                if key.startswith("ap")
+                else sum(row[key] for row in rows)
+                for key in (rows[0] if rows else ())
+            },
+        }
+
+
+def group_part(group: str) -> str:
+    """Key, in `FrameEvaluator.metrics`, of the class-agnostic metric of a group of classes."""
+    return f"class_agnostic {group}"
 
 
 def instance_ids_of_masks(masks: Any) -> np.ndarray:
@@ -217,7 +261,9 @@ def evaluate_model(
     include_95: bool = False,
     accelerator: "Accelerator | None" = None,
     progress: bool = False,
+    groups: Mapping[str, Sequence[str]] | None = None,
     on_prediction: Callable[[FramePrediction], None] | None = None,
+    on_frame: Callable[[FramePrediction, FrameEvaluator], None] | None = None,
 ) -> dict[str, Any]:
     """Measures a network on labelled frames.
 
@@ -235,7 +281,9 @@ def evaluate_model(
         include_95: See `InstanceAveragePrecision`.
         accelerator: Of the run: processes and mixed precision; None = this process alone in the model's own precision.
         progress: Show a bar on the main process.
+        groups: See `EvaluationProtocol`; adds `"groups"` to the result.
         on_prediction: Called with the prediction of every frame of this process.
+        on_frame: Called with the prediction and the metrics of every frame of this process alone.
 
     Returns:
         The result in the form that `evaluation.results` describes; `evaluation.headline` picks the few main numbers.
@@ -247,11 +295,14 @@ def evaluate_model(
         model = accelerator.unwrap_model(model)
     if model.training:
         raise ValueError("model is in training mode; expected eval mode (call model.eval())")
-    evaluator = FrameEvaluator(
-        EvaluationProtocol.of_model(
-            processor, model.config.semantic_id2label, class_agnostic=class_agnostic, include_95=include_95
-        )
+    protocol = EvaluationProtocol.of_model(
+        processor,
+        model.config.semantic_id2label,
+        class_agnostic=class_agnostic,
+        include_95=include_95,
+        groups=groups,
     )
+    evaluator = FrameEvaluator(protocol)
     loader = DataLoader(
         _frames_of_process(dataset, limit, accelerator),
         batch_size=batch_size,
@@ -265,14 +316,18 @@ def evaluate_model(
                 raise ValueError(f"{', '.join(batch['frame_ids'])}: no instance labels; expected them for evaluation")
             for index, prediction in enumerate(predict_batch(model, processor, batch)):
                 count = len(prediction.pixel_indices)
-                evaluator.update(
+                frame = FrameEvaluator(protocol)
+                frame.update(
                     prediction,
                     instance_ids_of_masks(batch["mask_labels"][index][:, :count]),
                     to_array(batch["class_labels"][index]),
                     to_array(batch["semantic_labels"][index, :count]) if "semantic_labels" in batch else None,
                 )
+                evaluator.merge(frame)
                 if on_prediction is not None:
                     on_prediction(prediction)
+                if on_frame is not None:
+                    on_frame(prediction, frame)
     if accelerator is not None and accelerator.num_processes > 1:
         evaluator = _merged(evaluator)
     return evaluator.compute(processor_protocol(processor))

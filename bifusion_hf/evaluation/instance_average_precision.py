@@ -238,6 +238,23 @@ class InstanceAveragePrecision:
         self._num_predictions += other._num_predictions
         self.num_frames += other.num_frames
 
+    def detections(self) -> dict[str, np.ndarray]:
+        """What is kept of all frames so far, for E detections, C classes and T thresholds.
+
+        Returns:
+            `classes` int32 [E]; `scores` float64 [E]; `correct` int8 [E], 1 = right; `bits` uint16 [E], the thresholds
+            that a detection counts at, bit t for the t-th; `missed` int64 [C, T], instances that nothing found;
+            `num_instances` int64 [C].
+        """
+        return {
+            "classes": np.array(self._classes, dtype=np.int32),
+            "scores": np.array(self._scores, dtype=np.float64),
+            "correct": np.array(self._correct, dtype=np.int8),
+            "bits": np.array(self._bits, dtype=np.uint16),
+            "missed": self._missed.copy(),
+            "num_instances": self._num_instances.copy(),
+        }
+
     def compute(self) -> dict[str, Any]:
         """The result over all frames so far; frames can be added afterwards.
 
@@ -287,22 +304,47 @@ class InstanceAveragePrecision:
             entries = slice(ends[row - 1] if row else 0, ends[row])
             for column in range(len(self.thresholds)):
                 active = (bits[entries] >> column) & 1 == 1
-                values[row, column] = _area(
+                values[row, column] = curve_area(
                     scores[entries][active], correct[entries][active], self._missed[row, column]
                 )
         return values
 
 
-def _area(scores: np.ndarray, correct: np.ndarray, missed: int) -> float:
-    """Area under the precision-recall curve of detections with these scores, of which `correct` (0 or 1) are right."""
-    if not len(scores):
-        return 0.0
+def curve_area(
+    scores: np.ndarray, correct: np.ndarray, missed: np.ndarray | int, weights: np.ndarray | None = None
+) -> np.ndarray | float:
+    """Area under the precision-recall curve of detections, or of several multisets of them at once.
+
+    A detection that a multiset leaves out adds a point to the curve that equals its neighbour, which changes nothing.
+
+    Args:
+        scores: [E].
+        correct: [E], 1 = right, 0 = wrong.
+        missed: Instances that nothing found; an integer, or one for each multiset [D].
+        weights: How often each multiset holds each detection, integers [D, E]; None = each once.
+
+    Returns:
+        A number, or float64 [D].
+    """
     order = np.argsort(scores)
-    cumulative = np.concatenate([[0], np.cumsum(correct[order])])
+    scores, correct = scores[order], correct[order]
     # One point of the curve per distinct score: everything from `first` on is accepted.
-    _, first = np.unique(scores[order], return_index=True)
-    true_positives = cumulative[-1] - cumulative[first]
-    precision = np.append(true_positives / (len(scores) - first), 1.0)
-    recall = np.append(true_positives / (cumulative[-1] + missed), 0.0)
-    steps = np.convolve(np.concatenate([recall[:1], recall, [0.0]]), [-0.5, 0.0, 0.5], mode="valid")
-    return float(precision @ steps)
+    first = np.flatnonzero(np.diff(scores, prepend=-np.inf))
+    accepted = np.ones((1, len(scores))) if weights is None else weights[:, order]
+    all_positives = _from_each_on(accepted, first)
+    true_positives = _from_each_on(accepted * correct, first)
+    found = true_positives[:, :1] if len(first) else np.zeros((len(accepted), 1))
+    instances = found + np.reshape(missed, (-1, 1))
+    # Where nothing is accepted, precision is 1 and recall 0, as at the end of every curve.
+    precision = np.divide(true_positives, all_positives, out=np.ones(all_positives.shape), where=all_positives > 0)
+    recall = np.divide(true_positives, instances, out=np.zeros(true_positives.shape), where=instances > 0)
+    ends = np.ones((len(accepted), 1))
+    precision = np.hstack([precision, ends])
+    around = np.hstack([recall[:, :1], recall, 0 * ends, 0 * ends])
+    areas = (precision * (around[:, :-2] - around[:, 2:])).sum(axis=1) / 2
+    return float(areas[0]) if weights is None else areas
+
+
+def _from_each_on(values: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Sums of the columns from each of `first` to the last: [D, E] to [D, len(first)]."""
+    return np.cumsum(values[:, ::-1], axis=1)[:, ::-1][:, first]

@@ -4,6 +4,7 @@ A result is a dictionary of the parts that were measured and of how:
 
 - `"class_agnostic"`, `"class_aware"`: from `InstanceAveragePrecision.compute`;
 - `"semantic"`: from `SemanticMeanIoU.compute`;
+- `"groups"`: group of classes -> the same numbers, `"class_agnostic"` and `"class_aware"`, on its instances alone;
 - `"protocol"`: plain values, such as the number of frames, the points of a frame, `min_points`, the thresholds.
 """
 
@@ -81,12 +82,12 @@ def format_results(results: Mapping[str, Any], *, per_class: bool = True) -> str
     return "\n".join(lines)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """The same value with None for NaN, which JSON does not have."""
     if isinstance(value, Mapping):
-        return {str(key): _without_nan(item) for key, item in value.items()}
+        return {str(key): without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -94,7 +95,7 @@ def save_results(results: Mapping[str, Any], path: str | Path) -> None:
     """Writes a result as JSON; NaN (a class without instances) becomes null."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(without_nan(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def load_results(path: str | Path) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def model_index_entries(
     Returns:
         Values as fractions (0.315, not 31.5), each with the protocol as `metric_args`.
     """
-    protocol = _without_nan(results.get("protocol", {}))
+    protocol = without_nan(results.get("protocol", {}))
     labels = {
         "class_agnostic": "class-agnostic ",
         "class_aware": "class-aware ",
