@@ -1,0 +1,105 @@
+"""rooms_matrix: does the image help? The cells of the rooms experiment, their comparison and their pictures."""
+
+import argparse
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+
+EXAMPLES = """examples:
+  rooms_matrix.py run --data rooms --recipes rooms_none rooms_residual --seeds 0 --work outputs/matrix
+  rooms_matrix.py run --data rooms --recipes rooms_none rooms_residual --seeds 0 1 --work outputs/matrix \\
+      --training.epochs 6 --training.batch_size 4
+
+Stop it at any time and start it again: finished cells are skipped, the others go on at their latest checkpoint.
+Started twice at once with the same words, the two processes share the cells.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Raises:
+        SystemExit: An argument is wrong, with the reason, or a cell failed.
+    """
+    parser = build_parser()
+    arguments, overrides = parser.parse_known_args(argv)
+    if overrides and arguments.command != "run":
+        parser.error(f"unknown arguments {' '.join(overrides)}")
+    try:
+        arguments.execute(arguments, overrides)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"{parser.prog}: error: {error}") from error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `main`."""
+    parser = argparse.ArgumentParser(
+        prog="rooms_matrix",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run}")
+
+    run = commands.add_parser(
+        "run",
+        help="train and evaluate cells",
+        description="Trains each recipe with each seed and evaluates it on all validation frames: as they are, with "
+        "images exchanged between frames, and with the image branch off. Writes one JSON file a cell.",
+        epilog="Every key of a recipe can be given for all cells, as for bifusion-train: --training.epochs 6",
+        allow_abbrev=False,
+    )
+    run.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="data set of render_rooms.py")
+    run.add_argument("--recipes", nargs="+", required=True, metavar="RECIPE", help="rooms_none, rooms_residual, ...")
+    run.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="default: 0")
+    run.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="for checkpoints and detections")
+    _add_results(run)
+    run.set_defaults(execute=run_cells)
+    return parser
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("model_cards/rooms"),
+        metavar="FOLDER",
+        help="of the JSON files (default: %(default)s)",
+    )
+
+
+def run_cells(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """`run`: all cells in turn; one that fails does not stop the others.
+
+    Raises:
+        ValueError: A recipe or the data set is wrong.
+        SystemExit: Cells failed.
+    """
+    from ..experiments.cells import RoomsData, load_cells
+
+    data = RoomsData.read(arguments.data)
+    cells = load_cells(arguments.recipes, arguments.seeds, data, arguments.work.resolve(), overrides)
+
+    # Late, so that a mistake in a recipe is told at once.
+    from ..experiments.running import run_cell
+
+    failed = []
+    for cell in cells:
+        print(f"{cell.name}: begins", flush=True)
+        try:
+            print(f"{cell.name}: {run_cell(cell, data, arguments.results)}", flush=True)
+        # Whatever stops one cell, hours of others must not be lost.
+        except Exception:
+            traceback.print_exc()
+            failed.append(cell.name)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

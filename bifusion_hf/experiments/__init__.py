@@ -1,0 +1,1 @@
+"""Controlled experiments: cells that differ in one thing, run, compared and reported by one command."""
