@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from ..training.arguments import describe_keys, load_arguments, recipe_names
+from .openmp import restart_with_passive_threads
 
 
 USAGE = """usage: bifusion-train [RECIPE] [--section.key VALUE ...]
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(f"bifusion-train: {error}") from error
 
+    if argv is None:
+        restart_with_passive_threads()
     # Late, so that a mistake in the recipe is told at once.
     from ..training.run import build_trainer
 

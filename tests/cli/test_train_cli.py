@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,34 @@ def test_dry_run_prints_the_plan_and_trains_nothing(tmp_path, capsys, monkeypatc
     text = capsys.readouterr().out
     assert "16 updates, 2 in an epoch; 4 frames of sample" in text and "parameter group" in text
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+WAITING = """
+import os, sys
+from bifusion_hf.cli import train
+from bifusion_hf.training import run
+def build_trainer(arguments):
+    print(os.getpid(), os.environ["OMP_WAIT_POLICY"], sys.argv[1:], arguments.seed)
+    raise SystemExit(3)
+run.build_trainer = build_trainer
+if "OMP_WAIT_POLICY" not in os.environ:
+    print(os.getpid())
+train.main()
+"""
+
+
+@pytest.mark.parametrize("policy", [None, "ACTIVE"])
+def test_threads_wait_without_spinning_unless_told_otherwise(policy):
+    """OpenMP reads the variable when torch is loaded, so that the command starts itself anew, as the same process."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if policy is None else {"OMP_WAIT_POLICY": policy}
+    command = [sys.executable, "-c", WAITING, "tiny", "--seed", "7"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 3, done.stderr
+    lines = done.stdout.splitlines()
+    pid = lines[0].split()[0]
+    expected = [f"{pid} {policy or 'PASSIVE'} ['tiny', '--seed', '7'] 7"]
+    assert lines == ([pid] if policy is None else []) + expected
 
 
 @pytest.mark.slow
