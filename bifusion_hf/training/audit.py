@@ -19,8 +19,9 @@ from torch import nn
 DEAD_FRACTION = 1e-10
 # How often within a window a loss term is probed; all probes must find it dead before the run is stopped.
 PROBES_PER_WINDOW = 5
-# Nearest parameters of a loss term that a quick probe looks at.
-NEAREST_PARAMETERS = 8
+# Nearest parameters of a loss term that a probe looks at: the last layers' backward pass for the first two is cheap,
+# and only a term that they take for dead is looked at more closely.
+NEAREST_PARAMETERS = (2, 16)
 # A table row is a module at this depth of the name.
 TABLE_DEPTH = 4
 
@@ -207,7 +208,7 @@ class LivenessAudit:
             LivenessError: The term had no gradient in any probe over a window of updates that held elements for it.
         """
         term = self._terms[name]
-        term["norm"] = norm
+        term.update(norm=norm, probed=update)
         # NaN is no proof of death: such an update is skipped anyway.
         if norm != 0:
             # A living term is looked at once a window.
@@ -229,10 +230,6 @@ class LivenessAudit:
                 self._terms[name]["value"] = value
 
         self._alpha = {name: values[name] for name in ("alpha_mean", "alpha_std") if name in values} or self._alpha
-
-    def record_norm(self, name: str, norm: float) -> None:
-        """Latest gradient norm of a loss term, for the table only."""
-        self._term(name)["norm"] = norm
 
     def record_alignment(self, errors: Sequence[float]) -> None:
         """Colour differences between points and their pixels, fractions of 1, for the table."""
@@ -282,7 +279,7 @@ class LivenessAudit:
             )
         for name, term in self._terms.items():
             value = "-" if term["value"] is None else f"{term['value']:.4f}"
-            norm = "-" if term["norm"] is None else f"{term['norm']:.2e}"
+            norm = "-" if term["norm"] is None else f"{term['norm']:.2e} in update {term['probed']}"
             lines.append(f"{name:<{width}}  value {value}  gradient {norm}")
         if self._alpha:
             lines.append(
@@ -308,11 +305,23 @@ class LivenessAudit:
         return "; ".join(f"{count} without gradient: {note}" for note, count in notes.items())
 
 
-def nearest_parameters(loss: torch.Tensor, limit: int = NEAREST_PARAMETERS) -> list[torch.Tensor]:
-    """The parameters closest to a loss in its graph, breadth first.
+def probe_loss(loss: torch.Tensor) -> float:
+    """L2 norm of the gradient of a loss with respect to the parameters nearest to it, before the backward pass.
 
-    A gradient to them costs only the last layers' backward pass.
+    Args:
+        loss: Scalar; its graph is kept.
+
+    Returns:
+        0 where even more distant parameters have no gradient.
     """
+    norm = 0.0
+    for limit in NEAREST_PARAMETERS:
+        norm = norm or gradient_norm(loss, nearest_parameters(loss, limit))
+    return norm
+
+
+def nearest_parameters(loss: torch.Tensor, limit: int) -> list[torch.Tensor]:
+    """The parameters closest to a loss in its graph, breadth first."""
     found, seen, queue = [], set(), deque([loss.grad_fn])
     while queue and len(found) < limit:
         node = queue.popleft()
@@ -333,21 +342,6 @@ def gradient_norm(loss: torch.Tensor, parameters: Sequence[torch.Tensor]) -> flo
     gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     present = [gradient for gradient in gradients if gradient is not None]
     return float(torch.stack([gradient.float().norm() for gradient in present]).norm()) if present else 0.0
-
-
-def probe_losses(
-    losses: Mapping[str, torch.Tensor], parameters: Sequence[torch.Tensor] | None = None
-) -> dict[str, float]:
-    """Gradient norm of each loss term before the backward pass.
-
-    Args:
-        losses: Scalars with their graph.
-        parameters: With respect to these; None = the nearest parameters of each term.
-    """
-    return {
-        name: gradient_norm(loss, nearest_parameters(loss) if parameters is None else parameters)
-        for name, loss in losses.items()
-    }
 
 
 def alpha_statistics(outputs: Any, batch: Mapping[str, Any]) -> tuple[float, float] | None:

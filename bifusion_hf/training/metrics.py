@@ -24,12 +24,16 @@ LOG_FILE = "train.log"
 CURVES_FILE = "curves.png"
 # Loss terms that the progress bar shows, in this order, where a run has them.
 BAR_TERMS = ("loss", "loss_cls", "loss_mask", "loss_dice", "loss_sem", "loss_clip")
+# What the loop itself spends its time on: the liveness audit, averaging the weights, showing and writing numbers, and
+# checkpoints. Skipping updates, counting and moving batches are the rest of the overhead.
+OWN_PARTS = ("audit", "ema", "logging", "checkpoint")
 
 
 class Timer:
     """Seconds spent in named parts of the loop since the last `reset`.
 
-    What is in no part is the loop's own overhead. Parts called `pause` (evaluation, checkpoints) do not count.
+    What is neither data nor compute is the loop's own overhead; `OWN_PARTS` of it are counted apart. Evaluations are
+    data and compute of their own and do not count at all.
     """
 
     def __init__(self):
@@ -38,11 +42,11 @@ class Timer:
     def reset(self) -> None:
         """Starts anew."""
         self.start = time.perf_counter()
-        self.seconds: dict[str, float] = {"data": 0.0, "compute": 0.0, "pause": 0.0}
+        self.seconds = dict.fromkeys(("data", "compute", "evaluation", *OWN_PARTS), 0.0)
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Counts the time in the context under `name`."""
+        """Counts the time in the context under `name`; parts do not contain one another."""
         start = time.perf_counter()
         try:
             yield
@@ -50,15 +54,14 @@ class Timer:
             self.seconds[name] += time.perf_counter() - start
 
     def summary(self) -> dict[str, float]:
-        """Seconds without pauses, and the fractions of data, compute and overhead in them."""
-        total = max(time.perf_counter() - self.start - self.seconds["pause"], 1e-9)
-        data, compute = self.seconds["data"] / total, self.seconds["compute"] / total
-        return {
-            "seconds": total,
-            "data_fraction": data,
-            "compute_fraction": compute,
-            "overhead_fraction": max(0.0, 1 - data - compute),
-        }
+        """Seconds without evaluations, and what fractions of them the parts are.
+
+        `overhead_fraction` includes those of `OWN_PARTS`.
+        """
+        total = max(time.perf_counter() - self.start - self.seconds["evaluation"], 1e-9)
+        fractions = {f"{name}_fraction": self.seconds[name] / total for name in ("data", "compute", *OWN_PARTS)}
+        overhead = max(0.0, 1 - fractions["data_fraction"] - fractions["compute_fraction"])
+        return {"seconds": total, "overhead_fraction": overhead, **fractions}
 
 
 class Recorder:
@@ -112,18 +115,19 @@ class Recorder:
     def advance(self, values: Mapping[str, float], learning_rate: float) -> None:
         """Moves the progress bar by one update."""
         self._points += values["points"]
-        timing = self.timer.summary()
-        shown = {name: f"{values[name]:.3f}" for name in BAR_TERMS if name in values}
-        shown.update(
-            {
-                "lr": f"{learning_rate:.1e}",
-                "data/compute": f"{100 * timing['data_fraction']:.0f}/{100 * timing['compute_fraction']:.0f}%",
-                "points/s": f"{self._points / timing['seconds']:.0f}",
-                "GiB": f"{memory_gib(self.accelerator.device):.1f}",
-            }
-        )
-        self.bar.set_postfix(shown, refresh=False)
-        self.bar.update()
+        with self.timer.part("logging"):
+            timing = self.timer.summary()
+            shown = {name: f"{values[name]:.3f}" for name in BAR_TERMS if name in values}
+            shown.update(
+                {
+                    "lr": f"{learning_rate:.1e}",
+                    "data/compute": f"{100 * timing['data_fraction']:.0f}/{100 * timing['compute_fraction']:.0f}%",
+                    "points/s": f"{self._points / timing['seconds']:.0f}",
+                    "GiB": f"{memory_gib(self.accelerator.device):.1f}",
+                }
+            )
+            self.bar.set_postfix(shown, refresh=False)
+            self.bar.update()
 
     def record_update(self, update: int, values: Mapping[str, float]) -> None:
         """Writes an update's numbers, with the time since the last call."""
@@ -132,7 +136,8 @@ class Recorder:
         timing["updates_per_second"] = (update - self._since) / timing["seconds"]
         self.timer.reset()
         self._points, self._since = 0, update
-        self._record(update, {**values, **timing})
+        with self.timer.part("logging"):
+            self._record(update, {**values, **timing})
 
     def record_evaluation(self, update: int, results: Mapping[str, float], best: Mapping[str, float]) -> None:
         """Writes an evaluation's numbers and the best so far, and draws the curves."""

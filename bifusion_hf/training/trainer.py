@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..data.alignment import check_alignment
 from . import checkpoints
 from .arguments import TrainArguments
-from .audit import LivenessAudit, alpha_statistics, probe_losses
+from .audit import LivenessAudit, alpha_statistics, probe_loss
 from .data_loading import train_batches, updates_per_epoch
 from .freezing import eval_mode, train_mode, unfreeze_due
 from .guards import NonFiniteGuard, explain_out_of_memory, largest_batch_size, preserved_buffers
@@ -165,9 +165,9 @@ class BiFusionTrainer:
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                     with self.recorder.timer.part("compute"):
                         outputs = self.model(**self._inputs(batch), loss_counts=loss_counts)
-                    if last and (probed or audited):
-                        active = {name: term for name, term in outputs.loss_dict.items() if counts.get(name)}
-                        self._probe(update, active, probed, last_counts, audited)
+                    if last and probed:
+                        with self.recorder.timer.part("audit"):
+                            self._probe(update, {name: outputs.loss_dict[name] for name in probed}, last_counts)
                     # DistributedDataParallel averages over processes; the counts are already sums over them.
                     with self.recorder.timer.part("compute"):
                         self.accelerator.backward(outputs.loss * self.accelerator.num_processes)
@@ -180,15 +180,17 @@ class BiFusionTrainer:
                 sums[name] = sums.get(name, 0) + term.detach().double()
         values = self._step(sums, counts, audited)
         shown = (audited or self._is_logged(update)) and not values["skipped"]
-        alpha = alpha_statistics(outputs, window[-1]) if shown else None
+        with self.recorder.timer.part("logging"):
+            alpha = alpha_statistics(outputs, window[-1]) if shown else None
         if alpha is not None:
             values["alpha_mean"], values["alpha_std"] = alpha
         return {**values, "points": counts["points"]}
 
     def _step(self, sums: dict[str, torch.Tensor], counts: dict[str, int], audited: bool) -> dict[str, float]:
         """Clips and steps, or skips the update where a loss or the gradient is not finite."""
+        timer = self.recorder.timer
         trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        with self.recorder.timer.part("compute"):
+        with timer.part("compute"):
             norm = self.accelerator.clip_grad_norm_(trainable, self.arguments.optimizer.max_grad_norm)
             # One transfer to the host for all numbers of the update; on a GPU it waits for the backward pass.
             losses = self.accelerator.reduce(torch.stack(list(sums.values())), "sum")
@@ -196,15 +198,18 @@ class BiFusionTrainer:
         values = {**dict(zip(sums, numbers, strict=True)), "grad_norm": norm}
         accepted = self.guard.accept(values)
         if accepted:
-            self.audit.observe(self.update + 1, counts)
-            if audited:
-                self.audit.before_step()
-            with self.recorder.timer.part("compute"):
+            with timer.part("audit"):
+                self.audit.observe(self.update + 1, counts)
+                if audited:
+                    self.audit.before_step()
+            with timer.part("compute"):
                 self.optimizer.step()
             if audited:
-                self.audit.after_step()
+                with timer.part("audit"):
+                    self.audit.after_step()
             if self.ema is not None:
-                self.ema.update_parameters(self.network)
+                with timer.part("ema"):
+                    self.ema.update_parameters(self.network)
         elif self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
         self.optimizer.zero_grad()
@@ -228,28 +233,18 @@ class BiFusionTrainer:
     def _inputs(self, batch: Batch) -> Batch:
         return {name: value for name, value in batch.items() if name in self.forward_names}
 
-    def _probe(
-        self, update: int, terms: dict[str, torch.Tensor], probed: list[str], counts: dict[str, int], audited: bool
-    ) -> None:
-        """Measures the gradient of loss terms, the largest over processes, for the audit.
-
-        At an audited update it is that of all parameters, otherwise that of the nearest ones, which is cheap.
-        """
-        terms = {name: terms[name] for name in (terms if audited else probed)}
-        trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+    def _probe(self, update: int, terms: dict[str, torch.Tensor], counts: dict[str, int]) -> None:
+        """Measures the gradient of loss terms, the largest over processes, for the audit."""
         # Under fp16 small gradients would vanish without the scale that the backward pass has too.
         scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
-        scaled = probe_losses({name: scale * term for name, term in terms.items()}, trainable if audited else None)
-        norms = {name: norm / scale for name, norm in scaled.items()}
         # A value of exactly 0 means that the term selected nothing in this batch: no evidence.
         evidence = [float(counts[name] > 0 and bool(term.detach() != 0)) for name, term in terms.items()]
-        found = torch.tensor([[list(norms.values()), evidence]], device=self.accelerator.device)
+        norms = [has and probe_loss(scale * term) / scale for has, term in zip(evidence, terms.values(), strict=True)]
+        found = torch.tensor([[norms, evidence]], device=self.accelerator.device)
         norms, evidence = self.accelerator.gather(found).amax(0).tolist()
         for name, norm, has_evidence in zip(terms, norms, evidence, strict=True):
-            if name in probed and has_evidence:
+            if has_evidence:
                 self.audit.record_probe(update, name, norm)
-            elif audited and counts[name] > 0:
-                self.audit.record_norm(name, norm)
 
     def _finish_update(self, window: list[Batch], values: dict[str, float]) -> None:
         """Progress, reports and checks after an update."""
@@ -261,8 +256,9 @@ class BiFusionTrainer:
             frames = gather_object([name for batch in window for name in batch.get("frame_ids", [])])
             self.recorder.warning(self.guard.report(self.update, values, frames))
         if self.update <= ALIGNMENT_UPDATES and self.processor is not None:
-            errors = [check_alignment(batch, self.processor) for batch in window if "pixel_values" in batch]
-            self.audit.record_alignment(errors)
+            with self.recorder.timer.part("audit"):
+                errors = [check_alignment(batch, self.processor) for batch in window if "pixel_values" in batch]
+                self.audit.record_alignment(errors)
         every = self.arguments.training.empty_cache_every
         if every and self.update % every == 0 and self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -280,7 +276,8 @@ class BiFusionTrainer:
             }
             self.recorder.record_update(self.update, {**values, **rates, **state})
         if self._is_audited(self.update):
-            self.recorder.info(f"liveness audit of update {self.update}\n{self.audit.table()}")
+            with self.recorder.timer.part("audit"):
+                self.recorder.info(f"liveness audit of update {self.update}\n{self.audit.table()}")
 
     # Evaluation and saving
 
@@ -288,7 +285,7 @@ class BiFusionTrainer:
         """Evaluates the (averaged) network, keeps it as `best` if it is, and draws the curves."""
         if self.evaluate_model is None:
             return {}
-        with self.recorder.timer.part("pause"):
+        with self.recorder.timer.part("evaluation"):
             if self.accelerator.num_processes > 1:
                 # Without SyncBatchNorm each process has running statistics of its own; the first one's are saved.
                 for buffer in self.network.buffers():
@@ -332,7 +329,7 @@ class BiFusionTrainer:
             "skipped": self.guard.skipped,
             "skipped_in_a_row": self.guard.in_a_row,
         }
-        with self.recorder.timer.part("pause"):
+        with self.recorder.timer.part("checkpoint"):
             return checkpoints.save_checkpoint(
                 self.accelerator,
                 self.checkpoint_dir,

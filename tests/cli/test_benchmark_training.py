@@ -5,11 +5,13 @@ import yaml
 
 from bifusion_hf.cli.benchmark import main
 from bifusion_hf.cli.benchmarks.training import PARTS, summarize
+from bifusion_hf.training.metrics import OWN_PARTS
 
 
 def line(update, seconds, data, compute):
     fractions = {"data_fraction": data, "compute_fraction": compute, "overhead_fraction": 1 - data - compute}
-    return {"update": update, "seconds": seconds, **fractions}
+    own = {f"{part}_fraction": (1 - data - compute) / 4 for part in OWN_PARTS}
+    return {"update": update, "seconds": seconds, **fractions, **own}
 
 
 def test_fractions_are_weighted_by_time_and_leave_out_the_start():
@@ -18,6 +20,7 @@ def test_fractions_are_weighted_by_time_and_leave_out_the_start():
     assert result["data_fraction"] == pytest.approx(0.05)
     assert result["compute_fraction"] == pytest.approx(0.9)
     assert result["overhead_fraction"] == pytest.approx(0.05)
+    assert all(result[f"{part}_fraction"] == pytest.approx(0.0125) for part in OWN_PARTS)
     assert result["updates"] == 5 and result["seconds_per_update"] == pytest.approx(2.0)
 
 

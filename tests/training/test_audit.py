@@ -12,7 +12,7 @@ from bifusion_hf.training.audit import (
     alpha_statistics,
     gradient_norm,
     nearest_parameters,
-    probe_losses,
+    probe_loss,
 )
 
 
@@ -105,15 +105,25 @@ def test_a_detached_loss_stops_the_run_and_an_absent_one_does_not():
 def test_gradient_norms_of_losses():
     net = Net()
     value = net.used(torch.randn(4, 2))
-    losses = {"a": value.sum(), "b": value.sum().detach(), "c": torch.tensor(1.0, requires_grad=True)}
-    assert nearest_parameters(losses["a"])
-    full = probe_losses(losses, list(net.used.parameters()))
-    assert full["a"] > 0 and full["b"] == full["c"] == 0
-    assert probe_losses(losses)["a"] == pytest.approx(full["a"])
-    losses["a"].backward()
+    loss, detached, constant = value.sum(), value.sum().detach(), torch.tensor(1.0, requires_grad=True)
+    found = probe_loss(loss)
+    assert probe_loss(detached) == probe_loss(constant) == 0
+    loss.backward()
     expected = torch.stack([parameter.grad.norm() for parameter in net.used.parameters()]).norm()
-    assert full["a"] == pytest.approx(float(expected))
-    assert gradient_norm(losses["b"], [net.used.weight]) == 0
+    assert found == pytest.approx(float(expected))
+    assert gradient_norm(detached, [net.used.weight]) == 0
+
+
+def test_a_loss_lives_where_only_distant_parameters_have_a_gradient():
+    """A zero behind the last layer stops nothing that has another way past it."""
+    layers = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
+    last = nn.LayerNorm(2)
+    hidden = layers(torch.ones(1, 2))
+    loss = (0 * last(hidden)).sum() + hidden.sin().sin().sin().sin().sum()
+    assert {id(p) for p in nearest_parameters(loss, 2)} == {id(p) for p in last.parameters()}
+    assert gradient_norm(loss, list(last.parameters())) == 0
+    assert probe_loss(loss) > 0
+    assert probe_loss((0 * last(hidden)).sum()) == 0
 
 
 def test_nearest_parameters_stay_near():

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ...training.metrics import METRICS_FILE, read_metrics
+from ...training.metrics import METRICS_FILE, OWN_PARTS, read_metrics
 
 
 PARTS = ("data", "compute", "overhead")
@@ -35,7 +35,8 @@ def summarize(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         lines: Of the run's `metrics.jsonl`.
 
     Returns:
-        `data_fraction`, `compute_fraction`, `overhead_fraction`, `updates`, `seconds_per_update`.
+        `data_fraction`, `compute_fraction`, `overhead_fraction` and the parts of the last one, such as
+        `audit_fraction`; `updates`, `seconds_per_update`.
 
     Raises:
         ValueError: Fewer than two lines tell times.
@@ -48,7 +49,7 @@ def summarize(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     updates = rest[-1]["update"] - first["update"]
     fractions = {
         f"{part}_fraction": sum(line[f"{part}_fraction"] * line["seconds"] for line in rest) / seconds
-        for part in PARTS
+        for part in (*PARTS, *OWN_PARTS)
     }
     return {**fractions, "updates": updates, "seconds_per_update": seconds / updates}
 
@@ -65,8 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         }
         command = [sys.executable, "-m", "bifusion_hf.cli.train", args.recipe]
         command += [text for key, value in words.items() for text in (f"--{key}", str(value))]
-        # As scripts/train.py sets it.
-        environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
         if subprocess.run(command, env=environment).returncode != 0:
             raise ValueError(f"the training failed: {' '.join(command)}")
         result = {
@@ -78,8 +78,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "machine": platform.machine(),
             **summarize(read_metrics(Path(folder) / METRICS_FILE)),
         }
-    shares = ", ".join(f"{part} {100 * result[f'{part}_fraction']:.1f} %" for part in PARTS)
+    shares, own = (
+        ", ".join(f"{part} {100 * result[f'{part}_fraction']:.1f} %" for part in parts) for parts in (PARTS, OWN_PARTS)
+    )
     print(f"{args.recipe}, {args.num_workers} workers: {result['seconds_per_update']:.2f} s an update; {shares}")
+    print(f"of the overhead: {own}")
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(result, indent=2) + "\n")
