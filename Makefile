@@ -11,7 +11,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 help:
 	@echo "make demo           install, run the sample checkpoint on the sample frames, print AP, write pictures"
-	@echo "make train-demo     install, train the tiny preset on the sample frames for a few minutes"
+	@echo "make train-demo     install, train the tiny preset on the sample frames for about ten minutes on two cores"
 	@echo "make test           install, run the tests"
 	@echo "make conformance    transformers' own tests on our configuration, models and processor (downloads them)"
 	@echo "make test-openclip  the tests that need open_clip, in an environment of their own"
