@@ -151,18 +151,8 @@ def _multiply(
     is_packed = is_half or is_transposed or not call("is_packed", out_channels)
     if is_packed:
         weights = torch.empty(call("packed_units", volume, in_channels, out_channels, is_half))
-        channels = in_channels, out_channels
-        call(
-            "pack_weights",
-            kernel.contiguous(),
-            weights,
-            volume,
-            *channels,
-            is_transposed,
-            is_mirrored,
-            is_half,
-            threads,
-        )
+        form = volume, in_channels, out_channels, is_transposed, is_mirrored, is_half
+        call("pack_weights", kernel.contiguous(), weights, *form, threads)
     if is_half and in_channels % 2:
         # Halves are multiplied two by two.
         inputs = torch.nn.functional.pad(inputs, (0, 1))

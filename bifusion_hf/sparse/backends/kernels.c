@@ -42,8 +42,9 @@
 #define MAX_ROWS 12
 #define MAX_BLOCK_ROWS 256
 /* Floats of a thread's gathered pairs in a kernel's gradient. */
-#define GATHERED_FLOATS 32768
+#define GATHERED_FLOATS 16384
 #define MAX_GATHERED_PAIRS 256
+#define MAX_LINE 8
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 12")
@@ -320,28 +321,37 @@ void convolve(const float *inputs, const float *weights, void *outputs, const in
 
 /* ---- Gradient of the kernel. ---- */
 
-/* Columns of rows side by side, in strips: gathered [strips, units of pairs, width] = rows[numbers], with zeros beyond
- * the last column. A unit is one pair's float, or two pairs' halves. */
-INLINE void gather(const int is_half, const void *rows, const void *zeros, const int64_t *numbers, int64_t count,
-                   int64_t columns, int64_t first, int64_t last, const int64_t width, float *gathered)
+/* Part of one row, or two halves' rows interleaved: target[0 .. width) = the columns, zeros from `present` on. */
+INLINE void gather_row(const int is_half, const int width, const void *even, const void *odd, int64_t present,
+                       float *target)
 {
-    int64_t units = is_half ? (count + 1) / 2 : count;
-    for (int64_t unit = 0; unit < units; unit++)
-        for (int64_t strip = first; strip < last; strip += width) {
-            int64_t present = smaller(width, columns - strip);
-            float *target = gathered + ((strip - first) * units + unit * width);
-            if (is_half) {
-                const uint16_t *even = (const uint16_t *)rows + numbers[2 * unit] * columns + strip;
-                const uint16_t *odd = (const uint16_t *)zeros;
-                if (2 * unit + 1 < count)
-                    odd = (const uint16_t *)rows + numbers[2 * unit + 1] * columns + strip;
-                for (int64_t j = 0; j < present; j++)
-                    ((uint32_t *)target)[j] = even[j] | (uint32_t)odd[j] << 16;
-            } else {
-                memcpy(target, (const float *)rows + numbers[unit] * columns + strip, present * sizeof(float));
-            }
-            memset(target + present, 0, (width - present) * sizeof(float));
-        }
+    if (present < width)
+        memset(target, 0, width * sizeof(float));
+    if (is_half)
+        for (int64_t j = 0; j < present; j++)
+            ((uint32_t *)target)[j] = ((const uint16_t *)even)[j] | (uint32_t)((const uint16_t *)odd)[j] << 16;
+    else
+        memcpy(target, even, present * sizeof(float));
+}
+
+/* Columns `first` to `last` of rows, in strips: gathered [strips, units, width], with zeros beyond the last column. A
+ * unit is one row's float, or two rows' halves. */
+INLINE void gather(const int is_half, const int width, const void *rows, const void *zeros, const int64_t *numbers,
+                   int64_t count, int64_t columns, int64_t first, int64_t last, float *gathered)
+{
+    const int64_t bytes = is_half ? 2 : 4, units = is_half ? (count + 1) / 2 : count;
+    for (int64_t unit = 0; unit < units; unit++) {
+        const char *even = (const char *)rows + numbers[is_half ? 2 * unit : unit] * columns * bytes, *odd = zeros;
+        if (is_half && 2 * unit + 1 < count)
+            odd = (const char *)rows + numbers[2 * unit + 1] * columns * bytes;
+        float *target = gathered + unit * width;
+        int64_t strip = first;
+        /* All but the last strip are full: their width is known to the compiler. */
+        for (; strip + width <= smaller(last, columns); strip += width, target += units * width)
+            gather_row(is_half, width, even + strip * bytes, odd + strip * bytes, width, target);
+        for (; strip < last; strip += width, target += units * width)
+            gather_row(is_half, width, even + strip * bytes, odd + strip * bytes, columns - strip, target);
+    }
 }
 
 /* sums [rows, columns] += inputs^T @ gradients of gathered pairs, for one strip of each. */
@@ -349,10 +359,6 @@ INLINE void add_products(const int is_half, const int vectors, const float *inpu
                          int64_t units, float *sums, int64_t sum_step, int64_t present_rows, int64_t present_columns)
 {
     const int rows = GRADIENT_ROWS(vectors);
-    union {
-        vector vectors[MAX_ROWS][MAX_VECTORS];
-        float floats[MAX_ROWS][MAX_VECTORS * LANES];
-    } result;
     vector sum[MAX_ROWS][MAX_VECTORS];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++)
@@ -365,12 +371,19 @@ INLINE void add_products(const int is_half, const int vectors, const float *inpu
             UNROLL for (int v = 0; v < vectors; v++)
                 sum[r][v] = multiply_add(is_half, sum[r][v], inputs + r, gradient[v]);
     }
+    if (present_rows >= rows && present_columns >= vectors * LANES) {
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < vectors; v++)
+                *(unaligned_vector *)(sums + r * sum_step + v * LANES) += sum[r][v];
+        return;
+    }
+    float result[MAX_ROWS][MAX_VECTORS * LANES];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++)
-            result.vectors[r][v] = sum[r][v];
-    for (int64_t r = 0; r < present_rows; r++)
-        for (int64_t j = 0; j < present_columns; j++)
-            sums[r * sum_step + j] += result.floats[r][j];
+            *(unaligned_vector *)(result[r] + v * LANES) = sum[r][v];
+    for (int64_t r = 0; r < smaller(rows, present_rows); r++)
+        for (int64_t j = 0; j < smaller(vectors * LANES, present_columns); j++)
+            sums[r * sum_step + j] += result[r][j];
 }
 
 /* sums [in, out] of one offset += the products of gathered pairs, for the input channels from `first` to `last`. */
@@ -382,13 +395,12 @@ INLINE void add_gathered(const int is_half, const int vectors, const void *input
     const int rows = GRADIENT_ROWS(vectors), width = vectors * LANES;
     int64_t units = is_half ? (count + 1) / 2 : count;
     float *gathered_inputs = buffer + units * ((out_channels + width - 1) / width * width);
-    gather(is_half, gradients, zeros, writes, count, out_channels, 0, out_channels, width, buffer);
-    gather(is_half, inputs, zeros, reads, count, in_channels, first, last, rows, gathered_inputs);
+    gather(is_half, width, gradients, zeros, writes, count, out_channels, 0, out_channels, buffer);
+    gather(is_half, rows, inputs, zeros, reads, count, in_channels, first, last, gathered_inputs);
     for (int64_t j = 0; j < out_channels; j += width)
         for (int64_t c = first; c < last; c += rows)
             add_products(is_half, vectors, gathered_inputs + (c - first) * units, buffer + j * units, units,
-                         sums + c * out_channels + j, out_channels, smaller(rows, in_channels - c),
-                         smaller(width, out_channels - j));
+                         sums + c * out_channels + j, out_channels, in_channels - c, out_channels - j);
 }
 
 typedef void product_adder(const void *, const void *, const void *, const int64_t *, const int64_t *, int64_t, int64_t,
@@ -432,52 +444,64 @@ static product_adder *adder_of_products(int is_half, int64_t vectors)
 
 /* sums float [volume, in, out], zero before: for each offset the sum over its pairs of input^T x gradient.
  *
- * A thread takes all pairs of an offset, in their order, for some of the input channels, so that the result does not
- * depend on the number of threads. Returns 0, or 1 without memory. */
+ * A thread takes all pairs of a line of offsets, in their order, for some of the input channels, so that the result
+ * does not depend on the number of threads. The offsets of a line read nearly the same rows, which stay in the cache
+ * from one to the next. Returns 0, or 1 without memory. */
 int kernel_gradient(const void *inputs, const void *gradients, float *sums, const int64_t *starts,
                     const int32_t *reads, const int16_t *writes, int64_t num_outputs, int64_t block_rows,
                     int64_t volume, int64_t in_channels, int64_t out_channels, int is_half, int threads)
 {
     panels p = panels_of(out_channels);
     product_adder *add = adder_of_products(is_half, p.vectors);
-    int64_t blocks = (num_outputs + block_rows - 1) / block_rows;
-    int64_t rows = GRADIENT_ROWS(p.vectors), strips = (in_channels + rows - 1) / rows;
-    int64_t parts = smaller(strips, (8 * threads + volume - 1) / volume), strips_of_part = (strips + parts - 1) / parts;
-    int64_t floats_of_pair = p.count * p.width + strips * rows;
-    int64_t capacity = smaller(MAX_GATHERED_PAIRS, GATHERED_FLOATS / floats_of_pair / 2 * 2);
+    int64_t blocks = (num_outputs + block_rows - 1) / block_rows, line = 2;
+    while (line <= MAX_LINE && volume % line)
+        line++;
+    if (line > MAX_LINE)
+        line = 1;
+    int64_t lines = volume / line, rows = GRADIENT_ROWS(p.vectors), strips = (in_channels + rows - 1) / rows;
+    int64_t parts = smaller(strips, (8 * threads + lines - 1) / lines), part_strips = (strips + parts - 1) / parts;
+    int64_t pair_floats = p.count * p.width + strips * rows;
+    int64_t capacity = smaller(MAX_GATHERED_PAIRS, GATHERED_FLOATS / pair_floats / 2 * 2);
     if (capacity < 16)
         capacity = 16;
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-        int64_t from[MAX_GATHERED_PAIRS], to[MAX_GATHERED_PAIRS];
-        float *buffer = malloc(capacity * floats_of_pair * sizeof(float));
+        int64_t from[MAX_LINE][MAX_GATHERED_PAIRS], to[MAX_LINE][MAX_GATHERED_PAIRS];
+        float *buffer = malloc(capacity * pair_floats * sizeof(float));
         void *zeros = calloc(in_channels + out_channels, sizeof(float));
         if (!buffer || !zeros)
 #pragma omp atomic write
             failed = 1;
 #pragma omp barrier
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < volume * parts; task++) {
-            /* The middle offset of a submanifold convolution has the most pairs: it comes first. */
-            int64_t k = (volume / 2 + task / parts) % volume, count = 0;
-            int64_t first = task % parts * strips_of_part * rows;
-            int64_t last = smaller(first + strips_of_part * rows, strips * rows);
-            float *sum = sums + k * in_channels * out_channels;
+        for (int64_t task = 0; task < lines * parts; task++) {
+            /* The middle line of a submanifold convolution has the most pairs: it comes first. */
+            int64_t first_offset = (lines / 2 + task / parts) % lines * line;
+            int64_t first = task % parts * part_strips * rows, last = smaller(first + part_strips * rows, strips * rows);
+            int64_t count[MAX_LINE] = {0};
             if (failed || first >= last)
                 continue;
-            for (int64_t block = 0; block < blocks; block++)
-                for (int64_t pair = starts[block * volume + k]; pair < starts[block * volume + k + 1]; pair++) {
-                    from[count] = reads[pair];
-                    to[count++] = block * block_rows + writes[pair];
-                    if (count == capacity) {
-                        add(inputs, gradients, zeros, from, to, count, in_channels, out_channels, first, last, buffer,
-                            sum);
-                        count = 0;
+            for (int64_t block = 0; block <= blocks; block++)
+                for (int64_t k = 0; k < line; k++) {
+                    float *sum = sums + (first_offset + k) * in_channels * out_channels;
+                    const int64_t *start = starts + block * volume + first_offset + k;
+                    if (block == blocks) {
+                        if (count[k])
+                            add(inputs, gradients, zeros, from[k], to[k], count[k], in_channels, out_channels, first,
+                                last, buffer, sum);
+                        continue;
+                    }
+                    for (int64_t pair = start[0]; pair < start[1]; pair++) {
+                        from[k][count[k]] = reads[pair];
+                        to[k][count[k]++] = block * block_rows + writes[pair];
+                        if (count[k] == capacity) {
+                            add(inputs, gradients, zeros, from[k], to[k], capacity, in_channels, out_channels, first,
+                                last, buffer, sum);
+                            count[k] = 0;
+                        }
                     }
                 }
-            if (count)
-                add(inputs, gradients, zeros, from, to, count, in_channels, out_channels, first, last, buffer, sum);
         }
         free(buffer);
         free(zeros);
