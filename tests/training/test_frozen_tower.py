@@ -160,4 +160,4 @@ def test_the_recipes_describe_the_converted_tower(name):
     processor = build_processor(arguments, model.config)
     assert processor.image_mean == MEAN and processor.image_std == STD
     frame = frame_from_row(load_frames("sample", "val")[0])
-    assert processor.resize(frame.image).shape == (238, 322, 3)
+    assert processor.resize(frame.image).shape == (280, 378, 3)
