@@ -58,35 +58,84 @@ def _draw_panel(
     width, height = panel.size
     left, top, right, bottom = MARGIN_LEFT, MARGIN_TOP, width - MARGIN_RIGHT, height - MARGIN_BOTTOM
     draw.text(((left + right) / 2, 8), title, fill="black", font=ImageFont.load_default(15), anchor="ma")
-    draw.rectangle((left, top, right, bottom), outline="black")
+    frame = (left, top, right, bottom)
+    draw.rectangle(frame, outline="black")
     if logarithmic:
-        curves = {name: [(x, math.log10(y)) for x, y in points if y > 0] for name, points in curves.items()}
-    values = [y for points in curves.values() for _, y in points]
-    if not values:
+        curves = {name: [(x, y) for x, y in points if y > 0] for name, points in curves.items()}
+    curves = {name: points for name, points in curves.items() if points}
+    if not curves:
         draw.text(((left + right) / 2, (top + bottom) / 2), "no values yet", fill="gray", font=font, anchor="mm")
         return
-    low, high = min(values), max(values)
-    pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    low, high = low - pad, high + pad
+    values = [y for points in curves.values() for _, y in points]
+    low, high, ticks = logarithmic_axis(min(values), max(values)) if logarithmic else linear_axis(max(values))
+    scale = math.log10 if logarithmic else float
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return left + (right - left) * x / last, bottom - (bottom - top) * (y - low) / (high - low)
+        share = (scale(y) - scale(low)) / (scale(high) - scale(low))
+        return left + (right - left) * x / last, bottom - (bottom - top) * share
 
-    for step in range(5):
-        value = low + (high - low) * step / 4
+    for value in ticks:
         y = place(0, value)[1]
         draw.line((left, y, right, y), fill="#e0e0e0")
-        draw.text((left - 5, y), f"{10**value if logarithmic else value:.3g}", fill="black", font=font, anchor="rm")
-        x = left + (right - left) * step / 4
-        draw.text((x, bottom + 5), f"{last * step / 4:.0f}", fill="black", font=font, anchor="ma")
+        draw.text((left - 5, y), f"{value:.10g}", fill="black", font=font, anchor="rm")
+    draw.rectangle(frame, outline="black")
+    for update in linear_axis(last)[2]:
+        if update <= last:
+            draw.text((place(update, high)[0], bottom + 5), f"{update:.10g}", fill="black", font=font, anchor="ma")
     draw.text(((left + right) / 2, height - 4), "update", fill="black", font=font, anchor="md")
     for index, (name, points) in enumerate(curves.items()):
-        color = COLORS[index % len(COLORS)]
+        color, row = COLORS[index % len(COLORS)], top + 13 + 16 * index
         places = [place(x, y) for x, y in points]
-        if len(places) > 1:
-            draw.line(places, fill=color, width=2, joint="curve")
-        for x, y in places[:: max(1, len(places) // 40)]:
+        # Every second curve is dashed, so that one does not hide another of the same values.
+        for line in (places, [(right + 8, row), (right + 26, row)]):
+            for part in dashes(line) if index % 2 else [line]:
+                draw.line(part, fill=color, width=2, joint="curve")
+        for x, y in places[:: max(1, len(places) // 40)] if index % 2 == 0 or len(places) == 1 else []:
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=color)
-        row = top + 6 + 16 * index
-        draw.line((right + 8, row + 7, right + 22, row + 7), fill=color, width=3)
-        draw.text((right + 27, row), name, fill="black", font=font)
+        draw.text((right + 31, row - 7), name, fill="black", font=font)
+
+
+def linear_axis(high: float, ticks: int = 5) -> tuple[float, float, list[float]]:
+    """An axis from 0 for values up to `high`.
+
+    Returns:
+        0, its upper end, and about `ticks` multiples of 1, 2 or 5 times a power of ten, of which the ends are two.
+    """
+    rough = (high if high > 0 else 1.0) / ticks
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    count = max(1, math.ceil(high / step - 1e-9))
+    return 0.0, count * step, [index * step for index in range(count + 1)]
+
+
+def logarithmic_axis(low: float, high: float, ticks: int = 8) -> tuple[float, float, list[float]]:
+    """An axis for positive values, somewhat longer than from `low` to `high`.
+
+    Returns:
+        Its ends and, in between, at most about `ticks` of 1, 2 or 5 times the powers of ten, or only those powers.
+    """
+    low, high = low / 1.2, high * 1.2
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    fine = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    inside = [value for value in fine if low <= value <= high]
+    if len(inside) > ticks:
+        inside = [value for value in inside if f"{value:e}".startswith("1.0")]
+    return low, high, inside
+
+
+def dashes(line: Sequence[tuple[float, float]], length: float = 6.0) -> list[list[tuple[float, float]]]:
+    """The drawn parts of a dashed line through points, each `length` pixels long, as are the gaps."""
+    parts, walked = [], 0.0
+    for (x, y), (end_x, end_y) in zip(line, line[1:], strict=False):
+        whole = math.hypot(end_x - x, end_y - y)
+        start = 0.0
+        while start < whole:
+            # Up to where dash and gap change, or the piece of the line ends.
+            end = min(whole, start + length - (walked + start) % length)
+            end = end if end > start else whole
+            if int((walked + (start + end) / 2) / length) % 2 == 0:
+                at = [(x + (end_x - x) * share / whole, y + (end_y - y) * share / whole) for share in (start, end)]
+                parts.append(at)
+            start = end
+        walked += whole
+    return parts

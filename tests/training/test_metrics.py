@@ -1,11 +1,12 @@
 import json
+import math
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bifusion_hf.training.curves import PANEL_SIZE, draw_curves
+from bifusion_hf.training.curves import PANEL_SIZE, dashes, draw_curves, linear_axis, logarithmic_axis
 from bifusion_hf.training.metrics import OWN_PARTS, Timer, read_metrics
 
 
@@ -53,6 +54,40 @@ def test_curves_show_what_was_measured(tmp_path):
     # A loss that falls: the curve's left end is above its right end.
     rows, columns = np.nonzero(panels[0][:, : width - 170])
     assert rows[columns < 150].mean() < rows[columns > width - 250].mean()
+
+
+@pytest.mark.parametrize(
+    ("high", "expected"),
+    [(0.37, [0, 0.1, 0.2, 0.3, 0.4]), (1.0, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.0, [0, 0.2]), (256, [0, 100, 200, 300])],
+)
+def test_axes_start_at_zero_and_have_round_ticks(high, expected):
+    low, top, ticks = linear_axis(high)
+    assert ticks == pytest.approx(expected) and (low, top) == (ticks[0], ticks[-1]) and top >= high
+
+
+def test_logarithmic_axes_hold_the_values_and_round_ticks():
+    low, high, ticks = logarithmic_axis(0.17, 14)
+    assert low < 0.17 and high > 14 and ticks == pytest.approx([0.2, 0.5, 1, 2, 5, 10])
+    assert logarithmic_axis(1e-4, 1e4)[2] == pytest.approx([10.0**power for power in range(-4, 5)])
+
+
+def test_dashes_and_gaps_share_a_line_in_halves():
+    line = [(0.0, 0.0), (30.0, 40.0), (30.0, 71.0)]
+    parts = dashes(line, length=6.0)
+    drawn = sum(math.dist(*part) for part in parts)
+    assert drawn == pytest.approx(42)  # of 81 pixels: 6 of every 12, and 6 of the last 9
+    assert parts[0] == [(0.0, 0.0), pytest.approx((3.6, 4.8))] and parts[1][0] == pytest.approx((7.2, 9.6))
+    # None crosses the corner without turning.
+    assert all(a[0] == b[0] == 30 or max(a[1], b[1]) <= 40 + 1e-9 for a, b in parts)
+
+
+def test_curves_of_the_same_values_are_both_seen(tmp_path):
+    rates = {"learning_rate_main": 1e-3, "learning_rate_tower": 1e-3}
+    draw_curves([{"update": update, **rates} for update in range(50)], tmp_path / "curves.png")
+    width, height = PANEL_SIZE
+    panel = np.asarray(Image.open(tmp_path / "curves.png"))[height:, width:][:, : width - 170]
+    for color in ((0x1F, 0x77, 0xB4), (0xD6, 0x27, 0x28)):
+        assert (panel == color).all(axis=2).any(axis=0).sum() > 200
 
 
 def test_curves_of_nothing(tmp_path):
