@@ -1,8 +1,8 @@
 """Sparse convolutions and the whole Res16UNet34C, against spconv, dense matrix products, and their own growth.
 
 The contenders take turns in one run, so that other load on the machine meets all alike; times are medians. Work is
-counted on real pairs of voxels (2 x pairs x Cin x Cout), not on padding. spconv takes part where a spconv-cuXXX wheel
-is installed, on a CPU with its Native algorithm.
+counted on real pairs of voxels (2 x pairs x Cin x Cout), not on padding. The compiled kernels take part where they can
+be built, spconv where a spconv-cuXXX wheel is installed, on a CPU with its Native algorithm.
 """
 
 import argparse
@@ -25,13 +25,25 @@ from torch import nn
 from ...configuration_bifusion import BiFusionPointConfig
 from ...import_utils import is_available
 from ...layers.point_encoder import Res16UNet
-from ...sparse import SparseTensor, SubmanifoldConv3d, VoxelGrid, set_sparse_backend
+from ...sparse import (
+    SparseTensor,
+    SubmanifoldConv3d,
+    VoxelGrid,
+    kernels_unavailable_reason,
+    set_sparse_backend,
+)
+from ...sparse.backends.compiled_backend import PairLists
 from ...sparse.backends.products import multiply, onednn_products_work
+from ...sparse.kernel_maps import KernelMap
+from .parameters import update_file
+from .sparse_tables import format_tables
 from .spconv_baseline import SpconvFeatures, first_tensor, replacement, spconv_twin
 from .voxel_scenes import depth_camera_voxels
 
 
 Contender = Callable[[], Any]
+# Sets with more voxels take about half as many turns.
+MANY_VOXELS = 50_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,17 +52,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 96, 128])
     parser.add_argument("--backbone_voxels", type=int, nargs="*", default=[10_000, 20_000, 50_000, 100_000])
     parser.add_argument("--memory_voxels", type=int, default=50_000)
-    parser.add_argument("--repeats", type=int, default=7, help="turns of each contender")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help=f"turns of each contender; beyond {MANY_VOXELS} voxels about half"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="write the result there as JSON")
+    parser.add_argument("--update", type=Path, nargs="+", default=(), metavar="FILE", help="fill in the tables there")
+    parser.add_argument("--result", type=Path, metavar="JSON", help="measure nothing, take this earlier result")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs the benchmark, prints its tables, and writes it where `--output` says."""
+    """Runs the benchmark, prints it, and writes it and its tables where `--output` and `--update` say."""
+    result = measure(args) if args.result is None else json.loads(args.result.read_text())
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    for path in args.update:
+        update_file(path, "sparse", format_tables(result))
+    return result
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures and prints: the machine, layers, backbone, growth and memory."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    result = {"machine": describe_machine(args), "layers": [], "backbone": []}
+    begin = time.perf_counter()
+    result = {"machine": describe_machine(args), "contenders": contender_names(args.device)}
+    result.update(layers=[], backbone=[])
     print(json.dumps(result["machine"], indent=1))
     for voxels in args.layer_voxels:
         for channels in args.channels:
@@ -60,16 +89,31 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         result["backbone"].append(time_backbone(voxels, args))
         print_times(f"Res16UNet34C, {voxels} voxels, maps included", result["backbone"][-1])
     if args.backbone_voxels:
-        result["growth"] = growth(result["backbone"])
+        result["growth"] = growth(result["backbone"], result["contenders"][0])
         print(f"\n{'forward + maps, microseconds a voxel':40}", result["growth"])
     if args.memory_voxels and Path("/proc/self/clear_refs").exists() and args.device == "cpu":
-        result["memory_mb"] = measure_memory(args)
+        result.update(memory_voxels=args.memory_voxels, memory_mb=measure_memory(args))
         print(f"\npeak growth above the loaded model at {args.memory_voxels} voxels, MB: {result['memory_mb']}")
     result["load_average_at_end"] = os.getloadavg()[0]
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    result["minutes"] = round((time.perf_counter() - begin) / 60, 1)
     return result
+
+
+def our_backends(device: str) -> list[str]:
+    """Our own backends that work on this device, the fastest first."""
+    compiled = not device.startswith("cuda") and kernels_unavailable_reason() is None
+    return ["compiled"] * compiled + ["torch"]
+
+
+def contender_names(device: str) -> list[str]:
+    """Who takes part; the first is what others are compared with."""
+    first, *others = our_backends(device)
+    return [first, f"{first} bfloat16", *others] + ["spconv"] * is_available("spconv")
+
+
+def turns(voxels: int, args: argparse.Namespace) -> int:
+    """How often each contender has its turn on so many voxels."""
+    return args.repeats if voxels <= MANY_VOXELS else args.repeats // 2 + 1
 
 
 def describe_machine(args: argparse.Namespace) -> dict[str, Any]:
@@ -131,12 +175,15 @@ def time_layer(voxels: int, channels: int, args: argparse.Namespace) -> dict[str
     grid = VoxelGrid(coordinates.to(args.device), batch_size)
     features = torch.randn(voxels, channels, device=args.device)
     layer = SubmanifoldConv3d(channels, channels, 3).to(args.device)
-    set_sparse_backend(layer, "torch")
     x = SparseTensor(features, grid)
     pairs = grid.kernel_maps("submanifold", 3).forward.num_pairs
-    layers = {"ours": (layer, x), "ours bfloat16": (_bfloat16(layer), SparseTensor(features.bfloat16(), grid))}
-    if is_available("spconv"):
-        layers["spconv"] = _spconv_layer(layer, x)
+    layers = {}
+    for name in contender_names(args.device):
+        if name == "spconv":
+            layers[name] = _spconv_layer(layer, x)
+        else:
+            module = _variant(layer, name)
+            layers[name] = module, x.replace(features.to(module.kernel.dtype))
     contenders: dict[str, Contender] = {}
     for name, (module, tensor) in layers.items():
         contenders[f"{name}, forward"] = lambda module=module, tensor=tensor: _forward(module, tensor)
@@ -144,7 +191,7 @@ def time_layer(voxels: int, channels: int, args: argparse.Namespace) -> dict[str
             module, tensor
         )
     dense, dense_work = products(args.device)
-    times = take_turns(contenders | dense, args.repeats, args.device)
+    times = take_turns(contenders | dense, turns(voxels, args), args.device)
     work = 2 * pairs * channels * channels / 1e9
     row = {"voxels": voxels, "channels": channels, "neighbours": pairs / voxels, "milliseconds": times}
     row["gflop_per_second"] = {
@@ -160,9 +207,8 @@ def time_backbone(voxels: int, args: argparse.Namespace) -> dict[str, Any]:
     coordinates = coordinates.to(args.device)
     features = torch.randn(voxels, 3, device=args.device)
     network = normalised_backbone(features, VoxelGrid(coordinates, batch_size))
-    networks = {"ours": network, "ours bfloat16": _bfloat16(network)}
-    if is_available("spconv"):
-        networks["spconv"] = spconv_twin(network)
+    names = contender_names(args.device)
+    networks = {name: spconv_twin(network) if name == "spconv" else _variant(network, name) for name in names}
     contenders: dict[str, Contender] = {}
 
     def inference(module: nn.Module) -> torch.Tensor:
@@ -175,24 +221,23 @@ def time_backbone(voxels: int, args: argparse.Namespace) -> dict[str, Any]:
 
     for name, module in networks.items():
         contenders[f"{name}, forward"] = lambda module=module: inference(module)
-    ours = inference(network)
-    scale = ours.abs().max()
+    first = inference(networks[names[0]])
+    scale = first.abs().max()
     errors = {}
-    for name, module in networks.items():
-        difference = (inference(module).float() - ours) / scale
+    for name, module in list(networks.items())[1:]:
+        difference = (inference(module).float() - first) / scale
         errors[name] = {"largest": float(difference.abs().max()), "rms": float(difference.square().mean().sqrt())}
     for name, module in networks.items():
         contenders[f"{name}, forward + backward"] = lambda module=module: training(module)
-    contenders["maps alone"] = lambda: build_maps(VoxelGrid(coordinates, batch_size))
-    times = take_turns(contenders, args.repeats, args.device)
-    del errors["ours"]
-    return {"voxels": voxels, "milliseconds": times, "difference_from_ours_by_largest_value": errors}
+    contenders["maps alone"] = lambda: build_maps(VoxelGrid(coordinates, batch_size), names[0])
+    times = take_turns(contenders, turns(voxels, args), args.device)
+    return {"voxels": voxels, "milliseconds": times, "difference_from_first_by_largest_value": errors}
 
 
 def normalised_backbone(features: torch.Tensor, grid: VoxelGrid) -> Res16UNet:
     """A Res16UNet34C whose batch norms have the statistics of this input, so that activations are of order 1."""
     network = Res16UNet(BiFusionPointConfig()).to(features.device)
-    set_sparse_backend(network, "torch")
+    set_sparse_backend(network, our_backends(features.device.type)[0])
     momenta = {}
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d):
@@ -204,21 +249,29 @@ def normalised_backbone(features: torch.Tensor, grid: VoxelGrid) -> Res16UNet:
     return network
 
 
-def build_maps(grid: VoxelGrid) -> None:
-    """The kernel maps of a Res16UNet's levels, and the plans of its widest layers."""
+def build_maps(grid: VoxelGrid, backend: str) -> None:
+    """The kernel maps of a Res16UNet's levels, and what a backend makes of them."""
+
+    def derive(kernel_map: KernelMap, parts: int) -> None:
+        if backend == "compiled":
+            PairLists.of(kernel_map)
+        else:
+            kernel_map.plan(parts)
+
     for level in range(5):
-        grid.kernel_maps("submanifold", 3).forward.plan(3)
+        derive(grid.kernel_maps("submanifold", 3).forward, 3)
         if level < 4:
             halving = grid.kernel_maps("strided", 2)
-            halving.forward.plan(1)
-            halving.backward.plan(1)
+            derive(halving.forward, 1)
+            derive(halving.backward, 1)
             grid = grid.coarser()
 
 
-def growth(rows: list[dict[str, Any]]) -> dict[int, float]:
-    """Microseconds a voxel of our forward, by number of voxels; constant = linear."""
+def growth(rows: list[dict[str, Any]], name: str) -> dict[int, float]:
+    """Microseconds a voxel of a contender's forward, by number of voxels; constant = linear."""
     return {
-        row["voxels"]: round(1e3 * row["milliseconds"]["ours, forward"]["median"] / row["voxels"], 2) for row in rows
+        row["voxels"]: round(1e3 * row["milliseconds"][f"{name}, forward"]["median"] / row["voxels"], 2)
+        for row in rows
     }
 
 
@@ -226,7 +279,7 @@ def measure_memory(args: argparse.Namespace) -> dict[str, float]:
     """Peak growth above the loaded model, each case in a process of its own, MB."""
     context = multiprocessing.get_context("spawn")
     result = {}
-    for name in ["ours"] + ["spconv"] * is_available("spconv"):
+    for name in [our_backends(args.device)[0]] + ["spconv"] * is_available("spconv"):
         for with_graph in (False, True):
             with context.Pool(1) as pool:
                 grown = pool.apply(_memory_growth, (name, with_graph, args.memory_voxels, args.threads))
@@ -239,8 +292,7 @@ def _memory_growth(name: str, with_graph: bool, voxels: int, threads: int) -> fl
     coordinates, batch_size = depth_camera_voxels(voxels)
     features = torch.randn(voxels, 3)
     network = Res16UNet(BiFusionPointConfig())
-    if name == "spconv":
-        network = spconv_twin(network)
+    network = spconv_twin(network) if name == "spconv" else _variant(network, name)
     # Libraries load, and the parameters' gradients exist, as they do in any step but the first.
     few = coordinates[:500]
     network(features[:500], VoxelGrid(few, batch_size)).sum().backward()
@@ -271,8 +323,12 @@ def _forward_backward(module: nn.Module, x: SparseTensor | SpconvFeatures) -> No
     module(x.replace(features)).features.sum().backward()
 
 
-def _bfloat16(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).bfloat16()
+def _variant(module: nn.Module, name: str) -> nn.Module:
+    """A copy that computes with our backend of this name, in bfloat16 where the name says so."""
+    backend, _, precision = name.partition(" ")
+    copied = copy.deepcopy(module)
+    set_sparse_backend(copied, backend)
+    return copied.bfloat16() if precision else copied
 
 
 def _spconv_layer(layer: SubmanifoldConv3d, x: SparseTensor) -> tuple[nn.Module, SpconvFeatures]:
@@ -283,13 +339,14 @@ def _spconv_layer(layer: SubmanifoldConv3d, x: SparseTensor) -> tuple[nn.Module,
 
 
 def print_times(title: str, row: dict[str, Any]) -> None:
-    """One table: medians, and how they relate to ours."""
+    """One table: medians, and how they relate to the first contender's."""
     print(f"\n{title}" + (f", {row['neighbours']:.1f} of 27 neighbours" if "neighbours" in row else ""))
     times = row["milliseconds"]
+    first = next(iter(times)).partition(",")[0]
     for name, value in times.items():
-        reference = times.get(f"ours, {name.rpartition(', ')[2]}")
-        ratio = f"{value['median'] / reference['median']:6.2f} x ours" if reference else ""
+        reference = times.get(f"{first}, {name.rpartition(', ')[2]}")
+        ratio = f"{value['median'] / reference['median']:6.2f} x {first}" if reference else ""
         rate = f"{row['gflop_per_second'][name]:7.0f} GFLOP/s" if "gflop_per_second" in row else ""
         print(f"  {name:36}{value['median']:9.1f} ms ({value['min']:.1f} to {value['max']:.1f}) {rate} {ratio}")
-    for name, error in row.get("difference_from_ours_by_largest_value", {}).items():
+    for name, error in row.get("difference_from_first_by_largest_value", {}).items():
         print(f"  {name}: differs by {error['largest']:.1e} of the largest value, rms {error['rms']:.1e}")
