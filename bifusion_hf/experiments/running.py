@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from ..data.augmentation import AugmentationConfig
 from ..data.dataset import FrameDataset
 from ..data.frames import load_frames
 from ..evaluation import evaluate_model
@@ -23,9 +24,11 @@ from ..evaluation.detections import DetectionRecorder, save_detections
 from ..evaluation.results import without_nan
 from ..modeling_bifusion import BiFusionForInstanceSegmentation
 from ..processing_bifusion import BiFusionProcessor
-from ..training.freezing import freeze_for_training
+from ..training.arguments import TrainArguments
+from ..training.freezing import TOWER, freeze_for_training
 from ..training.metrics import LOG_FILE, METRICS_FILE, read_metrics
 from ..training.run import build_trainer, cache_superpoints
+from ..training.token_memory import remember_tokens
 from .cells import Cell, RoomsData, changed_keys, content_of
 
 
@@ -102,10 +105,26 @@ def train_cell(cell: Cell) -> None:
     # Two processes that start together would both find the superpoints of all frames.
     with FileLock(cell.folder.parent / "superpoints.lock"):
         trainer = build_trainer(cell.arguments)
+    if has_frozen_tower(trainer.network) and keeps_images(cell.arguments):
+        for network in [trainer.network, *([trainer.ema.module] if trainer.ema else [])]:
+            remember_tokens(network, cell.folder.parent / "tower_tokens")
     trainer.train()
     # The next cell of this process needs the memory.
     del trainer
     gc.collect()
+
+
+def has_frozen_tower(network: torch.nn.Module) -> bool:
+    """Whether a network has an image tower of which nothing trains."""
+    trains = [parameter.requires_grad for name, parameter in network.named_parameters() if f"{TOWER}." in name]
+    return bool(trains) and not any(trains)
+
+
+def keeps_images(arguments: TrainArguments) -> bool:
+    """Whether a recipe's augmentation leaves every image as it is."""
+    augmentation = AugmentationConfig(**arguments.data.augmentation)
+    changes = ("image_flip_probability", "crop_probability", "brightness", "contrast", "saturation")
+    return not arguments.data.augment or not any(getattr(augmentation, name) for name in changes)
 
 
 def measure(cell: Cell, data: RoomsData) -> dict[str, Any]:
