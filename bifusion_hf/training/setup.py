@@ -6,7 +6,12 @@ import re
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, LoggerType
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    LoggerType,
+    parse_flag_from_env,
+)
 from torch import nn
 from torch._functorch import config as functorch_config
 
@@ -18,12 +23,14 @@ def build_accelerator(arguments: TrainArguments) -> Accelerator:
     """The Accelerator of a run.
 
     Raises:
-        ValueError: fp16 on a CPU, a setting of `accelerate launch` that contradicts the recipe, or an unknown tracker.
+        ValueError: fp16 on a CPU, more processes than GPUs, a setting of `accelerate launch` that contradicts the
+            recipe, or an unknown tracker.
         ImportError: A tracker that is not installed.
     """
     training = arguments.training
     _check_launcher("ACCELERATE_MIXED_PRECISION", "training.mixed_precision", training.mixed_precision, "no")
     _check_launcher("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "training.accumulation", training.accumulation, "1")
+    _check_devices()
     accelerator = Accelerator(
         # Without it Accelerate ignores torchrun on a machine without GPU: N processes that each train alone.
         cpu=not torch.accelerator.is_available(),
@@ -57,6 +64,15 @@ def _check_launcher(variable: str, key: str, value: object, neutral: str) -> Non
     if launched not in (neutral, str(value)):
         raise ValueError(
             f"accelerate launch sets {variable}={launched}, the recipe has {key} {value}; say it in one place"
+        )
+
+
+def _check_devices() -> None:
+    processes, devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.accelerator.device_count()
+    if 0 < devices < processes and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise ValueError(
+            f"{processes} processes were launched on a machine with {devices} GPUs: launch one for each GPU, or train "
+            "on the CPU with ACCELERATE_USE_CPU=true"
         )
 
 

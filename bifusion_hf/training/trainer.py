@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object, send_to_device, set_seed
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -260,8 +261,8 @@ class BiFusionTrainer:
                 errors = [check_alignment(batch, self.processor) for batch in window if "pixel_values" in batch]
                 self.audit.record_alignment(errors)
         every = self.arguments.training.empty_cache_every
-        if every and self.update % every == 0 and self.accelerator.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if every and self.update % every == 0:
+            clear_device_cache()
         # Of the groups with and without weight decay, one stands for both.
         rates = {
             f"learning_rate_{group['name'].removesuffix('_no_decay')}": group["lr"]

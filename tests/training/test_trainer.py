@@ -1,9 +1,12 @@
 import math
 import time
 
+import accelerate
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
 from training_standin import (
     RecordingTrainer,
     StandIn,
@@ -14,6 +17,8 @@ from training_standin import (
     recipe,
 )
 
+import bifusion_hf.training.setup
+import bifusion_hf.training.trainer
 from bifusion_hf.training.checkpoints import list_checkpoints
 from bifusion_hf.training.guards import NonFiniteError, OutOfMemoryError
 from bifusion_hf.training.metrics import read_metrics
@@ -297,18 +302,90 @@ def test_a_launcher_that_contradicts_the_recipe_is_refused(tmp_path, monkeypatch
         make_trainer(recipe(tmp_path))
 
 
-def test_trackers_by_name(tmp_path):
-    pytest.importorskip("tensorboard")
+class NotebookTracker(GeneralTracker):
+    """Stands in for one of Accelerate's trackers."""
+
+    name = "tensorboard"
+    requires_logging_directory = False
+    main_process_only = True
+
+    def __init__(self, run_name, **kwargs):
+        super().__init__()
+        self.run_name, self.config, self.lines, self.ended = run_name, None, [], False
+
+    @property
+    def tracker(self):
+        return self.lines
+
+    def store_init_configuration(self, values):
+        self.config = values
+
+    def log(self, values, step=None, **kwargs):
+        self.lines.append((step, values))
+
+    def finish(self):
+        self.ended = True
+
+
+def test_a_tracker_gets_the_recipe_and_every_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", NotebookTracker)
+    for module in (accelerate.tracking, bifusion_hf.training.setup):
+        monkeypatch.setattr(module, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    arguments = recipe(tmp_path, logging={"trackers": ["tensorboard"], "project": "mine"}, training={"max_updates": 4})
+    trainer = make_trainer(arguments)
+    trainer.train()
+    (tracker,) = trainer.accelerator.trackers
+    assert tracker.run_name == "mine" and tracker.ended
+    assert tracker.config["optimizer.learning_rate"] == 1e-2 and tracker.config["training.max_updates"] == 4
+    written = read_metrics(tmp_path / "metrics.jsonl")
+    assert [step for step, _ in tracker.lines] == [line["update"] for line in written]
+    assert {"loss", "loss_points", "learning_rate_main"} <= tracker.lines[0][1].keys()
+    assert "all_ap_50%" in tracker.lines[-1][1]
+    for (_, values), line in zip(tracker.lines, written, strict=True):
+        assert all(math.isfinite(value) for value in values.values())
+        assert values == {name: value for name, value in line.items() if name != "update" and value is not None}
+
+
+def test_tensorboard(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     arguments = recipe(tmp_path, logging={"trackers": ["tensorboard"]}, training={"max_updates": 2})
     make_trainer(arguments).train()
-    assert list(tmp_path.rglob("events.out.tfevents*"))
-    with pytest.raises(ValueError, match="logging.trackers has no paper"):
+    # Hyperparameters lie in a folder below.
+    (file,) = (tmp_path / "bifusion").glob("events.out.tfevents*")
+    events = accumulator.EventAccumulator(str(file))
+    events.Reload()
+    losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        (step, pytest.approx(loss, rel=1e-6)) for step, loss in enumerate(losses, start=1)
+    ]
+
+
+@pytest.mark.parametrize(("name", "package"), [("clearml", "clearml"), ("comet_ml", "comet_ml")])
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, name, package):
+    with pytest.raises(ImportError, match=f"logging.trackers: {name} not installed; pip install {package}"):
+        make_trainer(recipe(tmp_path, logging={"trackers": [name]}))
+    with pytest.raises(ValueError, match=r"logging.trackers has no paper; Accelerate knows \[.*'tensorboard'"):
         make_trainer(recipe(tmp_path / "b", logging={"trackers": ["paper"]}))
 
 
-def test_a_tracker_that_is_not_installed_is_named(tmp_path):
-    with pytest.raises(ImportError, match="pip install clearml"):
-        make_trainer(recipe(tmp_path, logging={"trackers": ["clearml"]}))
+def test_cached_memory_is_released_every_n_updates(tmp_path, monkeypatch):
+    released = []
+    monkeypatch.setattr(bifusion_hf.training.trainer, "clear_device_cache", lambda: released.append(trainer.update))
+    for every, expected in ((0, []), (5, [5, 10]), (1, list(range(1, 13)))):
+        released.clear()
+        trainer = make_trainer(recipe(tmp_path / str(every), training={"empty_cache_every": every}))
+        trainer.train()
+        assert released == expected
+
+
+def test_more_processes_than_gpus_are_refused_and_the_cpu_can_be_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were launched on a machine with 1 GPUs.*ACCELERATE_USE_CPU"):
+        make_trainer(recipe(tmp_path))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert make_trainer(recipe(tmp_path)).accelerator.device.type == "cpu"
 
 
 def test_deterministic_is_passed_on(tmp_path):

@@ -32,7 +32,7 @@ def train_on_two(folder):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_batch_statistics_are_those_of_all_processes(tmp_path):
-    join(run_processes(train_on_two, 2, tmp_path))
+    join(run_processes(train_on_two, 2, tmp_path, gpus=True))
     first, second = (torch.load(tmp_path / f"weights_{rank}.pt", map_location="cpu") for rank in range(2))
     one = make_trainer(recipe(tmp_path / "one"))
     one.train()

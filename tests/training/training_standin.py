@@ -177,8 +177,11 @@ def assert_same_updates(first, second, tolerance=1e-8):
             assert (a - b).abs().max() <= tolerance * max(1.0, float(a.abs().max()))
 
 
-def run_processes(function, world, *args):
-    """Calls `function(*args)` in `world` processes with the environment that torchrun gives them."""
+def run_processes(function, world, *args, gpus=False):
+    """Calls `function(*args)` in `world` processes with the environment that torchrun gives them.
+
+    Without `gpus` they stay on the CPU, where two processes need no second device.
+    """
     # Forking is quick, but CUDA that an earlier test has started does not work in a forked process.
     context = multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork")
     with socket.socket() as free:
@@ -187,7 +190,7 @@ def run_processes(function, world, *args):
     processes = []
     for rank in range(world):
         environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS=1)
+        environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS=1, ACCELERATE_USE_CPU=not gpus)
         process = context.Process(target=_run_one, args=(environment, function, args))
         process.start()
         processes.append(process)
