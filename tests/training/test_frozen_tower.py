@@ -8,6 +8,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.data.frames import frame_from_row, load_frames
+from bifusion_hf.experiments.cells import changed_keys, check_comparable, content_of
 from bifusion_hf.training import run
 from bifusion_hf.training.arguments import TrainArguments, load_arguments
 from bifusion_hf.training.checkpoints import list_checkpoints
@@ -161,3 +162,11 @@ def test_the_recipes_describe_the_converted_tower(name):
     assert processor.image_mean == MEAN and processor.image_std == STD
     frame = frame_from_row(load_frames("sample", "val")[0])
     assert processor.resize(frame.image).shape == (280, 378, 3)
+
+
+@pytest.mark.parametrize("name", ["rooms_residual", "rooms_lite_gate"])
+def test_the_recipes_state_the_tower_alone(name):
+    scratch, pretrained = (content_of(load_arguments(recipe)) for recipe in (name, f"{name}_dinov2"))
+    check_comparable({"scratch": scratch, "pretrained": pretrained})
+    changed = {key.removeprefix("model.config.").partition(".")[0] for key in changed_keys(scratch, pretrained)}
+    assert changed == {"vision_config", "image_size", "image_mean", "image_std", "init", "training"}
