@@ -79,7 +79,7 @@ class DataArguments:
             instead of every time that a frame is read.
         streaming: Read rows in order from the source instead of by index; needs `training.max_updates`.
         shuffle_buffer: Rows among which a streamed data set is shuffled.
-        skip_broken_rows: Replace a row that cannot be read by the next one (reported by name) instead of stopping.
+        skip_broken_rows: Leave a row that cannot be read out of its batch (reported by name) instead of stopping.
     """
 
     train: str = "sample"

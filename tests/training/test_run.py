@@ -14,7 +14,7 @@ from bifusion_hf.training import run
 from bifusion_hf.training.arguments import TrainArguments
 from bifusion_hf.training.checkpoints import list_checkpoints
 from bifusion_hf.training.metrics import read_metrics
-from bifusion_hf.training.plan import describe_plan
+from bifusion_hf.training.plan import describe_plan, saved_bytes
 from bifusion_hf.training.run import KeyedFrames, build_model, build_processor, build_trainer, cache_superpoints
 
 
@@ -204,16 +204,33 @@ def test_compile_takes_the_dense_parts_and_keeps_the_names_of_the_weights(tmp_pa
     assert not any("_orig_mod" in name for name in network.state_dict())
 
 
-def test_gradient_checkpointing_changes_no_loss(tmp_path):
-    losses = []
-    for checkpointing in (False, True):
-        training = {"gradient_checkpointing": checkpointing}
-        folder = tmp_path / str(checkpointing)
-        trainer = build_trainer(small_recipe(folder, training=training, data={"val": None}))
-        assert trainer.network.is_gradient_checkpointing == checkpointing
-        trainer.train()
-        losses.append([line["loss"] for line in read_metrics(folder / "metrics.jsonl")])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+def updates_of(folder, monkeypatch, **training):
+    """Loss terms and gradients of a run, and the bytes that a forward pass keeps for its backward pass."""
+    monkeypatch.setattr(run, "BiFusionTrainer", RecordingTrainer)
+    trainer = build_trainer(small_recipe(folder, training=training, data={"val": None}))
+    kept = saved_bytes(trainer)
+    trainer.train()
+    return trainer.seen, kept
+
+
+def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(tmp_path, monkeypatch):
+    plain, kept = updates_of(tmp_path / "plain", monkeypatch)
+    checkpointed, kept_less = updates_of(tmp_path / "checkpointed", monkeypatch, gradient_checkpointing=True)
+    assert_same_updates(plain, checkpointed, tolerance=1e-5)
+    assert kept_less < 0.8 * kept
+
+
+@pytest.mark.slow
+def test_a_compiled_run_has_the_same_gradients(tmp_path, monkeypatch):
+    """Traced and differentiated as for a compiler, which itself is left out: it takes minutes."""
+    plain, _ = updates_of(tmp_path / "plain", monkeypatch)
+    compile_module = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda *args, **kw: compile_module(*args, backend="aot_eager", **kw))
+    torch._dynamo.reset()
+    compiled, _ = updates_of(tmp_path / "compiled", monkeypatch, compile=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch._dynamo.reset()
+    assert_same_updates(plain, compiled, tolerance=1e-5)
 
 
 def test_a_streamed_recipe_trains_and_resumes_identically(tmp_path, monkeypatch):
@@ -233,7 +250,9 @@ def test_a_streamed_recipe_trains_and_resumes_identically(tmp_path, monkeypatch)
     assert all(torch.equal(state[name], value) for name, value in whole.network.state_dict().items())
 
 
-def test_broken_rows_are_named_and_skipped_only_if_asked(tmp_path, caplog):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_broken_rows_are_named_and_skipped_only_if_asked(tmp_path, caplog, monkeypatch, streaming):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
     rows = [dict(row) for row in load_frames("sample", "train").select(range(4))]
     rows[2]["depth"] = {"bytes": b"no image", "path": None}
     (tmp_path / "data" / "data").mkdir(parents=True)
@@ -241,12 +260,47 @@ def test_broken_rows_are_named_and_skipped_only_if_asked(tmp_path, caplog):
     datasets.Dataset.from_list(rows, features=features).to_parquet(
         str(tmp_path / "data" / "data" / "train-00000-of-00001.parquet")
     )
-    data = {"train": str(tmp_path / "data"), "val": None}
-    with pytest.raises(ValueError, match=f"row 2 .*{rows[2]['frame_id']}"):
-        build_trainer(small_recipe(tmp_path / "a", data=data)).train()
-    trainer = build_trainer(small_recipe(tmp_path / "b", data={**data, "skip_broken_rows": True}))
+    sections = {"training": {"max_updates": 2}, "data": {"train": str(tmp_path / "data"), "val": None}}
+    sections["data"].update(streaming=streaming, max_train_frames=None)
+    place = r"row \d of the stream" if streaming else "row 2"
+    with pytest.raises(ValueError, match=rf"{place} \(frame '{rows[2]['frame_id']}'\) is broken"):
+        build_trainer(small_recipe(tmp_path / "a", **sections)).train()
+    sections["data"]["skip_broken_rows"] = True
+    trainer = build_trainer(small_recipe(tmp_path / "b", **sections))
+    caplog.clear()
     trainer.train()
-    assert trainer.update == 2 and rows[2]["frame_id"] in caplog.text
+    assert trainer.update == 2 and f"'{rows[2]['frame_id']}') is broken" in caplog.text
+    # The row is left out, and its batch is smaller.
+    lines = [line for line in read_metrics(tmp_path / "b" / "metrics.jsonl") if "loss" in line]
+    assert sorted(line["points"] for line in lines) == [600, 1200]
+
+
+def test_a_stream_of_several_shards_and_workers_trains_the_real_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+    frames = load_frames("sample", "train")
+    (tmp_path / "data" / "data").mkdir(parents=True)
+    for shard in range(2):
+        path = tmp_path / "data" / "data" / f"train-{shard:05d}-of-00002.parquet"
+        frames.select(range(3 * shard, 3 * shard + 3)).to_parquet(str(path))
+    data = {"train": str(tmp_path / "data"), "val": None, "streaming": True, "max_train_frames": None}
+    losses = []
+    for workers in (2, 2, 0):
+        folder = tmp_path / str(len(losses))
+        arguments = small_recipe(folder, data={**data, "num_workers": workers}, training={"max_updates": 3})
+        trainer = build_trainer(arguments)
+        seen = []
+        step = trainer._finish_update
+        trainer._finish_update = lambda window, values, step=step, seen=seen: (
+            seen.extend(name for batch in window for name in batch["frame_ids"]),
+            step(window, values),
+        )
+        trainer.train()
+        losses.append([line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line])
+        # Six of six rows, in the order of one reader; two readers begin their shards of three anew after the fourth.
+        assert len(seen) == 6 and len(set(seen[:4])) == 4
+        if workers == 0:
+            assert sorted(seen) == sorted(frames["frame_id"][:6])
+    assert losses[0] == losses[1] != losses[2]
 
 
 def train_real(folder, batch_size, accumulation):
