@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from ..configuration_bifusion import BiFusionPointConfig
-from ..sparse import SparseTensor, StridedConv3d, SubmanifoldConv3d, TransposedConv3d, VoxelGrid
+from ..sparse import (
+    SparseTensor,
+    StridedConv3d,
+    SubmanifoldConv3d,
+    TransposedConv3d,
+    VoxelGrid,
+    convolve_normalized,
+)
 
 
 class VoxelBatchNorm(nn.BatchNorm1d):
@@ -44,11 +51,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x: SparseTensor) -> SparseTensor:
         shortcut = x.features
         if self.shortcut_conv is not None:
-            shortcut = self.shortcut_norm(self.shortcut_conv(x).features)
-        x = self.conv1(x)
-        x = x.replace(torch.relu(self.norm1(x.features)))
-        x = self.conv2(x)
-        return x.replace(torch.relu(self.norm2(x.features) + shortcut))
+            shortcut = convolve_normalized(self.shortcut_conv, self.shortcut_norm, x, is_rectified=False).features
+        x = convolve_normalized(self.conv1, self.norm1, x)
+        return convolve_normalized(self.conv2, self.norm2, x, shortcut)
 
 
 class FrameAdapter(nn.Module):
@@ -67,12 +72,12 @@ class FrameAdapter(nn.Module):
         self.norm_mix = VoxelBatchNorm(channels, eps=eps)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        near = torch.relu(self.norm_near(self.conv_near(x).features))
-        far = torch.relu(self.norm_far(self.conv_far(x).features))
+        near = convolve_normalized(self.conv_near, self.norm_near, x).features
+        far = convolve_normalized(self.conv_far, self.norm_far, x).features
         sample = x.grid.coordinates[:, 0].long()
         mean = sample_mean(x.features, sample, x.grid.batch_size)[sample]
-        mixed = self.norm_mix(self.conv_mix(x.replace(torch.cat([near, far, mean], dim=1))).features)
-        return x.replace(torch.relu(mixed + x.features))
+        mixed = x.replace(torch.cat([near, far, mean], dim=1))
+        return convolve_normalized(self.conv_mix, self.norm_mix, mixed, shortcut=x.features)
 
 
 def sample_mean(features: torch.Tensor, sample: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -128,14 +133,12 @@ class Res16UNet(nn.Module):
         Returns:
             [V, out_channels] in the grid's row order.
         """
-        x = self.stem(SparseTensor(voxel_features, grid))
-        x = x.replace(torch.relu(self.stem_norm(x.features)))
+        x = convolve_normalized(self.stem, self.stem_norm, SparseTensor(voxel_features, grid))
         skips = [x]
         for index, (conv, norm, blocks) in enumerate(
             zip(self.down_convs, self.down_norms, self.down_blocks, strict=True)
         ):
-            x = conv(x)
-            x = x.replace(torch.relu(norm(x.features)))
+            x = convolve_normalized(conv, norm, x)
             for block in blocks:
                 x = block(x)
             # The adapters change what the decoder reads; the next encoder level sees the unadapted features.
@@ -143,8 +146,8 @@ class Res16UNet(nn.Module):
         x = skips.pop()
         for conv, norm, blocks in zip(self.up_convs, self.up_norms, self.up_blocks, strict=True):
             skip = skips.pop()
-            x = conv(x)
-            x = x.replace(torch.cat([torch.relu(norm(x.features)), skip.features], dim=1))
+            x = convolve_normalized(conv, norm, x)
+            x = x.replace(torch.cat([x.features, skip.features], dim=1))
             for block in blocks:
                 x = block(x)
         return x.features

@@ -4,7 +4,13 @@ Knows nothing of the networks that are built with it.
 """
 
 from .backends import kernels_unavailable_reason
-from .convolution import StridedConv3d, SubmanifoldConv3d, TransposedConv3d, set_sparse_backend
+from .convolution import (
+    StridedConv3d,
+    SubmanifoldConv3d,
+    TransposedConv3d,
+    convolve_normalized,
+    set_sparse_backend,
+)
 from .neighbors import radius_neighbors
 from .voxels import SparseTensor, VoxelGrid, voxelize
 
@@ -15,6 +21,7 @@ __all__ = [
     "SubmanifoldConv3d",
     "TransposedConv3d",
     "VoxelGrid",
+    "convolve_normalized",
     "kernels_unavailable_reason",
     "radius_neighbors",
     "set_sparse_backend",

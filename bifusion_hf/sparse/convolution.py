@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from . import backends
+from .finish import Finish, can_finish
 from .voxels import SparseTensor, VoxelGrid
 
 
@@ -43,9 +44,16 @@ class _SparseConvolution(nn.Module):
     def output_grid(self, grid: VoxelGrid) -> VoxelGrid:
         return grid
 
+    def is_compiled_for(self, features: torch.Tensor) -> bool:
+        """Whether the compiled backend would take these features."""
+        device, dtype = features.device.type, features.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        return backends.choose_backend(self.backend, device, dtype) == "compiled"
+
     # Kernel maps depend on the data: torch.compile leaves the layer out and compiles what lies between.
     @torch.compiler.disable
-    def forward(self, x: SparseTensor) -> SparseTensor:
+    def forward(self, x: SparseTensor, finish: Finish | None = None) -> SparseTensor:
         features = x.features
         if features.shape[1] != self.in_channels:
             raise ValueError(f"features have {features.shape[1]} channels; this layer expects {self.in_channels}")
@@ -57,10 +65,8 @@ class _SparseConvolution(nn.Module):
             features, kernel = features.to(dtype), kernel.to(dtype)
         if features.dtype != kernel.dtype:
             raise ValueError(f"features have dtype {features.dtype} and the kernel {kernel.dtype}; expected one")
-        if self.kernel_size == 1:
-            return SparseTensor(features @ kernel, x.grid)
         out = self.output_grid(x.grid)
-        return SparseTensor(backends.convolve(features, kernel, x.grid, self), out)
+        return SparseTensor(backends.convolve(features, kernel, x.grid, self, finish), out)
 
 
 class SubmanifoldConv3d(_SparseConvolution):
@@ -121,6 +127,34 @@ class TransposedConv3d(_SparseConvolution):
 
     def output_grid(self, grid: VoxelGrid) -> VoxelGrid:
         return grid.finer()
+
+
+def convolve_normalized(
+    convolution: nn.Module,
+    norm: nn.Module,
+    x: SparseTensor,
+    shortcut: torch.Tensor | None = None,
+    is_rectified: bool = True,
+) -> SparseTensor:
+    """A convolution, its normalisation, a shortcut that is added, and a rectifier.
+
+    In evaluation without gradients, the compiled backend does all of it while it writes the convolution's outputs.
+
+    Args:
+        convolution: A sparse convolution, of this package or with its interface.
+        norm: Normalisation of [V, C].
+        x: The input.
+        shortcut: [V', C] on the output's grid, or None.
+        is_rectified: Whether negative results become 0.
+    """
+    if isinstance(convolution, _SparseConvolution) and can_finish(norm) and convolution.is_compiled_for(x.features):
+        return convolution(x, Finish.of(norm, shortcut, is_rectified))
+    out = convolution(x)
+    features = norm(out.features)
+    if shortcut is not None:
+        features = features + shortcut
+    # In place: neither normalisation nor sum needs its own result for its gradient.
+    return out.replace(torch.relu_(features) if is_rectified else features)
 
 
 def set_sparse_backend(module: nn.Module, name: str) -> None:

@@ -8,10 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from sparse_examples import random_grid, slow_convolution
+from torch import nn
 
-from bifusion_hf.sparse import SparseTensor, SubmanifoldConv3d, VoxelGrid, set_sparse_backend
+from bifusion_hf.sparse import (
+    SparseTensor,
+    SubmanifoldConv3d,
+    TransposedConv3d,
+    VoxelGrid,
+    convolve_normalized,
+    set_sparse_backend,
+)
 from bifusion_hf.sparse.backends import choose_backend, compiled_backend, kernel_library
 from bifusion_hf.sparse.backends.kernel_library import KernelError
+from bifusion_hf.sparse.finish import can_finish
 from bifusion_hf.sparse.kernel_maps import kernel_offsets
 
 
@@ -49,6 +58,56 @@ def gradients(features, kernel, grid, weights, backend):
     features, kernel = features.clone().requires_grad_(), kernel.clone().requires_grad_()
     out = torch.func.functional_call(layer, {"kernel": kernel}, (SparseTensor(features, grid),)).features
     return [out.detach(), *torch.autograd.grad(out, (features, kernel), weights)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [5, 32, 100])
+def test_finished_convolution(kernels, channels, dtype):
+    """Normalisation, shortcut and rectifier in the kernel, against the same as layers; in autocast too."""
+    torch.manual_seed(0)
+    grid = random_grid()
+    for kind, convolution in {
+        "submanifold": SubmanifoldConv3d(6, channels, 3),
+        "pointwise": SubmanifoldConv3d(6, channels, 1),
+        "folded": SubmanifoldConv3d(6, channels, 5),
+        "transposed": TransposedConv3d(6, channels),
+    }.items():
+        where = grid.coarser() if kind == "transposed" else grid
+        x = SparseTensor(torch.randn(len(where), 6), where)
+        shortcut = None if kind == "folded" else torch.randn(len(grid), channels)
+        norm = nn.BatchNorm1d(channels).eval()
+        for value in (norm.weight, norm.bias, norm.running_mean):
+            nn.init.normal_(value)
+        norm.running_var.uniform_(0.5, 2)
+        called = []
+        norm.register_forward_hook(lambda *_, called=called: called.append(1))
+        for is_rectified in (True, False):
+            for added in (None,) if shortcut is None else (None, shortcut):
+                options = added, is_rectified
+                wanted = convolve_normalized(convolution, norm, x, *options).features.detach()
+                assert called == [1]
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                    found = convolve_normalized(convolution, norm, x, *options).features
+                assert called == [1]  # by the kernel, without the layer
+                called.clear()
+                assert found.dtype == dtype
+                tolerance = 3e-6 if dtype == torch.float32 else 2e-2
+                assert (found - wanted).abs().max() < tolerance * wanted.abs().max()
+
+
+def test_what_learns_is_not_finished_by_the_kernel(kernels):
+    grid = random_grid()
+    convolution, norm = SubmanifoldConv3d(6, 8, 3), nn.BatchNorm1d(8)
+    x = SparseTensor(torch.randn(len(grid), 6), grid)
+    with torch.no_grad():
+        assert not can_finish(norm)
+        convolve_normalized(convolution, norm, x)
+    assert norm.num_batches_tracked == 1
+    assert not can_finish(norm.eval())
+    convolve_normalized(convolution, norm, x).features.sum().backward()
+    assert norm.weight.grad.abs().sum() > 0 and convolution.kernel.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert can_finish(norm) and not can_finish(nn.LayerNorm(8))
 
 
 # Panels of one to four vectors, several panels, columns and channels that fill none.
@@ -120,10 +179,12 @@ def test_not_a_number_stays_where_it_is(kernels):
 
 def test_auto_takes_the_kernels_for_their_dtypes(kernels):
     for dtype in (torch.float32, torch.bfloat16):
-        assert choose_backend("auto", torch.zeros(1, 1, dtype=dtype)) == "compiled"
+        assert choose_backend("auto", "cpu", dtype) == choose_backend("compiled", "cpu", dtype) == "compiled"
     for dtype in (torch.float64, torch.float16):
-        assert choose_backend("auto", torch.zeros(1, 1, dtype=dtype)) == "torch"
-    assert choose_backend("auto", torch.zeros(1, 1, device="meta")) == "torch"
+        assert choose_backend("auto", "cpu", dtype) == choose_backend("compiled", "cpu", dtype) == "torch"
+    assert choose_backend("auto", "meta", torch.float32) == "torch"
+    with pytest.raises(ValueError, match="on cuda; the compiled sparse backend works on a CPU"):
+        choose_backend("compiled", "cuda", torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
@@ -143,7 +204,7 @@ def assert_falls_back(caplog, message):
     layer, x = SubmanifoldConv3d(4, 6, 3), SparseTensor(torch.ones(200, 4)[: len(grid)], grid)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert choose_backend("auto", x.features) == "torch"
+            assert choose_backend("auto", "cpu", torch.float32) == "torch"
         auto = layer(x).features
     assert [message in record.getMessage() for record in caplog.records] == [True]
     set_sparse_backend(layer, "torch")

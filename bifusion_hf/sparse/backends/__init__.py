@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...import_utils import is_available
+from ..finish import Finish
 from . import compiled_backend, spconv_backend, torch_backend
 from .compiled_backend import kernels_unavailable_reason
 
@@ -26,16 +27,25 @@ def check_backend(name: str) -> None:
         raise ValueError(f"sparse backend is {name!r}; expected one of {', '.join(BACKENDS)}")
 
 
-def choose_backend(name: str, features: torch.Tensor) -> str:
-    """The backend that computes on these features where the layer asks for `name`: one of `BACKENDS` but `"auto"`.
+def choose_backend(name: str, device: str, dtype: torch.dtype) -> str:
+    """The backend for features of a device type and dtype where the layer asks for `name`: any but `"auto"`.
 
     `"auto"` is each backend for what it is made for: on a CUDA device spconv, where it is installed, for its dtypes;
-    on a CPU the compiled kernels, where they can be built, for theirs; and torch for the rest.
+    on a CPU the compiled kernels, where they can be built, for theirs; and torch for the rest. `"compiled"` leaves the
+    dtypes that it lacks to torch.
+
+    Raises:
+        ValueError: No such backend, or `"compiled"` for another device than a CPU.
+        KernelError: `"compiled"` where the kernels cannot be built.
     """
     check_backend(name)
+    if name == "compiled":
+        if device != "cpu":
+            raise ValueError(f"features are on {device}; the compiled sparse backend works on a CPU")
+        compiled_backend.check_kernels()
+        return name if dtype in compiled_backend.DTYPES else "torch"
     if name != "auto":
         return name
-    device, dtype = features.device.type, features.dtype
     if device == "cuda" and dtype in spconv_backend.DTYPES and is_available("spconv"):
         return "spconv"
     if device == "cpu" and dtype in compiled_backend.DTYPES and kernels_unavailable_reason() is None:
@@ -44,12 +54,21 @@ def choose_backend(name: str, features: torch.Tensor) -> str:
 
 
 def convolve(
-    features: torch.Tensor, kernel: torch.Tensor, grid: "VoxelGrid", layer: "_SparseConvolution"
+    features: torch.Tensor,
+    kernel: torch.Tensor,
+    grid: "VoxelGrid",
+    layer: "_SparseConvolution",
+    finish: Finish | None = None,
 ) -> torch.Tensor:
-    """Features [V, Cin] on `grid` -> [V', Cout] on the layer's output grid, by the layer's backend."""
-    chosen = choose_backend(layer.backend, features)
+    """Features [V, Cin] on `grid` -> [V', Cout] on the layer's output grid, by the layer's backend.
+
+    Only the compiled backend knows `finish`.
+    """
+    chosen = choose_backend(layer.backend, features.device.type, features.dtype)
     if chosen == "compiled":
-        return compiled_backend.convolve(features, kernel, grid, layer)
+        return compiled_backend.convolve(features, kernel, grid, layer, finish)
+    if layer.kernel_size == 1:
+        return features @ kernel
     if chosen == "spconv" and len(grid):
         return spconv_backend.convolve(features, kernel, grid, layer)
     return torch_backend.convolve(features, kernel, grid, layer)

@@ -5,13 +5,14 @@ over the opposite map with the transposed kernels; the gradient of the kernel co
 """
 
 import logging
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from ..finish import Finish
 from ..kernel_maps import KernelMap, KernelMaps
 from . import torch_backend
 from .folding import convolve_folded, is_foldable
@@ -32,30 +33,35 @@ SELF_TEST_TOLERANCE = 1e-4
 
 
 def convolve(
-    features: torch.Tensor, kernel: torch.Tensor, grid: "VoxelGrid", layer: "_SparseConvolution"
+    features: torch.Tensor,
+    kernel: torch.Tensor,
+    grid: "VoxelGrid",
+    layer: "_SparseConvolution",
+    finish: Finish | None = None,
 ) -> torch.Tensor:
-    """Features [N_in, Cin] on `grid`, kernel [K, Cin, Cout] -> [N_out, Cout], differentiable once.
+    """Features [N_in, Cin] on `grid`, kernel [K, Cin, Cout] -> [N_out, Cout], of one of `DTYPES`.
 
-    Dtypes other than float32 and bfloat16 are left to the torch backend.
-
-    Raises:
-        ValueError: The features are not on a CPU.
-        KernelError: The kernels cannot be built here.
+    Differentiable once; with `finish`, which is applied to the outputs as they are written, not at all.
     """
-    if features.device.type != "cpu":
-        raise ValueError(f"features are on {features.device}; the compiled backend works on a CPU")
-    check_kernels()
-    if features.dtype not in DTYPES:
-        return torch_backend.convolve(features, kernel, grid, layer)
     if is_foldable(layer):
-        return convolve_folded(features, kernel, grid, convolve_over)
-    return convolve_over(features, kernel, grid.kernel_maps(layer.kind, layer.kernel_size, layer.dilation))
+        if finish is not None:
+            finish = finish.repeated(8)
+        return convolve_folded(features, kernel, grid, partial(convolve_over, finish=finish))
+    maps = grid.kernel_maps(layer.kind, layer.kernel_size, layer.dilation)
+    # A kernel of size 1 is stored as a matrix.
+    return convolve_over(features, kernel.view(-1, *kernel.shape[-2:]), maps, finish)
 
 
-def convolve_over(features: torch.Tensor, kernel: torch.Tensor, maps: KernelMaps) -> torch.Tensor:
-    """Features [N_in, Cin] and kernel [K, Cin, Cout] over kernel maps -> [N_out, Cout], differentiable once."""
+def convolve_over(
+    features: torch.Tensor, kernel: torch.Tensor, maps: KernelMaps, finish: Finish | None = None
+) -> torch.Tensor:
+    """Features [N_in, Cin] and kernel [K, Cin, Cout] over kernel maps -> [N_out, Cout], as in `convolve`."""
     if features.dtype == torch.bfloat16 and not kernel_library().has_bfloat16():
-        return convolve_over(features.float(), kernel.float(), maps).bfloat16()
+        if finish is not None and finish.shortcut is not None:
+            finish = replace(finish, shortcut=finish.shortcut.float())
+        return convolve_over(features.float(), kernel.float(), maps, finish).bfloat16()
+    if finish is not None:
+        return _multiply(features, kernel, maps.forward, finish=finish)
     return _Convolution.apply(features, kernel, maps)
 
 
@@ -140,26 +146,33 @@ def _multiply(
     kernel_map: KernelMap,
     is_transposed: bool = False,
     is_mirrored: bool = False,
+    finish: Finish | None = None,
 ) -> torch.Tensor:
     """Inputs [N_in, Cin] over a map, with a kernel [K, Cin, Cout], or [K, Cout, Cin] transposed -> [N_out, Cout]."""
+    pairs = PairLists.of(kernel_map)
+    is_half, threads = inputs.dtype == torch.bfloat16, torch.get_num_threads()
+    if is_half and inputs.shape[1] % 2:
+        # Halves are multiplied two by two.
+        inputs = torch.nn.functional.pad(inputs, (0, 1))
+        kernel = torch.nn.functional.pad(kernel, (0, 1) if is_transposed else (0, 0, 0, 1))
     volume, in_channels, out_channels = kernel.shape
     if is_transposed:
         in_channels, out_channels = out_channels, in_channels
-    pairs = PairLists.of(kernel_map)
-    is_half, threads = inputs.dtype == torch.bfloat16, torch.get_num_threads()
     inputs, weights = inputs.contiguous(), kernel.contiguous()
     is_packed = is_half or is_transposed or not call("is_packed", out_channels)
     if is_packed:
         weights = torch.empty(call("packed_units", volume, in_channels, out_channels, is_half))
         form = volume, in_channels, out_channels, is_transposed, is_mirrored, is_half
         call("pack_weights", kernel.contiguous(), weights, *form, threads)
-    if is_half and in_channels % 2:
-        # Halves are multiplied two by two.
-        inputs = torch.nn.functional.pad(inputs, (0, 1))
     outputs = inputs.new_empty(kernel_map.num_outputs, out_channels)
+    finishing = None, None, None
+    if finish is not None:
+        shortcut = None if finish.shortcut is None else finish.shortcut.to(outputs.dtype).contiguous()
+        finishing = finish.scale, finish.shift, shortcut
     lists = pairs.starts, pairs.reads, pairs.writes
-    sizes = len(outputs), pairs.block_rows, volume, inputs.shape[1], out_channels
-    call("convolve", inputs, weights, outputs, *lists, *sizes, is_packed, is_half, threads)
+    sizes = len(outputs), pairs.block_rows, volume, in_channels, out_channels
+    is_rectified = finish is not None and finish.is_rectified
+    call("convolve", inputs, weights, outputs, *lists, *finishing, *sizes, is_packed, is_rectified, is_half, threads)
     return outputs
 
 

@@ -35,7 +35,7 @@ _SIGNATURES = {
     "is_packed": (_FLAG, [_SIZE]),
     "packed_units": (_SIZE, [_SIZE] * 3 + [_FLAG]),
     "pack_weights": (None, [_POINTER] * 2 + [_SIZE] * 3 + [_FLAG] * 4),
-    "convolve": (None, [_POINTER] * 6 + [_SIZE] * 5 + [_FLAG] * 3),
+    "convolve": (None, [_POINTER] * 9 + [_SIZE] * 5 + [_FLAG] * 4),
     "kernel_gradient": (_FLAG, [_POINTER] * 6 + [_SIZE] * 5 + [_FLAG] * 2),
 }
 
@@ -127,7 +127,7 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in information.read_text().splitlines() if line.startswith(wanted)}))
 
 
-def call(name: str, *arguments: torch.Tensor | int) -> int | None:
-    """Calls a function of the library; tensors are passed as pointers to their first element."""
+def call(name: str, *arguments: torch.Tensor | int | None) -> int | None:
+    """Calls a function of the library; tensors are passed as pointers to their first element, None as NULL."""
     passed = [argument.data_ptr() if isinstance(argument, torch.Tensor) else argument for argument in arguments]
     return getattr(kernel_library(), name)(*passed)

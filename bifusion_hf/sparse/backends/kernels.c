@@ -52,6 +52,7 @@
 typedef float vector __attribute__((vector_size(VECTOR_BYTES)));
 typedef float unaligned_vector __attribute__((vector_size(VECTOR_BYTES), aligned(4)));
 typedef int32_t integer_vector __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t four __attribute__((vector_size(16)));
 
 typedef struct {
     int64_t vectors; /* of a panel */
@@ -98,6 +99,14 @@ INLINE uint16_t to_bfloat16(float value)
     memcpy(&bits, &value, 4);
     uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* to nearest, ties to even */
     return (bits & 0x7fffffff) > 0x7f800000 ? (uint16_t)(bits >> 16 | 0x40) : (uint16_t)rounded; /* NaN stays NaN */
+}
+
+INLINE float from_bfloat16(uint16_t half)
+{
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
 }
 
 /* ---- Pairs: from a table int32 [volume, outputs] of input rows, `none` where there is none. ---- */
@@ -154,43 +163,76 @@ int is_packed(int64_t out_channels)
 int64_t packed_units(int64_t volume, int64_t in_channels, int64_t out_channels, int is_half)
 {
     panels p = panels_of(out_channels);
-    return volume * p.count * p.width * (is_half ? (in_channels + 1) / 2 : in_channels);
+    return volume * p.count * p.width * (is_half ? in_channels / 2 : in_channels);
 }
 
-/* kernel [volume, in, out], or [volume, out, in] where is_transposed; is_mirrored takes the opposite offsets. */
-INLINE void pack(const int is_half, const void *kernel, void *packed, int64_t volume, int64_t in_channels,
-                 int64_t out_channels, int is_transposed, int is_mirrored, int threads)
+/* target[u * width + j] = source[j * units + u], units of four bytes. */
+INLINE void transpose(const uint32_t *source, uint32_t *target, int64_t units, int64_t columns, int64_t width)
 {
-    const int64_t halves = is_half ? 2 : 1, units = (in_channels + halves - 1) / halves;
-    panels p = panels_of(out_channels);
-    int64_t along_in = is_transposed ? 1 : out_channels, along_out = is_transposed ? in_channels : 1;
-#pragma omp parallel for num_threads(threads)
-    for (int64_t task = 0; task < volume * p.count; task++) {
-        int64_t k = task / p.count, first = task % p.count * p.width;
-        int64_t source = (is_mirrored ? volume - 1 - k : k) * in_channels * out_channels + first * along_out;
-        int64_t target = task * units * p.width * halves, columns = smaller(p.width, out_channels - first);
-        memset((char *)packed + 4 * task * units * p.width, 0, 4 * units * p.width);
-        /* A few channels at a time, so that the lines which are read or written across stay in the cache. */
-        for (int64_t c_first = 0; c_first < in_channels; c_first += 16)
-            for (int64_t j = 0; j < columns; j++)
-                for (int64_t c = c_first; c < smaller(c_first + 16, in_channels); c++) {
-                    int64_t from = source + c * along_in + j * along_out;
-                    int64_t to = target + (c / halves * p.width + j) * halves + c % halves;
-                    if (is_half)
-                        ((uint16_t *)packed)[to] = ((const uint16_t *)kernel)[from];
-                    else
-                        ((float *)packed)[to] = ((const float *)kernel)[from];
-                }
-    }
+    for (int64_t j = 0; j < columns; j += 4)
+        for (int64_t u = 0; u < units; u += 4) {
+            if (j + 4 > columns || u + 4 > units) {
+                for (int64_t i = j; i < smaller(j + 4, columns); i++)
+                    for (int64_t v = u; v < smaller(u + 4, units); v++)
+                        target[v * width + i] = source[i * units + v];
+                continue;
+            }
+            four row[4];
+            UNROLL for (int i = 0; i < 4; i++)
+                memcpy(&row[i], source + (j + i) * units + u, 16);
+            four low = __builtin_shuffle(row[0], row[1], (four){0, 4, 1, 5});
+            four high = __builtin_shuffle(row[0], row[1], (four){2, 6, 3, 7});
+            four other_low = __builtin_shuffle(row[2], row[3], (four){0, 4, 1, 5});
+            four other_high = __builtin_shuffle(row[2], row[3], (four){2, 6, 3, 7});
+            row[0] = __builtin_shuffle(low, other_low, (four){0, 1, 4, 5});
+            row[1] = __builtin_shuffle(low, other_low, (four){2, 3, 6, 7});
+            row[2] = __builtin_shuffle(high, other_high, (four){0, 1, 4, 5});
+            row[3] = __builtin_shuffle(high, other_high, (four){2, 3, 6, 7});
+            UNROLL for (int i = 0; i < 4; i++)
+                memcpy(target + (u + i) * width + j, &row[i], 16);
+        }
 }
 
+/* Part of one row, or two halves' rows interleaved: target[0 .. width) = the columns, zeros from `present` on. */
+INLINE void gather_row(const int is_half, const int64_t width, const void *even, const void *odd, int64_t present,
+                       float *target)
+{
+    if (present < width)
+        memset(target, 0, width * sizeof(float));
+    if (is_half)
+        for (int64_t j = 0; j < present; j++)
+            ((uint32_t *)target)[j] = ((const uint16_t *)even)[j] | (uint32_t)((const uint16_t *)odd)[j] << 16;
+    else
+        memcpy(target, even, present * sizeof(float));
+}
+
+/* kernel [volume, in, out], or [volume, out, in] where is_transposed; is_mirrored takes the opposite offsets. Halves
+ * have an even number of channels in. */
 void pack_weights(const void *kernel, void *packed, int64_t volume, int64_t in_channels, int64_t out_channels,
                   int is_transposed, int is_mirrored, int is_half, int threads)
 {
-    if (is_half)
-        pack(1, kernel, packed, volume, in_channels, out_channels, is_transposed, is_mirrored, threads);
-    else
-        pack(0, kernel, packed, volume, in_channels, out_channels, is_transposed, is_mirrored, threads);
+    const int64_t halves = is_half ? 2 : 1, bytes = is_half ? 2 : 4, units = in_channels / halves;
+    panels p = panels_of(out_channels);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t task = 0; task < volume * p.count; task++) {
+        int64_t k = task / p.count, first = task % p.count * p.width, columns = smaller(p.width, out_channels - first);
+        const char *source = kernel;
+        source += (is_mirrored ? volume - 1 - k : k) * in_channels * out_channels * bytes;
+        float *target = (float *)packed + task * units * p.width;
+        if (is_transposed) {
+            if (columns < p.width)
+                memset(target, 0, units * p.width * sizeof(float));
+            transpose((const uint32_t *)(source + first * in_channels * bytes), (uint32_t *)target, units, columns,
+                      p.width);
+            continue;
+        }
+        source += first * bytes;
+        for (int64_t u = 0; u < units; u++, source += halves * out_channels * bytes)
+            if (is_half)
+                gather_row(1, p.width, source, source + out_channels * bytes, columns, target + u * p.width);
+            else
+                gather_row(0, p.width, source, source, columns, target + u * p.width);
+    }
 }
 
 /* ---- Convolution. ---- */
@@ -280,12 +322,37 @@ static pair_adder *adder(int is_half, int64_t vectors)
     return adders[is_half][vectors - 1];
 }
 
-/* outputs [outputs, out] = the sum over offsets k of inputs[reads] @ weights[k]; halves in, halves out.
+/* One row of sums becomes outputs: outputs = sums * scale + shift + shortcut, at least 0 where is_rectified. */
+INLINE void finish_row(const int is_half, float *sums, void *outputs, int64_t columns, const float *scale,
+                       const float *shift, const void *shortcut, int is_rectified)
+{
+    if (scale)
+        for (int64_t j = 0; j < columns; j++)
+            sums[j] = sums[j] * scale[j] + shift[j];
+    if (shortcut && is_half)
+        for (int64_t j = 0; j < columns; j++)
+            sums[j] += from_bfloat16(((const uint16_t *)shortcut)[j]);
+    else if (shortcut)
+        for (int64_t j = 0; j < columns; j++)
+            sums[j] += ((const float *)shortcut)[j];
+    if (is_rectified)
+        for (int64_t j = 0; j < columns; j++)
+            sums[j] = sums[j] < 0 ? 0 : sums[j]; /* NaN stays NaN */
+    if (is_half)
+        for (int64_t j = 0; j < columns; j++)
+            ((uint16_t *)outputs)[j] = to_bfloat16(sums[j]);
+    else
+        memcpy(outputs, sums, columns * sizeof(float));
+}
+
+/* outputs [outputs, out] = the sum over offsets k of inputs[reads] @ weights[k], finished; halves in, halves out.
  *
- * weights: packed, or a float32 kernel [volume, in, out] with packed = 0; in_channels of halves is even. */
+ * weights: packed, or a float32 kernel [volume, in, out] with packed = 0; in_channels of halves is even.
+ * scale, shift: float [out] or NULL; shortcut: [outputs, out] as the outputs, or NULL. */
 void convolve(const float *inputs, const float *weights, void *outputs, const int64_t *starts, const int32_t *reads,
-              const int16_t *writes, int64_t num_outputs, int64_t block_rows, int64_t volume, int64_t in_channels,
-              int64_t out_channels, int packed, int is_half, int threads)
+              const int16_t *writes, const float *scale, const float *shift, const void *shortcut, int64_t num_outputs,
+              int64_t block_rows, int64_t volume, int64_t in_channels, int64_t out_channels, int packed,
+              int is_rectified, int is_half, int threads)
 {
     panels p = panels_of(out_channels);
     int64_t blocks = (num_outputs + block_rows - 1) / block_rows, units = is_half ? in_channels / 2 : in_channels;
@@ -305,34 +372,22 @@ void convolve(const float *inputs, const float *weights, void *outputs, const in
             for (int64_t k = 0; k < volume; k++)
                 add(start[k + 1] - start[k], inputs, reads + start[k], writes + start[k],
                     weights + k * offset_step + panel * panel_step, weight_step, units, sums);
-            int64_t columns = smaller(p.width, out_channels - panel * p.width);
+            int64_t column = panel * p.width, columns = smaller(p.width, out_channels - column);
+            const float *scales = scale ? scale + column : NULL, *shifts = scale ? shift + column : NULL;
             for (int64_t r = 0; r < rows; r++) {
-                int64_t place = (first + r) * out_channels + panel * p.width;
-                const float *row = sums + r * p.width;
+                int64_t place = ((first + r) * out_channels + column) * (is_half ? 2 : 4);
+                char *output = (char *)outputs + place;
+                const char *added = shortcut ? (const char *)shortcut + place : NULL;
                 if (is_half)
-                    for (int64_t j = 0; j < columns; j++)
-                        ((uint16_t *)outputs)[place + j] = to_bfloat16(row[j]);
+                    finish_row(1, sums + r * p.width, output, columns, scales, shifts, added, is_rectified);
                 else
-                    memcpy((float *)outputs + place, row, columns * sizeof(float));
+                    finish_row(0, sums + r * p.width, output, columns, scales, shifts, added, is_rectified);
             }
         }
     }
 }
 
 /* ---- Gradient of the kernel. ---- */
-
-/* Part of one row, or two halves' rows interleaved: target[0 .. width) = the columns, zeros from `present` on. */
-INLINE void gather_row(const int is_half, const int width, const void *even, const void *odd, int64_t present,
-                       float *target)
-{
-    if (present < width)
-        memset(target, 0, width * sizeof(float));
-    if (is_half)
-        for (int64_t j = 0; j < present; j++)
-            ((uint32_t *)target)[j] = ((const uint16_t *)even)[j] | (uint32_t)((const uint16_t *)odd)[j] << 16;
-    else
-        memcpy(target, even, present * sizeof(float));
-}
 
 /* Columns `first` to `last` of rows, in strips: gathered [strips, units, width], with zeros beyond the last column. A
  * unit is one row's float, or two rows' halves. */
