@@ -10,6 +10,8 @@ EXAMPLES = """examples:
   rooms_matrix.py run --data rooms --recipes rooms_none rooms_residual --seeds 0 --work outputs/matrix
   rooms_matrix.py run --data rooms --recipes rooms_none rooms_residual --seeds 0 1 --work outputs/matrix \\
       --training.epochs 6 --training.batch_size 4
+  rooms_matrix.py report --work outputs/matrix
+  rooms_matrix.py report
 
 Stop it at any time and start it again: finished cells are skipped, the others go on at their latest checkpoint.
 Started twice at once with the same words, the two processes share the cells.
@@ -44,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{run}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,report}")
 
     run = commands.add_parser(
         "run",
@@ -60,6 +62,24 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="for checkpoints and detections")
     _add_results(run)
     run.set_defaults(execute=run_cells)
+
+    report = commands.add_parser(
+        "report",
+        help="tables, intervals and plots",
+        description="Writes the card: AP50 by cell and group of classes with mean and spread over seeds, differences "
+        "with bootstrap intervals, controls, classes, runs, plots. With --work the intervals are computed from the "
+        "detections of the runs and kept as comparison.json; without it that file is enough.",
+        allow_abbrev=False,
+    )
+    _add_results(report)
+    report.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the card; pictures are written beside it (default: README.md beside the results)",
+    )
+    report.add_argument("--work", type=Path, metavar="FOLDER", help="of `run`: compute the intervals anew")
+    report.set_defaults(execute=report_cells)
     return parser
 
 
@@ -99,6 +119,19 @@ def run_cells(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
             failed.append(cell.name)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def report_cells(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """`report`.
+
+    Raises:
+        ValueError: Results or detections are missing.
+    """
+    from ..experiments.report import write_report
+
+    output = arguments.output or arguments.results / "README.md"
+    write_report(arguments.results, output, arguments.work)
+    print(f"-> {output}")
 
 
 if __name__ == "__main__":

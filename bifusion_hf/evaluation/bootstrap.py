@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .arrays import mean_without_nan
 from .detections import FrameDetections
 
 
@@ -30,7 +29,9 @@ def resampled_weights(units: Sequence[str], draws: int, seed: int) -> np.ndarray
     return counts[:, unit_of_frame]
 
 
-def group_means(values: np.ndarray, class_names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> dict:
+def group_means(
+    values: np.ndarray, class_names: Sequence[str], groups: Mapping[str, Sequence[str]]
+) -> dict[str, np.ndarray]:
     """Mean over the classes of each group.
 
     Args:
@@ -41,11 +42,13 @@ def group_means(values: np.ndarray, class_names: Sequence[str], groups: Mapping[
     Returns:
         Group -> float64 [D].
     """
-    columns = {
-        group: [index for index, name in enumerate(class_names) if name in set(names)]
-        for group, names in groups.items()
-    }
-    return {group: np.array([mean_without_nan(row[chosen]) for row in values]) for group, chosen in columns.items()}
+    means = {}
+    for group, names in groups.items():
+        chosen = values[:, [index for index, name in enumerate(class_names) if name in set(names)]]
+        counts = (~np.isnan(chosen)).sum(axis=1)
+        sums = np.nansum(chosen, axis=1)
+        means[group] = np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
+    return means
 
 
 def average_precision_draws(detections: FrameDetections, weights: np.ndarray, threshold: float = 0.5) -> np.ndarray:

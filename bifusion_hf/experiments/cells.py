@@ -8,6 +8,7 @@ from typing import Any
 
 from ..data.labels import INSTANCE_CLASS_NAMES
 from ..data.rooms.dataset import SETTINGS_FILE
+from ..data.rooms.photometric import PHOTOMETRIC_CLASSES
 from ..training.arguments import TrainArguments, load_arguments
 
 
@@ -59,6 +60,12 @@ IMAGE_BRANCH_FIELDS = (
     "vision_config",
 )
 PHOTOMETRIC, SHAPE_DISTINCT = "photometric", "shape_distinct"
+_PHOTOMETRIC_NAMES = [name for names in PHOTOMETRIC_CLASSES.values() for name in names]
+# The classes that only fine texture tells apart, and all others.
+CLASS_GROUPS = {
+    PHOTOMETRIC: _PHOTOMETRIC_NAMES,
+    SHAPE_DISTINCT: [name for name in INSTANCE_CLASS_NAMES if name not in _PHOTOMETRIC_NAMES],
+}
 
 
 @dataclass(frozen=True)
@@ -69,20 +76,19 @@ class RoomsData:
         folder: Where it is.
         sha256: Split -> hash of its frames.
         frames: Split -> number of frames.
-        groups: The photometric classes, and all others.
     """
 
     folder: Path
     sha256: Mapping[str, str]
     frames: Mapping[str, int]
-    groups: Mapping[str, Sequence[str]]
 
     @classmethod
     def read(cls, folder: str | Path) -> "RoomsData":
         """Reads what `bifusion-render-rooms` wrote beside the frames.
 
         Raises:
-            ValueError: The folder holds no complete data set with training and validation frames.
+            ValueError: The folder holds no complete data set with training and validation frames and photometric
+                classes.
         """
         folder = Path(folder).resolve()
         path = folder / SETTINGS_FILE
@@ -92,14 +98,9 @@ class RoomsData:
         missing = [split for split in ("train", "val") if split not in content.get("sha256", {})]
         if missing:
             raise ValueError(f"{path} has no hash of {' and '.join(missing)}: the data set is not complete")
-        photometric = [name for names in content["photometric"].values() for name in names]
-        others = [name for name in INSTANCE_CLASS_NAMES if name not in photometric]
-        return cls(
-            folder=folder,
-            sha256=content["sha256"],
-            frames=content["frames"],
-            groups={PHOTOMETRIC: photometric, SHAPE_DISTINCT: others},
-        )
+        if content.get("photometric") != PHOTOMETRIC_CLASSES:
+            raise ValueError(f"{path} has other photometric classes than this version; render with --photometric")
+        return cls(folder=folder, sha256=content["sha256"], frames=content["frames"])
 
     def identity(self) -> dict[str, Any]:
         """What a result states of its data."""

@@ -29,7 +29,7 @@ from ..training.freezing import TOWER, freeze_for_training
 from ..training.metrics import LOG_FILE, METRICS_FILE, read_metrics
 from ..training.run import build_trainer, cache_superpoints
 from ..training.token_memory import remember_tokens
-from .cells import Cell, RoomsData, changed_keys, content_of
+from .cells import CLASS_GROUPS, Cell, RoomsData, changed_keys, content_of
 
 
 CELL_FILE = "cell.json"
@@ -146,7 +146,7 @@ def measure(cell: Cell, data: RoomsData) -> dict[str, Any]:
                 frames,
                 batch_size=arguments.evaluation.batch_size,
                 num_workers=arguments.evaluation.num_workers,
-                groups=data.groups,
+                groups=CLASS_GROUPS,
                 on_frame=recorder.add,
             )
         metrics[condition] = _without_absent_classes(found)

@@ -34,7 +34,7 @@ def draw_curves(lines: Sequence[Mapping[str, float | None]], path: str | Path) -
     last = max([1, *(line["update"] for line in lines)])
     for index, (title, patterns) in enumerate(PANELS.items()):
         panel = Image.new("RGB", PANEL_SIZE, "white")
-        _draw_panel(panel, title, _select(lines, patterns), last, logarithmic="log scale" in title)
+        draw_panel(panel, title, _select(lines, patterns), last, logarithmic="log scale" in title)
         image.paste(panel, (index % 2 * width, index // 2 * height))
     image.save(path)
 
@@ -51,9 +51,22 @@ def _select(lines: Iterable[Mapping], patterns: Sequence[str]) -> dict[str, list
     return curves
 
 
-def _draw_panel(
-    panel: Image.Image, title: str, curves: dict[str, list[tuple[float, float]]], last: float, logarithmic: bool
+def draw_panel(
+    panel: Image.Image,
+    title: str,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    last: float,
+    logarithmic: bool = False,
 ) -> None:
+    """Draws curves over updates, with a legend.
+
+    Args:
+        panel: RGB image to draw on.
+        title: Above the axes.
+        curves: Name -> points (update, value), in ascending order of updates.
+        last: Update at the right end.
+        logarithmic: Scale of the values.
+    """
     draw, font = ImageDraw.Draw(panel), ImageFont.load_default(13)
     width, height = panel.size
     left, top, right, bottom = MARGIN_LEFT, MARGIN_TOP, width - MARGIN_RIGHT, height - MARGIN_BOTTOM

@@ -147,3 +147,31 @@ def test_two_processes_give_the_result_of_one(frames, tmp_path):
     save_results(evaluate(readable_processor(class_aware=True), frames, confused=[3]), tmp_path / "expected")
     for process in range(2):
         assert (tmp_path / f"result.{process}").read_text() == (tmp_path / "expected").read_text()
+
+
+def test_groups_are_measured_apart_and_frames_one_by_one(frames):
+    groups = {"seats": ("chair", "bed"), "rest": ("table",), "absent": ("toilet",)}
+    single = []
+    result = evaluate(
+        readable_processor(class_aware=True),
+        frames,
+        confused=[3, 10],
+        groups=groups,
+        on_frame=lambda prediction, evaluator: single.append((prediction.frame_id, evaluator.compute())),
+    )
+    found = result["groups"]
+    # A wrong class does not matter without classes; what is not of the group is void, and no false positive.
+    assert found["seats"]["class_agnostic"]["ap"] == found["rest"]["class_agnostic"]["ap"] == pytest.approx(1.0)
+    assert [found[name]["class_agnostic"]["num_instances"] for name in groups] == [10, 5, 0]
+    classes = result["class_aware"]["classes"]
+    assert found["seats"]["class_aware"]["ap50%"] == pytest.approx(
+        (classes["chair"]["ap50%"] + classes["bed"]["ap50%"]) / 2
+    )
+    assert found["rest"]["class_aware"]["ap50%"] == 0.0 and np.isnan(found["absent"]["class_aware"]["ap50%"])
+    assert [name for name, _ in single] == [frame.frame_id for frame in frames]
+    for frame, (_, alone) in zip(frames, single, strict=True):
+        expected = evaluate(readable_processor(class_aware=True), [frame], confused=[3, 10], groups=groups)
+        for part in ("class_aware", "class_agnostic", "semantic", "groups"):
+            np.testing.assert_equal(alone[part], expected[part])
+    with pytest.raises(ValueError, match=r"groups name \['sofa'\]; expected classes of the instance labels"):
+        evaluate(readable_processor(class_aware=True), frames, groups={"seats": ("sofa",)})

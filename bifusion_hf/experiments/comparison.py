@@ -1,0 +1,210 @@
+"""Intervals on the results of cells and on their differences, over the same resampled frames."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..evaluation.bootstrap import average_precision_draws, group_means, interval, resampled_weights
+from ..evaluation.detections import FrameDetections, load_detections
+from ..evaluation.evaluator import group_part
+from .cells import CLASS_GROUPS, PHOTOMETRIC, SHAPE_DISTINCT, check_comparable
+from .running import DETECTIONS_FILE, NORMAL
+
+
+COMPARISON_FILE = "comparison.json"
+ALL = "all"
+GROUPS = (ALL, PHOTOMETRIC, SHAPE_DISTINCT)
+TASKS = ("class_aware", "class_agnostic")
+THRESHOLD = 0.5
+# AP50 of each task and group in each draw.
+Draws = dict[str, dict[str, np.ndarray]]
+# Kind of draw (`"value"`: the one multiset of all frames) -> draws.
+Drawn = dict[str, Draws]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The JSON file of a cell.
+
+    Args:
+        name: Recipe and seed.
+        values: Its content.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe."""
+        return self.values["recipe"]
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is the network without image."""
+        return self.values["arguments"]["model.config.fusion_type"] == "none"
+
+    def ap50(self, task: str, group: str, condition: str = NORMAL) -> float:
+        """AP50 in 0..1; NaN where it was not measured."""
+        metrics = self.values["metrics"].get(condition)
+        if metrics is None:
+            return float("nan")
+        value = metrics[task]["all_ap_50%"] if group == ALL else metrics["groups"][group][task].get("ap50%")
+        return float("nan") if value is None else value
+
+
+def read_results(folder: str | Path) -> list[Result]:
+    """All results of a folder, those of the network without image first.
+
+    Raises:
+        ValueError: There is none, or they differ in the data or in more than the network.
+    """
+    results = []
+    for path in sorted(Path(folder).glob("*-s*.json")):
+        results.append(Result(path.stem, json.loads(path.read_text(encoding="utf-8"))))
+    if not results:
+        raise ValueError(f"{folder} has no result RECIPE-sSEED.json; expected those that `run` wrote")
+    check_comparable({result.name: result.values["arguments"] for result in results})
+    if len({json.dumps(result.values["data"]["sha256"], sort_keys=True) for result in results}) > 1:
+        raise ValueError(f"the results of {folder} are of different data; expected one data set")
+    return sorted(results, key=lambda result: (not result.is_baseline, result.recipe, result.values["seed"]))
+
+
+def by_recipe(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Recipe -> its results, one a seed."""
+    recipes: dict[str, list[Result]] = {}
+    for result in results:
+        recipes.setdefault(result.recipe, []).append(result)
+    return recipes
+
+
+def room_of(frame_id: str) -> str:
+    """The room that a frame shows with others: its name without the number of the view."""
+    return frame_id.rpartition("-")[0] or frame_id
+
+
+def compare(results: Sequence[Result], work: str | Path, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Intervals of 95 % for AP50 of all cells, and for their differences, paired by frames.
+
+    Two kinds of draws: of frames, and of rooms with all their frames, which are wider as they should be: frames of one
+    room are no independent evidence. Differences between cells are means over the seeds that both have.
+
+    Args:
+        results: Of `read_results`.
+        work: Folder of the runs, with their detections.
+        draws: Number of draws.
+        seed: Of the draws.
+
+    Returns:
+        `draws`, `level`, `seed`, `units` (how many frames and rooms); `cells`: recipe -> condition -> task -> group ->
+        `value`, `frames` and `rooms` (interval each); `differences`: recipe -> `from_baseline`, `from_shuffled`,
+        `from_zeroed` -> the same.
+
+    Raises:
+        ValueError: Detections are missing, or not those of the results.
+    """
+    detections = {result.name: load_detections(Path(work) / result.name / DETECTIONS_FILE) for result in results}
+    frame_ids = next(iter(next(iter(detections.values())).values())).frame_ids
+    units = {"frames": frame_ids.tolist(), "rooms": [room_of(name) for name in frame_ids]}
+    weights = {"value": np.ones((1, len(frame_ids)), dtype=np.int64)}
+    weights.update({unit: resampled_weights(names, draws, seed) for unit, names in units.items()})
+    values: dict[tuple[str, str], Drawn] = {}
+    for result in results:
+        for condition in result.values["metrics"]:
+            parts = {
+                part.partition("/")[2]: found
+                for part, found in detections[result.name].items()
+                if part.startswith(f"{condition}/")
+            }
+            if not parts or any(found.frame_ids.tolist() != units["frames"] for found in parts.values()):
+                raise ValueError(f"{result.name}: its detections are of other frames than those of the first cell")
+            values[result.name, condition] = {unit: _draw(parts, rows) for unit, rows in weights.items()}
+            _check_value(result, condition, values[result.name, condition]["value"])
+    recipes = by_recipe(results)
+    baseline = {result.values["seed"]: values[result.name, NORMAL] for result in results if result.is_baseline}
+    cells: dict[str, Any] = {}
+    differences: dict[str, Any] = {}
+    for recipe, found in recipes.items():
+        conditions = list(found[0].values["metrics"])
+        own = {name: [values[result.name, name] for result in found] for name in conditions}
+        cells[recipe] = {name: _summary(_mean(own[name])) for name in conditions}
+        if found[0].is_baseline:
+            continue
+        normal = _mean(own[NORMAL])
+        differences[recipe] = {
+            f"from_{name}": _summary(_difference(normal, _mean(own[name]))) for name in conditions if name != NORMAL
+        }
+        shared = [result for result in found if result.values["seed"] in baseline]
+        if shared:
+            fused = _mean([values[result.name, NORMAL] for result in shared])
+            plain = _mean([baseline[result.values["seed"]] for result in shared])
+            differences[recipe]["from_baseline"] = _summary(_difference(fused, plain))
+    return {
+        "draws": draws,
+        "level": 0.95,
+        "seed": seed,
+        "units": {unit: len(set(names)) for unit, names in units.items()},
+        "cells": cells,
+        "differences": differences,
+    }
+
+
+def _draw(parts: Mapping[str, FrameDetections], weights: np.ndarray) -> Draws:
+    """AP50 of each task and group over multisets of frames."""
+    aware = parts["class_aware"]
+    per_class = average_precision_draws(aware, weights, THRESHOLD)
+    agnostic = {group: parts["class_agnostic" if group == ALL else group_part(group)] for group in GROUPS}
+    return {
+        "class_aware": group_means(per_class, aware.class_names, {ALL: aware.class_names.tolist(), **CLASS_GROUPS}),
+        "class_agnostic": {
+            group: average_precision_draws(found, weights, THRESHOLD)[:, 0] for group, found in agnostic.items()
+        },
+    }
+
+
+def _check_value(result: Result, condition: str, drawn: Draws) -> None:
+    for task in TASKS:
+        for group in GROUPS:
+            found, expected = float(drawn[task][group][0]), result.ap50(task, group, condition)
+            if not np.isclose(found, expected, atol=1e-6, equal_nan=True):
+                raise ValueError(
+                    f"{result.name}: its detections give AP50 {found:.6f} ({condition}, {task}, {group}), its result "
+                    f"says {expected:.6f}: they are not of one run"
+                )
+
+
+def _each(combine: Callable[..., np.ndarray], *drawn: Drawn) -> Drawn:
+    return {
+        unit: {
+            task: {group: combine(*(other[unit][task][group] for other in drawn)) for group in GROUPS}
+            for task in TASKS
+        }
+        for unit in drawn[0]
+    }
+
+
+def _mean(seeds: Sequence[Drawn]) -> Drawn:
+    """Mean over seeds, draw by draw."""
+    return _each(lambda *values: np.mean(values, axis=0), *seeds)
+
+
+def _difference(first: Drawn, second: Drawn) -> Drawn:
+    """Draw by draw: both are of the same frames."""
+    return _each(np.subtract, first, second)
+
+
+def _summary(drawn: Drawn) -> dict[str, Any]:
+    return {
+        task: {
+            group: {
+                "value": float(drawn["value"][task][group][0]),
+                **{unit: list(interval(drawn[unit][task][group])) for unit in ("frames", "rooms")},
+            }
+            for group in GROUPS
+        }
+        for task in TASKS
+    }
