@@ -215,7 +215,10 @@ def unpad_frames(inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def describe_instances(
-    found: Mapping[str, torch.Tensor], points: torch.Tensor, names: Mapping[int, str]
+    found: Mapping[str, torch.Tensor],
+    points: torch.Tensor,
+    names: Mapping[int, str],
+    segmentation: torch.Tensor | None = None,
 ) -> list[dict]:
     """`segments_info` of one frame.
 
@@ -223,6 +226,7 @@ def describe_instances(
         found: `masks` bool [K, N], `labels` int64 [K], `scores` float [K].
         points: float32 [N, 3] metres, in the frame of the input.
         names: Name of each label.
+        segmentation: int [H, W], rows of `masks`; instances that have no pixel in it are left out.
 
     Returns:
         For each instance `id` (its row), `label_id`, `label`, `score`, `num_points` and `box_3d` [min x, y, z, max x,
@@ -230,7 +234,10 @@ def describe_instances(
     """
     segments = []
     rows = zip(found["masks"], found["labels"].tolist(), found["scores"].tolist(), strict=True)
+    visible = range(len(found["masks"])) if segmentation is None else set(segmentation.unique().tolist())
     for index, (mask, label, score) in enumerate(rows):
+        if index not in visible:
+            continue
         inside = points[mask]
         box = torch.cat([inside.min(dim=0).values, inside.max(dim=0).values]) if len(inside) else None
         segments.append(

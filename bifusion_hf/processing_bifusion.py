@@ -414,7 +414,8 @@ class BiFusionProcessor(ProcessorMixin):
             the depth image, -1 = none, else an id (None for a cloud that was not made from a depth image);
             `segments_info`, a list of `id`, `label_id`, `label`, `score`, `num_points` and `box_3d` [min x, y, z, max
             x, y, z] in metres, in the frame of the input's points; `point_masks` bool [K, N], `scores` float32 [K],
-            `labels` int64 [K].
+            `labels` int64 [K]. An id is a row of `point_masks`, which has overlapping instances too; as elsewhere in
+            transformers, `segments_info` leaves out those that have no pixel in `segmentation`.
 
         Raises:
             ValueError: The model has another number of labels than there are names.
@@ -439,14 +440,15 @@ class BiFusionProcessor(ProcessorMixin):
                 nms_sigma=self.nms_sigma,
             )
             found = {name: value.cpu() for name, value in found.items()}
+            segmentation = None
+            if frame["superpoint_map"] is not None:
+                segmentation = instance_map(
+                    found["masks"], frame["superpoint_ids"], frame["pixel_indices"], frame["superpoint_map"]
+                )
             results.append(
                 {
-                    "segmentation": None
-                    if frame["superpoint_map"] is None
-                    else instance_map(
-                        found["masks"], frame["superpoint_ids"], frame["pixel_indices"], frame["superpoint_map"]
-                    ),
-                    "segments_info": describe_instances(found, frame["points"], names),
+                    "segmentation": segmentation,
+                    "segments_info": describe_instances(found, frame["points"], names, segmentation),
                     "point_masks": found["masks"],
                     "scores": found["scores"],
                     "labels": found["labels"],

@@ -499,6 +499,25 @@ def test_true_masks_come_back_as_segments():
             assert overlap > 0.9
 
 
+def test_segments_info_lists_what_the_segmentation_shows():
+    processor = BiFusionProcessor(num_points=4000, num_superpoints=40)
+    frame = make_frame()
+    batch = processor(**arguments(frame), instance_masks=frame.instance, semantic_masks=frame.semantic)
+    masks = batch["mask_labels"][0]
+    # The second instance is a part of the first, of which the network is surer.
+    covered = torch.stack([masks[0] | masks[1], masks[1], masks[2]])
+    outputs = outputs_from_masks([covered], [torch.tensor([[9.0, 0], [2.0, 0], [6.0, 0]])], 4000)
+    result = processor.post_process_instance_segmentation(outputs, batch, threshold=0.1, min_points=0)[0]
+    assert len(result["scores"]) == 3
+    hidden = [index for index, mask in enumerate(result["point_masks"]) if torch.equal(mask, masks[1])]
+    shown = result["segmentation"].unique().tolist()
+    assert len(hidden) == 1 and [segment["id"] for segment in result["segments_info"]] == shown[1:]
+    assert not set(hidden) & set(shown) and len(shown) == 3
+    for segment in result["segments_info"]:
+        assert segment["score"] == pytest.approx(float(result["scores"][segment["id"]]))
+        assert segment["num_points"] == int(result["point_masks"][segment["id"]].sum())
+
+
 def test_class_aware_labels_and_thresholds():
     processor = BiFusionProcessor(num_points=4000, num_superpoints=40)
     frame = make_frame()

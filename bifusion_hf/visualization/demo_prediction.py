@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from ..data.augmentation import resize_image
 from ..data.frames import RGBDFrame
-from ..postprocessing import instance_map, unpad_frames
+from ..postprocessing import describe_instances, instance_map, unpad_frames
 from .colors import instance_colors
 from .overlay import without_specks
 from .ply import color_by_instance, write_ply
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 LOWEST_SCORE = 0.05
 # The viewer in the browser stays smooth up to about this many points; files have all of them.
 VIEWER_POINTS = 300_000
+# What `describe_instances` takes -> its name in the pipeline's result.
+KEYS = {"masks": "point_masks", "labels": "labels", "scores": "scores"}
 PICTURE_WIDTH = 640
 TINT = 0.5
 FILE_NAMES = {"ply": "points.ply", "json": "segments.json", "viewer": "viewer.ply"}
@@ -56,8 +58,8 @@ class Prediction:
     Args:
         frame: The frame.
         checkpoint: Name of the checkpoint, for the JSON file.
-        segments: `segments_info`, in descending order of score; each with `name`, which the page shows and filters by:
-            its label, or where the network has one label for all, the semantic class of most of its points.
+        segments: Of all instances, in descending order of score; each with `name`, which the page shows and filters
+            by: its label, or where the network has one label for all, the semantic class of most of its points.
         masks: bool [K, N] over the sampled points.
         superpoint_ids: int64 [N] of the sampled points.
         pixel_indices: int64 [N], flat pixel of each.
@@ -83,7 +85,7 @@ class Prediction:
         return dict(sorted(Counter(segment["name"] for segment in self.segments).items()))
 
     def select(self, threshold: float, names: Collection[str] = ()) -> Selection:
-        """The instances of a higher score and of given names; the same as predicting with that threshold.
+        """The visible instances of a higher score and of given names; the same as predicting with that threshold.
 
         Args:
             threshold: At least `LOWEST_SCORE`.
@@ -96,8 +98,9 @@ class Prediction:
         ]
         painted = instance_map(self.masks[rows], self.superpoint_ids, self.pixel_indices, self.superpoint_map)
         # The entry behind the last row answers for -1.
-        ids = np.array([*rows, -1], dtype=np.int32)
-        return Selection(ids[painted.numpy()], [self.segments[row] for row in rows], float(threshold), sorted(names))
+        segmentation = np.array([*rows, -1], dtype=np.int32)[painted.numpy()]
+        segments = [self.segments[row] for row in np.unique(segmentation[segmentation >= 0])]
+        return Selection(segmentation, segments, float(threshold), sorted(names))
 
 
 def predict(segmenter: "RGBDInstanceSegmentationPipeline", frame: RGBDFrame, checkpoint: str) -> Prediction:
@@ -115,12 +118,15 @@ def predict(segmenter: "RGBDInstanceSegmentationPipeline", frame: RGBDFrame, che
     outputs = segmenter.forward(batch)
     result = segmenter.postprocess(outputs, threshold=LOWEST_SCORE)[0]
     points = unpad_frames(batch)[0]
-    names = _names(segmenter, result, outputs["outputs"], batch)
+    # Also what better instances cover: a filter may take those away.
+    found = {name: torch.from_numpy(result[key]) for name, key in KEYS.items()}
+    segments = describe_instances(found, points["points"], segmenter.model.config.id2label)
+    names = _names(segmenter, segments, found["masks"], outputs["outputs"], batch)
     return Prediction(
         frame,
         checkpoint,
-        [{**segment, "name": name} for segment, name in zip(result["segments_info"], names, strict=True)],
-        torch.from_numpy(result["point_masks"]),
+        [{**segment, "name": name} for segment, name in zip(segments, names, strict=True)],
+        found["masks"],
         points["superpoint_ids"],
         points["pixel_indices"],
         points["superpoint_map"],
@@ -128,15 +134,19 @@ def predict(segmenter: "RGBDInstanceSegmentationPipeline", frame: RGBDFrame, che
 
 
 def _names(
-    segmenter: "RGBDInstanceSegmentationPipeline", result: Mapping[str, Any], outputs: Any, batch: Mapping[str, Any]
+    segmenter: "RGBDInstanceSegmentationPipeline",
+    segments: list[dict[str, Any]],
+    masks: torch.Tensor,
+    outputs: Any,
+    batch: Mapping[str, Any],
 ) -> list[str]:
     """`name` of each segment, see `Prediction`."""
     config, processor = segmenter.model.config, segmenter.processor
     if config.num_labels > 1 or config.semantic_id2label is None:
-        return [segment["label"] for segment in result["segments_info"]]
+        return [segment["label"] for segment in segments]
     classes = processor.post_process_semantic_segmentation(outputs, batch)[0]["point_labels"].numpy()
     things = np.setdiff1d(np.arange(config.num_semantic_labels), processor.stuff_classes)
-    counts = [np.bincount(classes[mask], minlength=config.num_semantic_labels) for mask in result["point_masks"]]
+    counts = [np.bincount(classes[mask], minlength=config.num_semantic_labels) for mask in masks.numpy()]
     return [config.semantic_id2label[int(things[count[things].argmax()])] for count in counts]
 
 

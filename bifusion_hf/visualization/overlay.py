@@ -35,7 +35,7 @@ def draw_instances(
         segments_info: As `BiFusionProcessor.post_process_instance_segmentation` gives them; `id` is needed, `score`
             and `label` (or `label_id` with `id2label`) are written.
         id2label: Names of label ids; they go before the segments' own `label`.
-        colors: uint8 [K, 3], the colour of the k-th segment; `instance_colors` by default.
+        colors: uint8 [K, 3], the colour of the k-th segment; by default that of its id in `instance_colors`.
 
     Returns:
         RGB picture, enlarged to about `PICTURE_WIDTH`.
@@ -51,7 +51,7 @@ def draw_instances(
             f"segmentation has ids {unknown[:5].tolist()} that segments_info lacks; it has {ids.tolist()}"
         )
     if colors is None:
-        colors = instance_colors(len(ids))
+        colors = instance_colors(ids.max(initial=-1) + 1)[ids]
     # Rows of segments_info instead of ids.
     rows = np.full(max(ids.max(initial=-1), segmentation.max(initial=-1)) + 2, -1)
     rows[ids] = np.arange(len(ids))

@@ -19,8 +19,8 @@ def segments_to_json(
 
     Returns:
         `frame_id`, `height`, `width` (of the depth image), the extra entries, and `segments`: each one's own entries,
-        `num_pixels` and `box_2d` [left, top, right, bottom] in pixels, the last two exclusive (None where another
-        segment covers all of it).
+        `num_pixels` and `box_2d` [left, top, right, bottom] in pixels, the last two exclusive (None for a segment
+        without pixels).
     """
     segmentation = np.asarray(segmentation)
     segments = []

@@ -65,7 +65,11 @@ def test_filtering_by_score_is_predicting_with_that_threshold(segmenter, frame, 
         expected = segmenter(frame, threshold=threshold)
         selection = prediction.select(threshold)
         np.testing.assert_array_equal(selection.segmentation, expected["segmentation"])
-        assert [segment["score"] for segment in selection.segments] == expected["scores"].tolist()
+        plain = [{key: value for key, value in segment.items() if key != "name"} for segment in selection.segments]
+        assert plain == expected["segments_info"]
+        assert [segment["id"] for segment in plain] == np.unique(
+            expected["segmentation"][expected["segmentation"] >= 0]
+        ).tolist()
 
 
 def test_filtering_never_runs_the_network(segmenter, frame, monkeypatch):
@@ -84,9 +88,12 @@ def test_filtering_by_class_uncovers_what_lay_below(segmenter, frame):
     assert names == ["a", "b", "c"] and sum(prediction.name_counts.values()) == len(prediction.segments)
     for name in names:
         selection = prediction.select(LOWEST_SCORE, [name])
-        kept = [segment["id"] for segment in selection.segments]
+        kept = [segment["id"] for segment in prediction.segments if segment["name"] == name]
         assert len(kept) == prediction.name_counts[name]
-        assert set(np.unique(selection.segmentation)) <= {-1, *kept}
+        # Listed is what is seen.
+        shown = [segment["id"] for segment in selection.segments]
+        assert shown == np.unique(selection.segmentation[selection.segmentation >= 0]).tolist()
+        assert set(shown) <= set(kept)
         covered = prediction.masks[kept].any(dim=0).numpy()
         sampled = selection.segmentation.ravel()[prediction.pixel_indices.numpy()]
         np.testing.assert_array_equal(sampled >= 0, covered)

@@ -46,6 +46,16 @@ def test_masks_are_tinted_outlined_and_the_rest_is_left(size):
     assert (row[start - 1] == color).all() and np.abs(row[start] - tint).max() <= 1
 
 
+def test_colours_follow_the_ids(frame):
+    """So that a picture and a point cloud of the same prediction agree, whatever ids are left out."""
+    image, segmentation, _ = frame
+    pixels = np.asarray(draw_instances(image, segmentation, [{"id": 7}, {"id": 3}])).astype(float)
+    scale = pixels.shape[1] // 320
+    for index, (row, column) in {3: (60, 60), 7: (200, 250)}.items():
+        tint = 0.55 * 120 + 0.45 * instance_colors(8)[index]
+        assert np.abs(pixels[scale * row, scale * column] - tint).max() <= 1
+
+
 def test_labels_and_scores_are_written(frame):
     image, segmentation, info = frame
     bare = [{"id": segment["id"]} for segment in info]
@@ -133,7 +143,7 @@ def test_prediction_wears_the_colour_of_the_truth(frame):
     prediction = [{"id": 0}, {"id": 1}]
     bare = [{"id": segment["id"]} for segment in info]
     picture = np.asarray(draw_comparison(image, (found, prediction), (truth, bare)))
-    panel = np.asarray(draw_instances(image, truth, bare))
+    panel = np.asarray(draw_instances(image, truth, bare, colors=instance_colors(2)))
     height, width = panel.shape[:2]
     left, right = picture[-height:, :width], picture[-height:, -width:]
     scale = width // 320
