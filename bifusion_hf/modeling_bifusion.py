@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_bifusion import BiFusionConfig
+from .data.hub_files import verify_pulled_weights
 from .layers.encoder import BiFusionEncoder, PointEncoding
 from .layers.fusion import Fusion, SqueezeExcite
 from .layers.geometry import FiLM, GeometricEncoding
@@ -97,6 +98,20 @@ class BiFusionPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["QueryDecoderLayer", "ResidualBlock"]
     _supports_sdpa = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As in transformers; the weights that it pulls are held against the Hub's checksum.
+
+        Raises:
+            DataFileError: The content of the download is another, whether it can be read or not.
+        """
+        revision, cache_dir = kwargs.get("revision"), kwargs.get("cache_dir")
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        finally:
+            if pretrained_model_name_or_path is not None:
+                verify_pulled_weights(pretrained_model_name_or_path, revision, cache_dir)
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -60,7 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint",
         default=str(assets.SAMPLE_CHECKPOINT),
-        help="folder or id on the Hub; the checkpoint that comes with the package by default",
+        help="folder, or id on the Hub (org/name or org/name@revision); by default the checkpoint that comes with the "
+        "package",
     )
     parser.add_argument("--data", default="sample", help="frames to pick from: folder, id on the Hub, or 'sample'")
     parser.add_argument("--split", default="val", help="default: val")
@@ -101,7 +102,7 @@ def launch(
     """Loads a checkpoint and serves the page.
 
     Args:
-        checkpoint: Folder, or id on the Hub.
+        checkpoint: See `load_pretrained`.
         samples: Frames to pick from; those that the package carries by default.
         device: `torch.device` string; None = a GPU if there is one.
         options: Further arguments of `gradio.Blocks.launch`.

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import assets
-
 
 EXAMPLES = """examples:
   bifusion-evaluate sample --data sample --split val
@@ -52,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
         "checkpoint",
         nargs="?",
         metavar="CHECKPOINT",
-        help="folder or id on the Hub, or 'sample' for the checkpoint that comes with the package",
+        help="folder, id on the Hub (org/name or org/name@revision), or 'sample' for the checkpoint that comes with "
+        "the package",
     )
     parser.add_argument("--data", required=True, help="folder with data/SPLIT-*.parquet, id on the Hub, or 'sample'")
     parser.add_argument("--split", default="val", help="default: val")
@@ -112,15 +111,13 @@ def evaluate_checkpoint(
 
     from ..data.dataset import FrameDataset
     from ..evaluation import PredictionWriter, evaluate_model
-    from ..modeling_bifusion import BiFusionForInstanceSegmentation
-    from ..processing_bifusion import BiFusionProcessor
+    from ..hub.pretrained import load_pretrained
 
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.cpu)
     if arguments.save_predictions is not None and accelerator.num_processes > 1:
         raise ValueError(f"--save_predictions needs one process; there are {accelerator.num_processes}")
-    checkpoint = str(assets.SAMPLE_CHECKPOINT) if arguments.checkpoint == "sample" else arguments.checkpoint
-    model = BiFusionForInstanceSegmentation.from_pretrained(checkpoint).eval().to(accelerator.device)
-    processor = BiFusionProcessor.from_pretrained(checkpoint)
+    model, processor = load_pretrained(arguments.checkpoint)
+    model = model.eval().to(accelerator.device)
     if arguments.seed is not None:
         processor.sampling_seed = arguments.seed
     with contextlib.ExitStack() as stack:

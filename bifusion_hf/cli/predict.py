@@ -86,7 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint",
         default=str(assets.SAMPLE_CHECKPOINT),
-        help="folder or id on the Hub; the checkpoint that comes with the package by default",
+        help="folder, or id on the Hub (org/name or org/name@revision); by default the checkpoint that comes with the "
+        "package",
     )
     parser.add_argument("--threshold", type=float, default=0.5, help="keep instances of a higher score, default: 0.5")
     parser.add_argument(
@@ -128,24 +129,20 @@ def load_segmenter(checkpoint: str, device: str | None) -> "RGBDInstanceSegmenta
     """The pipeline of a checkpoint.
 
     Args:
-        checkpoint: Folder, or id on the Hub.
+        checkpoint: See `load_pretrained`.
         device: `torch.device` string; None = a GPU if there is one.
     """
     import torch
     from transformers.utils import logging
 
-    from ..modeling_bifusion import BiFusionForInstanceSegmentation
+    from ..hub.pretrained import load_pretrained
     from ..pipeline_bifusion import RGBDInstanceSegmentationPipeline
-    from ..processing_bifusion import BiFusionProcessor
 
     logging.disable_progress_bar()
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return RGBDInstanceSegmentationPipeline(
-        model=BiFusionForInstanceSegmentation.from_pretrained(checkpoint),
-        processor=BiFusionProcessor.from_pretrained(checkpoint),
-        device=torch.device(device),
-    )
+    model, processor = load_pretrained(checkpoint)
+    return RGBDInstanceSegmentationPipeline(model=model, processor=processor, device=torch.device(device))
 
 
 def read_frames(arguments: argparse.Namespace) -> Iterator["RGBDFrame"]:
@@ -201,7 +198,7 @@ def predict(
     content = segments_to_json(
         frame.frame_id,
         segmentation,
-        [{**segment, "color": instance_colors(len(segments))[i]} for i, segment in enumerate(segments)],
+        [{**segment, "color": instance_colors(segment["id"] + 1)[-1]} for segment in segments],
         checkpoint=arguments.checkpoint,
         threshold=arguments.threshold,
         coordinates="camera axes relabelled x right, y forward, z up" if frame.camera_to_world is None else "world",

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from .hub_files import split_revision
+
 
 if TYPE_CHECKING:
     import datasets
@@ -297,10 +299,8 @@ def load_frames(source: str | Path, split: str, *, streaming: bool = False):
             raise ValueError(f"{folder}: no data/{split}-*.parquet; its shards: {found}")
         data = datasets.load_dataset("parquet", data_files={split: shards}, split=split, streaming=streaming)
     else:
-        repository, at, revision = str(source).partition("@")
-        if at and not revision:
-            raise ValueError(f"{source}: names no revision; expected org/name@revision")
-        data = datasets.load_dataset(repository, split=split, streaming=streaming, revision=revision or None)
+        repository, revision = split_revision(source)
+        data = datasets.load_dataset(repository, split=split, streaming=streaming, revision=revision)
     for column, feature in (data.features or {}).items():
         if isinstance(feature, datasets.Image):
             data = data.cast_column(column, datasets.Image(decode=False))

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..data.files import DataFileError
+from ..data.hub_files import verify_download
 from ..data.safe_pickle import load_checkpoint
 
 
@@ -36,7 +37,7 @@ def resolve_file(source: str | Path, names: Sequence[str] = (), revision: str | 
     Raises:
         FileNotFoundError: There is no such file, folder, repository, revision, or file in it.
         ConnectionError: The Hub cannot be reached and nothing is cached.
-        ValueError: It is not clear which file is meant.
+        ValueError: It is not clear which file is meant, or its content is not what the Hub promised.
     """
     path = Path(source)
     if path.is_file():
@@ -49,7 +50,7 @@ def resolve_file(source: str | Path, names: Sequence[str] = (), revision: str | 
     try:
         if not file:
             file = _choose(repository, _list_files(repository, revision), names)
-        return Path(hf_hub_download(repository, file, revision=revision))
+        downloaded = Path(hf_hub_download(repository, file, revision=revision))
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
             f"{repository}: no such repository on the Hub, or it is private and no token is set"
@@ -68,6 +69,8 @@ def resolve_file(source: str | Path, names: Sequence[str] = (), revision: str | 
         if not is_network_error(error):
             raise
         raise ConnectionError(f"{_unreachable(str(source))} ({error})") from error
+    verify_download(downloaded)
+    return downloaded
 
 
 def is_network_error(error: BaseException | None) -> bool:

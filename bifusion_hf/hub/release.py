@@ -20,6 +20,7 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from PIL import Image
 
 from ..data.frames import frame_from_row, load_frames
+from ..data.hub_files import pinned_name
 from ..evaluation.results import save_results
 from ..modeling_bifusion import BiFusionForInstanceSegmentation
 from ..pipeline_bifusion import RGBDInstanceSegmentationPipeline
@@ -325,11 +326,12 @@ def _refuse_token(paths: list[Path]) -> None:
 
 
 def _load(checkpoint: str | Path) -> tuple[BiFusionForInstanceSegmentation, BiFusionProcessor]:
-    model, report = BiFusionForInstanceSegmentation.from_pretrained(checkpoint, output_loading_info=True)
+    name, pinned = pinned_name(checkpoint)
+    model, report = BiFusionForInstanceSegmentation.from_pretrained(name, output_loading_info=True, **pinned)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[kind]:
             raise ValueError(f"{checkpoint}: {kind} {sorted(map(str, report[kind]))[:5]}; expected a whole model")
-    processor = BiFusionProcessor.from_pretrained(checkpoint)
+    processor = BiFusionProcessor.from_pretrained(name, **pinned)
     names = [model.config.id2label[label] for label in range(model.config.num_labels)]
     if processor.label_names != names:
         raise ValueError(f"{checkpoint}: the processor's label_names {processor.label_names} are not id2label {names}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import nn
 from transformers import CLIPVisionConfig
 
+from ..data.hub_files import verify_pulled_weights
 from ..modeling_bifusion import BiFusionForInstanceSegmentation, BiFusionModel
 from .report import WeightLoadReport, assign, module_counts
 
@@ -47,14 +48,18 @@ def load_vision_weights(model: nn.Module, source: str | Path, *, revision: str |
 
     Raises:
         ValueError: The model has no such tower; the source holds none of its type, or one of another width, patch,
-            grid of positions, activation, number of heads or epsilon, or fewer blocks.
+            grid of positions, activation, number of heads or epsilon, or fewer blocks; or the download is not what
+            the Hub promised.
         OSError: The source cannot be found, reached or read.
     """
     tower, place = image_tower(model)
     config = tower.config
     if config.model_type == CLIPVisionConfig.model_type:
         raise ValueError("the model's image tower is CLIP's: load_clip_weights (init.clip in a recipe) fills it")
-    published, loading = type(tower).from_pretrained(source, revision=revision, output_loading_info=True)
+    try:
+        published, loading = type(tower).from_pretrained(source, revision=revision, output_loading_info=True)
+    finally:
+        verify_pulled_weights(source, revision)
     state, targets = published.state_dict(), tower.state_dict()
     # What the source does not hold has a random start in `published`.
     absent = set(loading["missing_keys"])

@@ -33,8 +33,8 @@ class ModelArguments:
         preset: `BiFusionConfig.from_preset` name.
         config: Fields of `BiFusionConfig` that differ from the preset.
         processor: Arguments of `BiFusionProcessor` that differ from what the configuration gives.
-        pretrained: Folder or Hub id of a bifusion checkpoint to start from; its own configuration replaces the preset
-            and may still be changed by `config`.
+        pretrained: Folder, or Hub id `org/name` or `org/name@revision`, of a bifusion checkpoint to start from; its
+            own configuration replaces the preset and may still be changed by `config`.
     """
 
     preset: str = "tiny"

@@ -23,6 +23,7 @@ from ..data.augmentation import AugmentationConfig, JointAugmentation
 from ..data.collator import BiFusionCollator
 from ..data.dataset import FrameDataset, SampleMaker
 from ..data.frames import encode_png16, frame_from_row, load_frames
+from ..data.hub_files import pinned_name
 from ..evaluation import evaluate_model, headline
 from ..layers.image_encoder import UNUSED_TOWER_OPTIONS
 from ..modeling_bifusion import BiFusionForInstanceSegmentation
@@ -88,14 +89,15 @@ def build_model(arguments: TrainArguments) -> BiFusionForInstanceSegmentation:
     if checkpoint is not None:
         return BiFusionForInstanceSegmentation(_resumed_config(arguments, checkpoint)).float()
     if arguments.model.pretrained is not None:
-        source, overrides = arguments.model.pretrained, arguments.model.config
-        return BiFusionForInstanceSegmentation.from_pretrained(source, **overrides).float()
+        source, pinned = pinned_name(arguments.model.pretrained)
+        return BiFusionForInstanceSegmentation.from_pretrained(source, **pinned, **arguments.model.config).float()
     return BiFusionForInstanceSegmentation(_recipe_config(arguments)).float()
 
 
 def _recipe_config(arguments: TrainArguments) -> BiFusionConfig:
     if arguments.model.pretrained is not None:
-        return BiFusionConfig.from_pretrained(arguments.model.pretrained, **arguments.model.config)
+        source, pinned = pinned_name(arguments.model.pretrained)
+        return BiFusionConfig.from_pretrained(source, **pinned, **arguments.model.config)
     preset = PRESETS.get(arguments.model.preset, {})
     overrides = {name: _merge(preset.get(name), value) for name, value in arguments.model.config.items()}
     return BiFusionConfig.from_preset(arguments.model.preset, **overrides)
@@ -166,7 +168,8 @@ def build_processor(arguments: TrainArguments, config: BiFusionConfig) -> BiFusi
     check_names("model.processor", arguments.model.processor, inspect.signature(BiFusionProcessor).parameters)
     if arguments.model.pretrained is None:
         return BiFusionProcessor.from_config(config, **arguments.model.processor)
-    processor = BiFusionProcessor.from_pretrained(arguments.model.pretrained, **arguments.model.processor)
+    source, pinned = pinned_name(arguments.model.pretrained)
+    processor = BiFusionProcessor.from_pretrained(source, **pinned, **arguments.model.processor)
     for name in ("num_points", "mask_threshold", "max_instances"):
         setattr(processor, name, getattr(config, name))
     return processor

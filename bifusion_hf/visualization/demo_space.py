@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from .. import assets
+from ..data.hub_files import split_revision
 
 
 REPOSITORY = "https://github.com/bifusion-hf/bifusion_hf"
@@ -44,8 +45,8 @@ def write_space(folder: Path, checkpoint: str) -> list[Path]:
 
     Args:
         folder: Where to; files of these names are overwritten, others are left.
-        checkpoint: Id on the Hub, which the Space then loads; or a folder, which is copied into `checkpoint/` unless
-            it is the one that comes with the package.
+        checkpoint: Id on the Hub, perhaps with `@revision`, which the Space then loads; or a folder, which is copied
+            into `checkpoint/` unless it is the one that comes with the package.
 
     Returns:
         The files that were written.
@@ -62,8 +63,8 @@ def write_space(folder: Path, checkpoint: str) -> list[Path]:
         names = {path.name for path in copied}
         if not {"config.json", "processor_config.json"} <= names or not any("safetensors" in name for name in names):
             raise ValueError(f"{checkpoint}: has {sorted(names)}; expected {', '.join(CHECKPOINT_FILES)}")
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint):
-        argument, models = f'"{checkpoint}"', f"models:\n  - {checkpoint}\n"
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", checkpoint):
+        argument, models = f'"{checkpoint}"', f"models:\n  - {split_revision(checkpoint)[0]}\n"
     else:
         raise ValueError(f"checkpoint is {checkpoint!r}; expected a folder, or an id on the Hub (name/model)")
     texts = {

@@ -101,6 +101,10 @@ def test_each_error_names_what_is_missing(hub, baseline, tmp_path):
     hub.add("org/hidden", {"sv3d.pth": content}, private=True)
     hub.add("org/damaged", {"sv3d.pth": content[:20_000]})
     hub.add("org/busy", {"sv3d.pth": content})
+    # A file of the right size, but with another content than the repository's.
+    middle = len(content) // 2
+    hub.add("org/swapped", {"sv3d.pth": content})
+    hub.fail("GET", "org/swapped/resolve", content=content[:middle] + b"?" + content[middle + 1 :], times=9)
     hub.fail(path="org/busy", status=503, times=1000)
     at_v9 = {"revision": "v9"}
     absent = ("FileNotFoundError", "org/absent: no such repository")
@@ -116,6 +120,7 @@ def test_each_error_names_what_is_missing(hub, baseline, tmp_path):
         ("org/none", "FileNotFoundError", "org/none: holds no weight file"),
         ("org/hidden", "FileNotFoundError", "org/hidden: no such repository on the Hub, or it is private"),
         ("org/damaged", "DataFileError", r"sv3d\.pth.*no readable checkpoint"),
+        ("org/swapped", "DataFileError", r"sv3d\.pth: has the sha256 \w{64}, but the Hub promised .* load again"),
         ("no such name", "FileNotFoundError", "no such name"),
         ("org/busy", *busy),
         ("org/busy:sv3d.pth", *busy),

@@ -4,6 +4,7 @@ The Hub is a stand-in on loopback; its clients run in processes of their own, be
 when it is imported.
 """
 
+import hashlib
 import json
 import shutil
 
@@ -217,6 +218,7 @@ print(json.dumps([vars(first), vars(second)]))
     code = """
 import json, sys
 from bifusion_hf import BiFusionForInstanceSegmentation
+from bifusion_hf.hub.pretrained import load_pretrained
 from transformers import AutoProcessor
 
 def total(revision):
@@ -233,16 +235,27 @@ def error_of(name, **options):
 print(json.dumps({
     "v1": total("v1"), "commit": total(sys.argv[1]), "revision": error_of("org/m", revision="v9"),
     "none": error_of("org/none"), "wrong": error_of("org/wrong", revision="main"),
+    "flipped": error_of("org/flipped"), "at": load_pretrained("org/m@v1")[0].num_parameters(),
 }))
 """
     cache = tmp_path / "fresh"
-    hub.add("org/wrong", {path.name: path for path in release.iterdir()})
-    hub.fail("GET", "org/wrong/resolve/.*safetensors", content=bytes(len(expected["model.safetensors"])), times=9)
+    # Other content under the promised sha256, once unreadable, once with a single bit of a weight changed.
+    weights = bytearray(expected["model.safetensors"])
+    weights[-1] ^= 1
+    for name, content in (("wrong", bytes(len(weights))), ("flipped", bytes(weights))):
+        hub.add(f"org/{name}", {path.name: path for path in release.iterdir()})
+        hub.fail("GET", f"org/{name}/resolve/.*safetensors", content=content, times=9)
     total = sum(p.double().sum().item() for p in BiFusionForInstanceSegmentation.from_pretrained(release).parameters())
     pulled = run(code, hub, cache, second["commit"])
     assert pulled["v1"] == pulled["commit"] == pytest.approx(total)
     assert "v9" in pulled["revision"] and "org/none" in pulled["none"]
-    assert "SafetensorError" in pulled["wrong"]
+    assert pulled["at"] == small_model().num_parameters()
+    promised = hashlib.sha256(expected["model.safetensors"]).hexdigest()
+    for name, content in (("wrong", bytes(len(weights))), ("flipped", bytes(weights))):
+        found = hashlib.sha256(content).hexdigest()
+        assert pulled[name].startswith("DataFileError") and "model.safetensors" in pulled[name]
+        assert f"has the sha256 {found}, but the Hub promised {promised}" in pulled[name]
+        assert f"blobs/{promised} and load again" in pulled[name]
     before = len(hub.requests)
     offline = run(code, hub, cache, second["commit"], HF_HUB_OFFLINE="1")
     assert offline["v1"] == offline["commit"] == pulled["v1"]

@@ -43,6 +43,8 @@ def test_with_the_sample_checkpoint(tmp_path, capsys):
 def test_with_an_id_on_the_hub(tmp_path):
     card = write(tmp_path, "--checkpoint", "someone/a-model")
     assert card["models"] == ["someone/a-model"] and app_call(tmp_path) == "'someone/a-model'"
+    card = write(tmp_path, "--checkpoint", "someone/a-model@v1.0")
+    assert card["models"] == ["someone/a-model"] and app_call(tmp_path) == "'someone/a-model@v1.0'"
 
 
 def test_with_a_folder_the_checkpoint_travels_along(tmp_path):

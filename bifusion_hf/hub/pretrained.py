@@ -1,0 +1,25 @@
+"""Checkpoints of this package by their name: a model, and the processor that belongs to it."""
+
+from pathlib import Path
+
+from .. import assets
+from ..data.hub_files import pinned_name
+from ..modeling_bifusion import BiFusionForInstanceSegmentation
+from ..processing_bifusion import BiFusionProcessor
+
+
+def load_pretrained(source: str | Path) -> tuple[BiFusionForInstanceSegmentation, BiFusionProcessor]:
+    """Loads a model and its processor.
+
+    Args:
+        source: A folder, `"sample"` for the checkpoint that the package carries, or an id of the Hub, `"org/name"`, or
+            `"org/name@revision"` for a branch, a tag or a commit of it.
+
+    Raises:
+        OSError: There is no such checkpoint or revision, or the Hub cannot be reached and nothing is cached.
+        ValueError: No revision follows the `@`, the weights are not those that the Hub promised, or a later release of
+            the package wrote them.
+    """
+    name, pinned = pinned_name(assets.SAMPLE_CHECKPOINT if str(source) == "sample" else source)
+    model = BiFusionForInstanceSegmentation.from_pretrained(name, **pinned)
+    return model, BiFusionProcessor.from_pretrained(name, **pinned)
