@@ -1,6 +1,7 @@
 """The command line of releases; what becomes of them on the Hub is tested in tests/hub/test_release.py."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from bifusion_hf.assets import SAMPLE_FRAMES
 from bifusion_hf.cli.push_to_hub import find_recipe, main
+from bifusion_hf.data.frames import load_frames
 
 
 sys.path.append(str(Path(__file__).parents[1] / "hub"))
@@ -37,6 +39,35 @@ def test_a_dry_run_writes_the_folder(checkpoint, metrics, tmp_path, capsys):
     card = (folder / "README.md").read_text()
     assert "bifusion-evaluate org/m --data sample --split val" in card and "Rooms, licence: cc0-1.0" in card
     assert "not uploaded" in capsys.readouterr().out
+
+
+def test_a_dry_run_of_a_data_set_writes_what_loads_and_uploads_nothing(tmp_path, capsys):
+    folder = tmp_path / "release"
+    main([str(SAMPLE_FRAMES), "org/rooms", "--type", "dataset", "--dry_run", str(folder), "--tag", "v1"])
+    assert f"{folder}: the release, not uploaded" in capsys.readouterr().out
+    files = [path.relative_to(SAMPLE_FRAMES) for path in SAMPLE_FRAMES.rglob("*") if path.is_file()]
+    assert sorted(files) == sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert all((folder / name).read_bytes() == (SAMPLE_FRAMES / name).read_bytes() for name in files)
+    for split in ("train", "val"):
+        assert load_frames(folder, split)["frame_id"] == load_frames("sample", split)["frame_id"]
+    with HubServer() as hub:
+        arguments = [str(SAMPLE_FRAMES), "org/rooms", "--dry_run", str(tmp_path / "again"), "--public"]
+        result = run_python(
+            "import sys; from bifusion_hf.cli.push_to_hub import main; main([*sys.argv[1:], '--type', 'dataset'])",
+            hub, tmp_path / "home", *arguments, token=None,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert not hub.requests and not hub.repositories
+    # A card is made where there is none, and what must stay private is refused before anything is written.
+    bare = tmp_path / "bare"
+    shutil.copytree(SAMPLE_FRAMES / "data", bare / "data")
+    words = ["--name", "Kitchens", "--license", "cc-by-4.0", "--origin", "My kitchen."]
+    main([str(bare), "org/k", "--type", "dataset", "--dry_run", str(tmp_path / "kitchens"), *words])
+    assert "My kitchen." in (tmp_path / "kitchens" / "README.md").read_text()
+    (bare / "README.md").write_text("---\nlicense: other\nlicense_name: scannet-terms-of-use\n---\n")
+    with pytest.raises(SystemExit, match="must be private"):
+        main([str(bare), "org/k", "--type", "dataset", "--dry_run", str(tmp_path / "scans"), "--public"])
+    assert not (tmp_path / "scans").exists()
 
 
 def test_what_is_missing_is_named(checkpoint, metrics, tmp_path, capsys):
