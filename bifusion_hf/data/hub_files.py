@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from .files import DataFileError
 
@@ -74,13 +75,17 @@ def verify_download(path: str | Path) -> None:
 def verify_pulled_weights(
     source: str | Path, revision: str | None = None, cache_dir: str | Path | None = None
 ) -> None:
-    """`verify_download` for the weights that transformers has pulled; a folder, or what is not in the cache, passes.
+    """`verify_download` for the weights that transformers has pulled; folders and what is not in the cache pass.
 
     Raises:
         DataFileError: See there.
     """
     if Path(source).is_dir():
         return
-    path = try_to_load_from_cache(str(source), WEIGHTS_FILE, revision=revision, cache_dir=cache_dir)
+    try:
+        path = try_to_load_from_cache(str(source), WEIGHTS_FILE, revision=revision, cache_dir=cache_dir)
+    except HFValidationError:
+        # Neither a folder nor an id: transformers has its own words for that.
+        return
     if isinstance(path, str):
         verify_download(path)

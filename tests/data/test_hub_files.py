@@ -3,7 +3,7 @@ import hashlib
 import pytest
 
 from bifusion_hf.data.files import DataFileError
-from bifusion_hf.data.hub_files import pinned_name, split_revision, verify_download
+from bifusion_hf.data.hub_files import pinned_name, split_revision, verify_download, verify_pulled_weights
 
 
 def test_a_name_may_carry_a_revision(tmp_path):
@@ -35,6 +35,10 @@ def test_a_cached_file_is_held_against_the_name_of_its_blob(tmp_path, kind):
     blob.write_bytes(content[:-1] + b"!")
     with pytest.raises(DataFileError, match=rf"model.safetensors: has the {kind} \w+, but .* {names[kind]}.* Delete"):
         verify_download(path)
+    verify_pulled_weights("org/m", cache_dir=tmp_path)
+    verify_pulled_weights(path.parent, cache_dir=tmp_path)
+    # What is no name at all is for whoever loads it to say.
+    verify_pulled_weights(tmp_path / "nowhere", cache_dir=tmp_path)
     # Without a link nothing says what it should be.
     path.unlink()
     path.write_bytes(b"anything")
