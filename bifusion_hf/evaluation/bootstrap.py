@@ -4,12 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .detections import FrameDetections
-
-
-# Multisets whose curves are taken at once; more would not be faster and need more memory.
-_CHUNK = 100
-
 
 def resampled_weights(units: Sequence[str], draws: int, seed: int) -> np.ndarray:
     """How often each frame is held by each of several random draws with replacement.
@@ -49,15 +43,6 @@ def group_means(
         sums = np.nansum(chosen, axis=1)
         means[group] = np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
     return means
-
-
-def average_precision_draws(detections: FrameDetections, weights: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """`FrameDetections.average_precision` for many multisets [D, F], some at a time: float64 [D, C]."""
-    parts = [
-        detections.average_precision(weights[start : start + _CHUNK], threshold)
-        for start in range(0, len(weights), _CHUNK)
-    ]
-    return np.concatenate(parts)
 
 
 def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:

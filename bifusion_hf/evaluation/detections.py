@@ -65,18 +65,14 @@ class FrameDetections:
         for row in np.flatnonzero(present.any(axis=0)):
             entries = np.flatnonzero(active & (self.classes == row))
             areas = curve_area(
-                self.scores[entries], self.correct[entries], missed[:, row], weights[:, self.frames[entries]]
+                self.scores[entries], self.correct[entries], missed[:, row], self.frames[entries], weights
             )
             values[:, row] = np.where(present[:, row], areas, np.nan)
         return values
 
 
 class DetectionRecorder:
-    """Collects the detections of an evaluation; give its `add` to `evaluate_model` as `on_frame`.
-
-    Args:
-        collected: Where each metric's arrays go: part -> name -> one entry a frame.
-    """
+    """Collects the detections of an evaluation; give its `add` to `evaluate_model` as `on_frame`."""
 
     def __init__(self):
         self.frame_ids: list[str] = []

@@ -311,40 +311,45 @@ class InstanceAveragePrecision:
 
 
 def curve_area(
-    scores: np.ndarray, correct: np.ndarray, missed: np.ndarray | int, weights: np.ndarray | None = None
+    scores: np.ndarray,
+    correct: np.ndarray,
+    missed: np.ndarray | int,
+    frames: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
 ) -> np.ndarray | float:
-    """Area under the precision-recall curve of detections, or of several multisets of them at once.
+    """Area under the precision-recall curve of detections, or of those of several multisets of frames at once.
 
-    A detection that a multiset leaves out adds a point to the curve that equals its neighbour, which changes nothing.
+    Recall changes at scores of right detections alone; there, the central differences of the protocol weigh each step
+    with the mean precision of its ends. A detection that a multiset leaves out makes no step.
 
     Args:
         scores: [E].
         correct: [E], 1 = right, 0 = wrong.
         missed: Instances that nothing found; an integer, or one for each multiset [D].
-        weights: How often each multiset holds each detection, integers [D, E]; None = each once.
+        frames: int [E], frame of each detection; with `weights`.
+        weights: How often each multiset holds each frame, [D, F]; None = the detections as they are.
 
     Returns:
         A number, or float64 [D].
     """
-    order = np.argsort(scores)
-    scores, correct = scores[order], correct[order]
-    # One point of the curve per distinct score: everything from `first` on is accepted.
-    first = np.flatnonzero(np.diff(scores, prepend=-np.inf))
-    accepted = np.ones((1, len(scores))) if weights is None else weights[:, order]
-    all_positives = _from_each_on(accepted, first)
-    true_positives = _from_each_on(accepted * correct, first)
-    found = true_positives[:, :1] if len(first) else np.zeros((len(accepted), 1))
-    instances = found + np.reshape(missed, (-1, 1))
-    # Where nothing is accepted, precision is 1 and recall 0, as at the end of every curve.
+    held = np.ones((1, 1)) if weights is None else weights.astype(np.float64)
+    frames = np.zeros(len(scores), dtype=np.int64) if frames is None else frames
+    # One point of the curve per distinct score, in ascending order: everything from there on is accepted. One more,
+    # at which nothing is, ends the curve.
+    _, point = np.unique(scores, return_inverse=True)
+    steps = np.unique(point[correct == 1])
+    ends = np.stack([steps, steps + 1])
+    size = (held.shape[1], int(point.max(initial=-1)) + 2)
+
+    def accepted_at_ends(counted: np.ndarray) -> np.ndarray:
+        cells = np.bincount(frames * size[1] + point, counted, minlength=size[0] * size[1]).reshape(size)
+        return held @ cells[:, ::-1].cumsum(axis=1)[:, ::-1][:, ends].transpose(1, 0, 2)
+
+    all_positives, true_positives = accepted_at_ends(np.ones(len(scores))), accepted_at_ends(correct)
+    # Where nothing is accepted, precision is 1.
     precision = np.divide(true_positives, all_positives, out=np.ones(all_positives.shape), where=all_positives > 0)
-    recall = np.divide(true_positives, instances, out=np.zeros(true_positives.shape), where=instances > 0)
-    ends = np.ones((len(accepted), 1))
-    precision = np.hstack([precision, ends])
-    around = np.hstack([recall[:, :1], recall, 0 * ends, 0 * ends])
-    areas = (precision * (around[:, :-2] - around[:, 2:])).sum(axis=1) / 2
+    found = true_positives[0] - true_positives[1]
+    instances = found.sum(axis=1) + missed
+    areas = (found * precision.mean(axis=0)).sum(axis=1)
+    areas = np.divide(areas, instances, out=np.zeros(len(areas)), where=instances > 0)
     return float(areas[0]) if weights is None else areas
-
-
-def _from_each_on(values: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Sums of the columns from each of `first` to the last: [D, E] to [D, len(first)]."""
-    return np.cumsum(values[:, ::-1], axis=1)[:, ::-1][:, first]

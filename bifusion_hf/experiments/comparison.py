@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.bootstrap import average_precision_draws, group_means, interval, resampled_weights
+from ..evaluation.bootstrap import group_means, interval, resampled_weights
 from ..evaluation.detections import FrameDetections, load_detections
 from ..evaluation.evaluator import group_part
 from .cells import CLASS_GROUPS, PHOTOMETRIC, SHAPE_DISTINCT, check_comparable
@@ -156,12 +156,12 @@ def compare(results: Sequence[Result], work: str | Path, draws: int = 1000, seed
 def _draw(parts: Mapping[str, FrameDetections], weights: np.ndarray) -> Draws:
     """AP50 of each task and group over multisets of frames."""
     aware = parts["class_aware"]
-    per_class = average_precision_draws(aware, weights, THRESHOLD)
+    per_class = aware.average_precision(weights, THRESHOLD)
     agnostic = {group: parts["class_agnostic" if group == ALL else group_part(group)] for group in GROUPS}
     return {
         "class_aware": group_means(per_class, aware.class_names, {ALL: aware.class_names.tolist(), **CLASS_GROUPS}),
         "class_agnostic": {
-            group: average_precision_draws(found, weights, THRESHOLD)[:, 0] for group, found in agnostic.items()
+            group: found.average_precision(weights, THRESHOLD)[:, 0] for group, found in agnostic.items()
         },
     }
 

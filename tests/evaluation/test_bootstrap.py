@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bifusion_hf.evaluation.bootstrap import average_precision_draws, group_means, interval, resampled_weights
+from bifusion_hf.evaluation.bootstrap import group_means, interval, resampled_weights
 from bifusion_hf.evaluation.detections import DetectionRecorder, load_detections, save_detections
 from bifusion_hf.evaluation.evaluator import EvaluationProtocol, FrameEvaluator, FramePrediction, group_part
 
@@ -51,7 +51,7 @@ def test_every_draw_is_what_the_ordinary_evaluator_says_of_its_frames(frames, pa
     # A draw that leaves most frames out, so that classes are missing, and one that has them all once.
     weights = np.vstack([weights, np.eye(len(frames), dtype=int)[:2], np.ones((1, len(frames)), int)])
     for threshold, key in ((0.5, "ap50%"), (0.25, "ap25%")):
-        found = {part: average_precision_draws(value, weights, threshold) for part, value in parts.items()}
+        found = {part: value.average_precision(weights, threshold) for part, value in parts.items()}
         for draw, row in enumerate(weights):
             evaluator = FrameEvaluator(PROTOCOL)
             for frame, times in zip(frames, row, strict=True):
@@ -74,12 +74,9 @@ def test_every_draw_is_what_the_ordinary_evaluator_says_of_its_frames(frames, pa
     assert np.isnan(found["class_aware"][:, 2]).all() and not np.isnan(means["all"]).any()
 
 
-def test_chunks_of_draws_do_not_matter(parts):
-    weights = resampled_weights([str(index) for index in range(12)], 230, seed=0)
-    found = average_precision_draws(parts["class_aware"], weights)
-    np.testing.assert_array_equal(found[[7, 229]], parts["class_aware"].average_precision(weights[[7, 229]], 0.5))
+def test_a_threshold_that_was_not_measured_is_refused(parts):
     with pytest.raises(ValueError, match="threshold is 0.3; expected one of"):
-        parts["class_aware"].average_precision(weights[:1], 0.3)
+        parts["class_aware"].average_precision(np.ones((1, 12), int), 0.3)
 
 
 def test_detections_come_back_from_their_file(tmp_path, parts):
