@@ -12,6 +12,7 @@ EXAMPLES = """examples:
       --training.epochs 6 --training.batch_size 4
   rooms_matrix.py report --work outputs/matrix
   rooms_matrix.py report
+  rooms_matrix.py pictures --data rooms --work outputs/matrix --cells rooms_residual-s0
 
 Stop it at any time and start it again: finished cells are skipped, the others go on at their latest checkpoint.
 Started twice at once with the same words, the two processes share the cells.
@@ -46,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,report}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,report,pictures}")
 
     run = commands.add_parser(
         "run",
@@ -80,6 +81,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--work", type=Path, metavar="FOLDER", help="of `run`: compute the intervals anew")
     report.set_defaults(execute=report_cells)
+
+    pictures = commands.add_parser(
+        "pictures",
+        help="alpha maps and failures",
+        description="Draws, for trained cells, the frames in which most is missed, of another class or invented, and "
+        "the gate's weights over the image; `report` takes them into the card.",
+        allow_abbrev=False,
+    )
+    pictures.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="data set of render_rooms.py")
+    pictures.add_argument("--cells", nargs="+", required=True, metavar="CELL", help="rooms_residual-s0, ...")
+    pictures.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="of `run`")
+    pictures.add_argument("--count", type=int, default=3, help="frames of each kind (default: %(default)s)")
+    pictures.add_argument("--threshold", type=float, default=0.3, help="lowest score looked at (default: %(default)s)")
+    pictures.add_argument("--limit", type=int, help="look at the first frames only")
+    _add_results(pictures)
+    pictures.set_defaults(execute=draw_cells)
     return parser
 
 
@@ -132,6 +149,30 @@ def report_cells(arguments: argparse.Namespace, overrides: Sequence[str]) -> Non
     output = arguments.output or arguments.results / "README.md"
     write_report(arguments.results, output, arguments.work)
     print(f"-> {output}")
+
+
+def draw_cells(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """`pictures`.
+
+    Raises:
+        ValueError: A cell is not trained.
+    """
+    from ..experiments.cells import RoomsData
+    from ..experiments.pictures import draw_cell
+
+    data = RoomsData.read(arguments.data)
+    for name in arguments.cells:
+        entries = draw_cell(
+            name,
+            data,
+            arguments.work.resolve(),
+            arguments.results,
+            count=arguments.count,
+            threshold=arguments.threshold,
+            limit=arguments.limit,
+        )
+        for entry in entries:
+            print(f"-> {arguments.results / entry['file']}: {entry['caption']}")
 
 
 if __name__ == "__main__":
