@@ -29,6 +29,28 @@ def test_sv3d_has_the_size_of_the_original():
     assert parameters(model) == 41_459_787
 
 
+@pytest.mark.parametrize(
+    ("name", "fusion", "blocks", "widths", "warmup", "clip"),
+    [
+        ("sv3d", "none", 0, (96, 256), 0, 0.0),
+        ("simple", "lite_gate", 4, (256, 256), 3000, (0.02, 0.01)),
+        ("full", "enhanced_gate", 6, (256, 256), 3000, (0.1, 0.05)),
+        ("residual", "residual", 6, (96, 256), 3000, (0.02, 0.05)),
+        ("tiny", "residual", 4, (48, 96), 100, (0.02, 0.05)),
+    ],
+)
+def test_presets_have_the_designed_values(name, fusion, blocks, widths, warmup, clip):
+    config = BiFusionConfig.from_preset(name)
+    assert config.fusion_type == fusion and config.clip_num_layers == blocks
+    assert (config.hidden_size, config.decoder_size) == widths and config.gate_warmup_steps == warmup
+    assert clip in (config.clip_loss_weight, (config.clip_loss_weight, config.clip_gradient_flow_ratio))
+    assert config.use_film == (fusion != "none") and config.use_spatial_attention == (fusion == "enhanced_gate")
+    frozen = (config.freeze_clip_early_layers, config.freeze_clip_patch_embedding)
+    assert blocks == 0 or frozen == {"simple": (True, True), "tiny": (False, False)}.get(name, (True, False))
+    assert config.dice_weight == ([0.25, 0.25, 0.25, 4.0] if name == "sv3d" else 1.0)
+    assert config.num_points == (8000 if name == "tiny" else 20000)
+
+
 def test_tiny_is_tiny():
     with torch.device("meta"):
         model = BiFusionForInstanceSegmentation(BiFusionConfig.from_preset("tiny"))

@@ -1,14 +1,8 @@
 import pytest
 
 from bifusion_hf.configuration_bifusion import BiFusionConfig
-from bifusion_hf.training.arguments import (
-    TrainArguments,
-    check_names,
-    describe_keys,
-    load_arguments,
-    recipe_names,
-    valid_keys,
-)
+from bifusion_hf.training.arguments import TrainArguments, check_names, valid_keys
+from bifusion_hf.training.recipes import describe_keys, load_arguments, recipe_names
 
 
 def test_defaults_round_trip_through_yaml(tmp_path):
@@ -26,11 +20,14 @@ def test_shipped_recipes_load(name):
 
 
 def test_recipes_have_the_published_values():
-    sv3d, simple, full = (load_arguments(name) for name in ("sv3d", "bifusion_simple", "bifusion_full"))
+    names = ("sv3d", "bifusion_simple", "bifusion_full", "bifusion_residual")
+    sv3d, simple, full, residual = (load_arguments(name) for name in names)
     assert (sv3d.training.epochs, sv3d.training.batch_size, sv3d.training.accumulation) == (128, 16, 1)
     assert (simple.training.epochs, simple.training.batch_size, simple.training.accumulation) == (64, 4, 2)
     assert (full.training.epochs, full.training.batch_size, full.training.accumulation) == (128, 6, 2)
-    for recipe in (sv3d, simple, full):
+    assert (residual.training.epochs, residual.training.batch_size, residual.training.accumulation) == (128, 6, 2)
+    assert [recipe.model.preset for recipe in (sv3d, simple, full, residual)] == ["sv3d", "simple", "full", "residual"]
+    for recipe in (sv3d, simple, full, residual):
         assert recipe.optimizer.learning_rate == 1e-4 and recipe.optimizer.weight_decay == 0.05
         assert recipe.optimizer.tower_learning_rate_scale == 0.1
 
