@@ -21,7 +21,8 @@ from bifusion_hf import BiFusionConfig
 from bifusion_hf.assets import SAMPLE_FRAMES
 from bifusion_hf.cli import predict
 from bifusion_hf.data.frames import frame_from_row, load_frames
-from bifusion_hf.training.arguments import CONFIG_FOLDER, load_arguments, recipe_names, valid_keys
+from bifusion_hf.training.arguments import valid_keys
+from bifusion_hf.training.recipes import CONFIG_FOLDER, load_arguments, recipe_names
 from bifusion_hf.visualization.cameras import CAMERA_PRESETS, nominal_intrinsics
 
 

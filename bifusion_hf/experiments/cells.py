@@ -9,7 +9,8 @@ from typing import Any
 from ..data.labels import INSTANCE_CLASS_NAMES
 from ..data.rooms.dataset import SETTINGS_FILE
 from ..data.rooms.photometric import PHOTOMETRIC_CLASSES
-from ..training.arguments import TrainArguments, load_arguments
+from ..training.arguments import TrainArguments
+from ..training.recipes import load_arguments
 
 
 # What says where and how a run works, but not what comes out of it.

@@ -1,15 +1,11 @@
-"""The recipe of a training run: dataclasses, their YAML form and command-line overrides.
+"""The recipe of a training run: dataclasses, their keys and the check of values. `recipes` reads them from files.
 
-One rule for both forms: a key that does not exist is refused with the nearest one that does, and a value of the wrong
-type is refused with the type that was expected. What a run was started with is written beside its checkpoints.
-A YAML file may begin with `extends: OTHER`, a recipe of which it states only the differences.
+A key that does not exist is refused with the nearest one that does, and a value of the wrong type is refused with the
+type that was expected. What a run was started with is written beside its checkpoints.
 """
 
 import dataclasses
 import difflib
-import inspect
-import re
-import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -20,9 +16,6 @@ from typing import Any, Literal, Union
 import yaml
 
 from .checkpoints import find_checkpoint
-
-
-CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
 
 
 @dataclass
@@ -330,136 +323,15 @@ def valid_keys(section: type = TrainArguments, prefix: str = "") -> dict[str, An
     return keys
 
 
-def describe_keys() -> str:
-    """Every key with its type, default and meaning, section by section, for `--help`."""
-    defaults = TrainArguments().flat()
-    sections = typing.get_type_hints(TrainArguments)
-    meanings = dict(_meanings(TrainArguments))
-    for section in _section_names():
-        meanings.update({f"{section}.{name}": text for name, text in _meanings(sections[section]).items()})
-    lines, heading = [], None
-    for name, kind in valid_keys().items():
-        section = name.rpartition(".")[0]
-        if section != heading:
-            heading = section
-            title = inspect.getdoc(sections[section]).partition("\n")[0] if section else "The run."
-            lines += ["", f"{section}: {title}" if section else title]
-        default = "{}" if _is_open(kind) else defaults[name]
-        lines.append(f"  --{name}  {_shown(kind)} (default {'null' if default == 'None' else default})")
-        lines.append(textwrap.fill(meanings[name], 110, initial_indent=" " * 8, subsequent_indent=" " * 8))
-    return "\n".join(lines).strip("\n")
-
-
-def _meanings(section: type) -> dict[str, str]:
-    """Key -> what the docstring of its dataclass says about it."""
-    arguments = inspect.getdoc(section).partition("Args:\n")[2]
-    entries = re.findall(r"^ {4}([\w, ]+): (.*(?:\n {8}.*)*)", arguments, re.MULTILINE)
-    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
-
-
-def _shown(kind: Any) -> str:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
-        return " or ".join("null" if argument is type(None) else _shown(argument) for argument in arguments)
-    if origin is Literal:
-        return f"one of {', '.join(arguments)}"
-    return kind.__name__ if origin is None else str(kind).replace("typing.", "")
-
-
-def load_arguments(recipe: str | Path | None, overrides: Sequence[str] = ()) -> TrainArguments:
-    """Reads a recipe and applies command-line overrides.
-
-    Args:
-        recipe: YAML file, or the name of a recipe that the package carries (`tiny`, `sv3d`, ...); None = defaults.
-        overrides: `["--section.key", "value", ...]`; `--section.key=value` works too, and a key alone means true.
-            Values are read as YAML.
-
-    Raises:
-        ValueError: No such recipe, an unknown key, a wrong type, or a value out of range.
-    """
-    values = {} if recipe is None else _read_recipe(_recipe_path(recipe))
-    for key, text in _parse_overrides(overrides):
-        _check_key(key)
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--{key}: cannot read {text!r} as a YAML value") from error
-        target = values
-        *sections, name = _split_key(key)
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise ValueError(f"{recipe}: {section} must be a mapping, got {target!r}")
-        target[name] = value
-    return TrainArguments.from_dict(values)
-
-
-def _read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe's values over those of the recipe that it extends, which is looked for beside it first."""
-    if path in extending:
-        raise ValueError(f"{path} extends itself, by way of {', '.join(str(other) for other in extending)}")
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    beside = path.parent / f"{base}.yaml"
-    found = beside if beside.is_file() else _recipe_path(base)
-    return _overlaid(_read_recipe(found, (*extending, path)), values)
-
-
-def _overlaid(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `values` in place of its own, mappings entry by entry."""
-    result = dict(base)
-    for name, value in values.items():
-        both = isinstance(value, dict) and isinstance(base.get(name), dict)
-        result[name] = _overlaid(base[name], value) if both else value
-    return result
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that the package carries."""
-    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
-
-
-def _recipe_path(recipe: str | Path) -> Path:
-    path = Path(recipe)
-    if path.is_file():
-        return path
-    packaged = CONFIG_FOLDER / f"{recipe}.yaml"
-    if packaged.is_file():
-        return packaged
-    raise ValueError(f"no recipe {str(recipe)!r}: neither a file nor one of {recipe_names()}")
-
-
-def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, str]]:
-    pairs, position = [], 0
-    while position < len(overrides):
-        word = overrides[position]
-        if not word.startswith("--") or word == "--":
-            raise ValueError(f"expected --section.key, got {word!r}")
-        key, equals, text = word[2:].partition("=")
-        if equals:
-            pairs.append((key, text))
-        elif position + 1 < len(overrides) and not overrides[position + 1].startswith("--"):
-            position += 1
-            pairs.append((key, overrides[position]))
-        else:
-            pairs.append((key, "true"))
-        position += 1
-    return pairs
-
-
-def _split_key(key: str) -> list[str]:
+def split_key(key: str) -> list[str]:
     """Parts of a dotted key; what is below a mapping of numbers is one name, dots included."""
     for name, kind in valid_keys().items():
-        if _is_open(kind) and typing.get_args(kind)[1] is not Any and key.startswith(f"{name}."):
+        if is_open(kind) and typing.get_args(kind)[1] is not Any and key.startswith(f"{name}."):
             return [*name.split("."), key.removeprefix(f"{name}.")]
     return key.split(".")
 
 
-def _is_open(kind: Any) -> bool:
+def is_open(kind: Any) -> bool:
     """Whether a key takes free names below it (`model.config`, `training.unfreeze_at`)."""
     return typing.get_origin(kind) is dict
 
@@ -475,9 +347,14 @@ def check_names(key: str, values: Mapping[str, Any], valid: Sequence[str]):
             raise ValueError(f"unknown key '{key}.{name}'{_suggestion(name, valid)}")
 
 
-def _check_key(key: str):
+def check_key(key: str):
+    """Refuses a dotted key that no recipe has.
+
+    Raises:
+        ValueError: With the nearest valid key.
+    """
     keys = valid_keys()
-    if key in keys or any(_is_open(kind) and key.startswith(f"{name}.") for name, kind in keys.items()):
+    if key in keys or any(is_open(kind) and key.startswith(f"{name}.") for name, kind in keys.items()):
         return
     raise ValueError(f"unknown key {key!r}{_suggestion(key, keys)}")
 
@@ -498,13 +375,14 @@ def _build(section: type, values: Any, prefix: str) -> Any:
     for name, value in values.items():
         key = f"{prefix}{name}"
         if name not in kinds:
-            raise ValueError(f"unknown key {key!r}{_suggestion(key, [*valid_keys(), *_section_names()])}")
+            raise ValueError(f"unknown key {key!r}{_suggestion(key, [*valid_keys(), *section_names()])}")
         kind = kinds[name]
         built[name] = _build(kind, value, f"{key}.") if dataclasses.is_dataclass(kind) else _check(kind, value, key)
     return section(**built)
 
 
-def _section_names() -> list[str]:
+def section_names() -> list[str]:
+    """Names of the sections of a recipe."""
     return [name for name, kind in typing.get_type_hints(TrainArguments).items() if dataclasses.is_dataclass(kind)]
 
 

@@ -28,8 +28,9 @@ from ..data.dataset import SampleMaker
 from ..data.frames import load_frames
 from ..import_utils import OPTIONAL_PACKAGES, is_available, torchvision_misfit
 from ..sparse import SparseTensor, SubmanifoldConv3d, kernels_unavailable_reason, voxelize
-from .arguments import TrainArguments, check_names, load_arguments
+from .arguments import TrainArguments, check_names
 from .freezing import freeze_for_training, train_mode
+from .recipes import load_arguments
 from .run import build_model, build_processor, load_initial_weights
 
 

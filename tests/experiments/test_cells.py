@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bifusion_hf.experiments.cells import CLASS_GROUPS, RoomsData, changed_keys, content_of, load_cells
-from bifusion_hf.training.arguments import load_arguments
+from bifusion_hf.training.recipes import load_arguments
 
 
 CELLS = ["rooms_none", "rooms_lite_gate", "rooms_enhanced_gate", "rooms_residual"]

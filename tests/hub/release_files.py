@@ -4,7 +4,7 @@ import torch
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.hub.model_card import DataDescription
-from bifusion_hf.training.arguments import load_arguments
+from bifusion_hf.training.recipes import load_arguments
 
 
 RESULTS = {

@@ -10,9 +10,10 @@ from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusio
 from bifusion_hf.data.frames import frame_from_row, load_frames
 from bifusion_hf.experiments.cells import changed_keys, check_comparable, content_of
 from bifusion_hf.training import run
-from bifusion_hf.training.arguments import TrainArguments, load_arguments
+from bifusion_hf.training.arguments import TrainArguments
 from bifusion_hf.training.checkpoints import list_checkpoints
 from bifusion_hf.training.freezing import TOWER
+from bifusion_hf.training.recipes import load_arguments
 from bifusion_hf.training.run import build_model, build_processor, build_trainer
 
 
