@@ -15,6 +15,7 @@ from .running import NORMAL, SHUFFLED, ZEROED, write_json
 
 GROUPS_PLOT, CURVES_PLOT = "ap50_by_group.png", "learning_curves.png"
 PICTURES_FILE = "pictures.json"
+PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _INTRODUCTION = """# Does the image help?
 
 {cells} cells of one experiment on rendered rooms: networks that differ in the image branch and its fusion alone, with
@@ -200,6 +201,7 @@ def _runs(results: Sequence[Result]) -> str:
                 f"{values['parameters']['trainable']:,}",
                 f"{values['training']['seconds'] / 60:.0f}",
                 str(values["training"]["updates"]),
+                PRECISIONS[values["arguments"]["training.mixed_precision"]],
                 percent(result.ap50("class_aware", ALL)),
                 percent(values["metrics"][NORMAL]["class_aware"]["all_ap"]),
                 percent(values["metrics"][NORMAL]["class_aware"]["all_ap_25%"]),
@@ -215,6 +217,7 @@ def _runs(results: Sequence[Result]) -> str:
         "trainable",
         "minutes",
         "updates",
+        "trained in",
         "AP50",
         "AP",
         "AP25",

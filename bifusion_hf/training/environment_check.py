@@ -32,6 +32,7 @@ from .arguments import TrainArguments, check_names
 from .freezing import freeze_for_training, train_mode
 from .recipes import load_arguments
 from .run import build_model, build_processor, load_initial_weights
+from .setup import slow_bfloat16_warning
 
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -296,7 +297,8 @@ class EnvironmentCheck:
         if wild:
             raise ValueError(f"not finite: {', '.join(wild)}")
         took = f"{size} frames in {seconds:.1f} s on {self.device.type}"
-        return f"loss {float(output.loss.detach()):.3f}, gradients finite; {took}"
+        slow = slow_bfloat16_warning() if dtype == torch.bfloat16 and self.device.type == "cpu" else ""
+        return f"loss {float(output.loss.detach()):.3f}, gradients finite; {took}" + (f"; {slow}" if slow else "")
 
 
 def _version(package: str) -> str | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import bifusion_hf.training.setup
 from bifusion_hf.cli.check import main
 from bifusion_hf.data.frames import RGBDFrame, frame_features, frame_to_row
 from bifusion_hf.training.environment_check import EnvironmentCheck
@@ -163,12 +164,14 @@ def test_a_part_without_gradient_is_named(overrides, monkeypatch):
     assert "superpoint_pooling.shape_in.weight" in results["forward, backward"].detail
 
 
-def test_mixed_precision_and_streaming(overrides):
+def test_mixed_precision_and_streaming(overrides, monkeypatch):
+    monkeypatch.setattr(bifusion_hf.training.setup, "bfloat16_slowdown", lambda: 80.0)
     options = ["--training.mixed_precision", "bf16", "--data.streaming", "true", "--training.max_updates", "5"]
     check, results = run([*overrides, *options])
     assert check.passed, results
     assert "streamed" in results["train frames"].detail
     if not torch.cuda.is_available():
+        assert "bfloat16 matrices takes 80 times as long" in results["forward, backward"].detail
         _, results = run([*overrides, "--training.mixed_precision", "fp16"])
         assert "fp16 needs a GPU" in results["recipe"].detail
 

@@ -109,7 +109,8 @@ def test_cells_are_killed_resumed_skipped_and_reported(tmp_path, run, monkeypatc
         main(report)
     main([*report, "--work", str(tmp_path / "work")])
     page = (tmp_path / "results" / "README.md").read_text()
-    for text in ("| `plain` | 1 |", "| `fused` | class-aware |", "image of another frame", "rooms_matrix.py report"):
+    texts = ("| `plain` | 1 |", "| `fused` | class-aware |", "image of another frame", "rooms_matrix.py report")
+    for text in (*texts, "| float32 |"):
         assert text in page
     for name in ("ap50_by_group.png", "learning_curves.png"):
         assert Image.open(tmp_path / "results" / name).size[0] > 700
