@@ -1,18 +1,20 @@
-"""rooms_matrix: does the image help? The cells of the rooms experiment, their comparison and their pictures."""
+"""bifusion-rooms-matrix: does the image help? Cells of the rooms experiment, their comparison and their pictures."""
 
 import argparse
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from .openmp import restart_with_passive_threads
+
 
 EXAMPLES = """examples:
-  rooms_matrix.py run --data rooms --recipes rooms_none rooms_residual --seeds 0 --work outputs/matrix
-  rooms_matrix.py run --data rooms --recipes rooms_none rooms_residual --seeds 0 1 --work outputs/matrix \\
+  bifusion-rooms-matrix run --data rooms --recipes rooms_none rooms_residual --seeds 0 --work outputs/matrix
+  bifusion-rooms-matrix run --data rooms --recipes rooms_none rooms_residual --seeds 0 1 --work outputs/matrix \\
       --training.epochs 6 --training.batch_size 4
-  rooms_matrix.py report --work outputs/matrix
-  rooms_matrix.py report
-  rooms_matrix.py pictures --data rooms --work outputs/matrix --cells rooms_residual-s0
+  bifusion-rooms-matrix report --work outputs/matrix
+  bifusion-rooms-matrix report
+  bifusion-rooms-matrix pictures --data rooms --work outputs/matrix --cells rooms_residual-s0
 
 Stop it at any time and start it again: finished cells are skipped, the others go on at their latest checkpoint.
 Started twice at once with the same words, the two processes share the cells.
@@ -32,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, overrides = parser.parse_known_args(argv)
     if overrides and arguments.command != "run":
         parser.error(f"unknown arguments {' '.join(overrides)}")
+    if argv is None and arguments.command == "run":
+        restart_with_passive_threads()
     try:
         arguments.execute(arguments, overrides)
     except (ValueError, OSError, ImportError) as error:
@@ -41,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `main`."""
     parser = argparse.ArgumentParser(
-        prog="rooms_matrix",
+        prog="bifusion-rooms-matrix",
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

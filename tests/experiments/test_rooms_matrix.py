@@ -137,6 +137,20 @@ def test_cells_are_killed_resumed_skipped_and_reported(tmp_path, run, monkeypatc
         main([*report, "--work", str(tmp_path / "work")])
 
 
+@pytest.mark.parametrize(("words", "restarts"), [(["run", "--recipes", "rooms_none", "--data", "rooms"], 1), ([], 0)])
+def test_training_threads_wait_without_spinning(tmp_path, monkeypatch, words, restarts):
+    """A command on its own starts itself anew before it trains; one that Python calls cannot."""
+    calls = []
+    monkeypatch.setattr("bifusion_hf.cli.rooms_matrix.restart_with_passive_threads", lambda: calls.append(1))
+    monkeypatch.chdir(tmp_path)
+    words = [*words, "--work", "work"] if words else ["report", "--results", "results"]
+    for argv, expected in ((None, restarts), (words, restarts)):
+        monkeypatch.setattr("sys.argv", ["bifusion-rooms-matrix", *words])
+        with pytest.raises(SystemExit, match=r"has no (rooms\.json|result)"):
+            main(argv)
+        assert len(calls) == expected
+
+
 def test_the_audit_is_read_from_the_log():
     day = "2030-01-02 03:04:05,678 INFO"
     log = f"""{day} 4 updates
