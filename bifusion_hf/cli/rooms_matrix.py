@@ -73,7 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="tables, intervals and plots",
         description="Writes the card: AP50 by cell and group of classes with mean and spread over seeds, differences "
         "with bootstrap intervals, controls, classes, runs, plots. With --work the intervals are computed from the "
-        "detections of the runs and kept as comparison.json; without it that file is enough.",
+        "detections of the runs and kept as comparison.json; without it that file is enough. AP50 in every bootstrap "
+        "draw is kept beside each result, so that cells can be added after the folders of earlier runs are gone.",
         allow_abbrev=False,
     )
     _add_results(report)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from .running import DETECTIONS_FILE, NORMAL
 
 
 COMPARISON_FILE = "comparison.json"
+# Beside a result: AP50 in every draw, so that a cell can be compared with later ones after its run's folder is gone.
+DRAWS_SUFFIX = ".draws.npz"
 ALL = "all"
 GROUPS = (ALL, PHOTOMETRIC, SHAPE_DISTINCT)
 TASKS = ("class_aware", "class_agnostic")
@@ -87,7 +90,9 @@ def room_of(frame_id: str) -> str:
     return frame_id.rpartition("-")[0] or frame_id
 
 
-def compare(results: Sequence[Result], work: str | Path, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+def compare(
+    results: Sequence[Result], folder: str | Path, work: str | Path, draws: int = 1000, seed: int = 0
+) -> dict[str, Any]:
     """Intervals of 95 % for AP50 of all cells, and for their differences, paired by frames.
 
     Two kinds of draws: of frames, and of rooms with all their frames, which are wider as they should be: frames of one
@@ -95,6 +100,7 @@ def compare(results: Sequence[Result], work: str | Path, draws: int = 1000, seed
 
     Args:
         results: Of `read_results`.
+        folder: Of the results. The draws of each cell are kept there; they stand for detections that are gone.
         work: Folder of the runs, with their detections.
         draws: Number of draws.
         seed: Of the draws.
@@ -105,52 +111,134 @@ def compare(results: Sequence[Result], work: str | Path, draws: int = 1000, seed
         `from_zeroed` -> the same.
 
     Raises:
-        ValueError: Detections are missing, or not those of the results.
+        ValueError: Detections and draws of a cell are missing, or not those of its result, or of other frames.
     """
-    detections = {result.name: load_detections(Path(work) / result.name / DETECTIONS_FILE) for result in results}
-    frame_ids = next(iter(next(iter(detections.values())).values())).frame_ids
-    units = {"frames": frame_ids.tolist(), "rooms": [room_of(name) for name in frame_ids]}
-    weights = {"value": np.ones((1, len(frame_ids)), dtype=np.int64)}
-    weights.update({unit: resampled_weights(names, draws, seed) for unit, names in units.items()})
     values: dict[tuple[str, str], Drawn] = {}
+    first: CellDraws | None = None
     for result in results:
+        path, kept = Path(work) / result.name / DETECTIONS_FILE, Path(folder) / f"{result.name}{DRAWS_SUFFIX}"
+        if path.is_file() or not kept.is_file():
+            found, is_new = draw_cell(load_detections(path), list(result.values["metrics"]), draws, seed), True
+        else:
+            found, is_new = load_draws(kept), False
+        first = first or found
+        if (found.frame_ids, found.draws, found.seed) != (first.frame_ids, first.draws, first.seed):
+            raise ValueError(f"{result.name}: its draws are of other frames than those of {results[0].name}")
         for condition in result.values["metrics"]:
-            parts = {
-                part.partition("/")[2]: found
-                for part, found in detections[result.name].items()
-                if part.startswith(f"{condition}/")
-            }
-            if not parts or any(found.frame_ids.tolist() != units["frames"] for found in parts.values()):
-                raise ValueError(f"{result.name}: its detections are of other frames than those of the first cell")
-            values[result.name, condition] = {unit: _draw(parts, rows) for unit, rows in weights.items()}
+            if condition not in found.conditions:
+                raise ValueError(f"{result.name}: nothing is drawn for its images {condition}")
+            values[result.name, condition] = found.conditions[condition]
             _check_value(result, condition, values[result.name, condition]["value"])
+        if is_new:
+            save_draws(kept, found)
     recipes = by_recipe(results)
     baseline = {result.values["seed"]: values[result.name, NORMAL] for result in results if result.is_baseline}
     cells: dict[str, Any] = {}
     differences: dict[str, Any] = {}
-    for recipe, found in recipes.items():
-        conditions = list(found[0].values["metrics"])
-        own = {name: [values[result.name, name] for result in found] for name in conditions}
+    for recipe, of_recipe in recipes.items():
+        conditions = list(of_recipe[0].values["metrics"])
+        own = {name: [values[result.name, name] for result in of_recipe] for name in conditions}
         cells[recipe] = {name: _summary(_mean(own[name])) for name in conditions}
-        if found[0].is_baseline:
+        if of_recipe[0].is_baseline:
             continue
         normal = _mean(own[NORMAL])
         differences[recipe] = {
             f"from_{name}": _summary(_difference(normal, _mean(own[name]))) for name in conditions if name != NORMAL
         }
-        shared = [result for result in found if result.values["seed"] in baseline]
+        shared = [result for result in of_recipe if result.values["seed"] in baseline]
         if shared:
             fused = _mean([values[result.name, NORMAL] for result in shared])
             plain = _mean([baseline[result.values["seed"]] for result in shared])
             differences[recipe]["from_baseline"] = _summary(_difference(fused, plain))
     return {
-        "draws": draws,
+        "draws": first.draws,
         "level": 0.95,
-        "seed": seed,
-        "units": {unit: len(set(names)) for unit, names in units.items()},
+        "seed": first.seed,
+        "units": {"frames": len(set(first.frame_ids)), "rooms": len({room_of(name) for name in first.frame_ids})},
         "cells": cells,
         "differences": differences,
     }
+
+
+@dataclass(frozen=True)
+class CellDraws:
+    """AP50 of a cell in every draw.
+
+    Args:
+        frame_ids: Of the validation frames.
+        draws: Number of draws.
+        seed: Of the draws.
+        conditions: Condition -> kind of draw -> task -> group -> AP50 in each draw.
+    """
+
+    frame_ids: list[str]
+    draws: int
+    seed: int
+    conditions: dict[str, Drawn]
+
+
+def draw_cell(
+    detections: Mapping[str, FrameDetections], conditions: Sequence[str], draws: int, seed: int
+) -> CellDraws:
+    """Draws for a cell.
+
+    Args:
+        detections: `"CONDITION/PART"` -> detections.
+        conditions: Those to draw for.
+        draws: Number of draws.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: A condition has no detections, or the parts are of different frames.
+    """
+    frame_ids = next(iter(detections.values())).frame_ids.tolist()
+    units = {"frames": frame_ids, "rooms": [room_of(name) for name in frame_ids]}
+    weights = {"value": np.ones((1, len(frame_ids)), dtype=np.int64)}
+    weights.update({unit: resampled_weights(names, draws, seed) for unit, names in units.items()})
+    drawn = {}
+    for condition in conditions:
+        parts = {
+            part.partition("/")[2]: found for part, found in detections.items() if part.startswith(f"{condition}/")
+        }
+        if not parts or any(found.frame_ids.tolist() != frame_ids for found in parts.values()):
+            raise ValueError(f"the detections for images {condition} are missing, or of other frames than the first")
+        drawn[condition] = {unit: _draw(parts, rows) for unit, rows in weights.items()}
+    return CellDraws(frame_ids, draws, seed, drawn)
+
+
+def save_draws(path: str | Path, cell: CellDraws) -> None:
+    """Writes draws, in float32, as a compressed npz file."""
+    arrays = {
+        f"{condition}/{unit}/{task}/{group}": values.astype(np.float32)
+        for condition, units in cell.conditions.items()
+        for unit, tasks in units.items()
+        for task, groups in tasks.items()
+        for group, values in groups.items()
+    }
+    path = Path(path)
+    partial = path.with_name(f".{path.name}")
+    with open(partial, "wb") as file:
+        np.savez_compressed(file, frame_ids=np.array(cell.frame_ids), numbers=[cell.draws, cell.seed], **arrays)
+    partial.replace(path)
+
+
+def load_draws(path: str | Path) -> CellDraws:
+    """Reads what `save_draws` wrote.
+
+    Raises:
+        ValueError: It is no such file.
+    """
+    conditions: dict[str, Drawn] = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            frame_ids, (draws, seed) = arrays["frame_ids"].tolist(), arrays["numbers"].tolist()
+            for key in set(arrays.files) - {"frame_ids", "numbers"}:
+                condition, unit, task, group = key.split("/")
+                tasks = conditions.setdefault(condition, {}).setdefault(unit, {})
+                tasks.setdefault(task, {})[group] = arrays[key].astype(np.float64)
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        raise ValueError(f"{path}: not a file of draws ({error})") from error
+    return CellDraws(frame_ids, draws, seed, conditions)
 
 
 def _draw(parts: Mapping[str, FrameDetections], weights: np.ndarray) -> Draws:

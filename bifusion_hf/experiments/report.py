@@ -47,7 +47,7 @@ def write_report(folder: str | Path, output: str | Path, work: str | Path | None
     results = read_results(folder)
     path = folder / COMPARISON_FILE
     if work is not None:
-        write_json(path, compare(results, work))
+        write_json(path, compare(results, folder, work))
     elif not path.is_file():
         raise ValueError(f"{path} is missing; give the folder of the runs to compute it")
     # What was written is read again, so that both ways give one page.

@@ -9,6 +9,7 @@ from PIL import Image
 
 from bifusion_hf.cli.rooms_matrix import main
 from bifusion_hf.evaluation.detections import load_detections, save_detections
+from bifusion_hf.experiments.comparison import load_draws, save_draws
 from bifusion_hf.experiments.running import liveness_summary
 from bifusion_hf.training.trainer import BiFusionTrainer
 
@@ -124,6 +125,30 @@ def test_cells_are_killed_resumed_skipped_and_reported(tmp_path, run, monkeypatc
     # The JSON files alone give the same page.
     main([*report, "--output", str(tmp_path / "elsewhere" / "card.md")])
     assert (tmp_path / "elsewhere" / "card.md").read_text() == page
+
+    # Draws that were kept stand for a run's folder that is gone, so that cells can be added later.
+    kept = tmp_path / "results" / "fused-s3.draws.npz"
+    before, comparison = kept.read_bytes(), tmp_path / "results" / "comparison.json"
+    numbers = json.loads(comparison.read_text())
+    (tmp_path / "later").mkdir()
+    (tmp_path / "work" / "plain-s3").rename(tmp_path / "later" / "plain-s3")
+    main([*report, "--work", str(tmp_path / "later")])
+    again = json.loads(comparison.read_text())
+    assert again["units"] == numbers["units"] and kept.read_bytes() == before
+    for name in ("from_baseline", "from_shuffled", "from_zeroed"):
+        for unit in ("value", "frames", "rooms"):
+            expected = numbers["differences"]["fused"][name]["class_agnostic"]["all"][unit]
+            assert again["differences"]["fused"][name]["class_agnostic"]["all"][unit] == pytest.approx(
+                expected, abs=1e-6
+            )
+    kept.write_bytes(before[:500])
+    with pytest.raises(SystemExit, match=r"fused-s3.draws.npz: not a file of draws"):
+        main([*report, "--work", str(tmp_path / "later")])
+    kept.write_bytes(before)
+    cell = load_draws(kept)
+    save_draws(kept, replace(cell, frame_ids=cell.frame_ids[::-1]))
+    with pytest.raises(SystemExit, match=r"fused-s3: its draws are of other frames than those of plain-s3"):
+        main([*report, "--work", str(tmp_path / "later")])
 
     # Detections of another run are noticed.
     path = tmp_path / "work" / "fused-s3" / "detections.npz"
