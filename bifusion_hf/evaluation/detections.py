@@ -113,6 +113,11 @@ def save_detections(path: str | Path, parts: Mapping[str, FrameDetections]) -> N
         for name, value in vars(detections).items():
             small = {"scores": np.float32, "missed": np.uint16, "num_instances": np.uint16, "classes": np.int16}
             arrays[f"{part}/{name}"] = value.astype(small.get(name, value.dtype))
+    write_arrays(path, arrays)
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a compressed npz file, so that a reader finds all of it or nothing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}")

@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ..evaluation.bootstrap import group_means, interval, resampled_weights
-from ..evaluation.detections import FrameDetections, load_detections
+from ..evaluation.detections import FrameDetections, load_detections, write_arrays
 from ..evaluation.evaluator import group_part
 from .cells import CLASS_GROUPS, PHOTOMETRIC, SHAPE_DISTINCT, check_comparable
 from .running import DETECTIONS_FILE, NORMAL
@@ -118,7 +118,7 @@ def compare(
     for result in results:
         path, kept = Path(work) / result.name / DETECTIONS_FILE, Path(folder) / f"{result.name}{DRAWS_SUFFIX}"
         if path.is_file() or not kept.is_file():
-            found, is_new = draw_cell(load_detections(path), list(result.values["metrics"]), draws, seed), True
+            found, is_new = draw_cell(result, load_detections(path), draws, seed), True
         else:
             found, is_new = load_draws(kept), False
         first = first or found
@@ -126,7 +126,7 @@ def compare(
             raise ValueError(f"{result.name}: its draws are of other frames than those of {results[0].name}")
         for condition in result.values["metrics"]:
             if condition not in found.conditions:
-                raise ValueError(f"{result.name}: nothing is drawn for its images {condition}")
+                raise ValueError(f"{kept} has no draws for {condition}; give the folder of the run to draw anew")
             values[result.name, condition] = found.conditions[condition]
             _check_value(result, condition, values[result.name, condition]["value"])
         if is_new:
@@ -177,14 +177,12 @@ class CellDraws:
     conditions: dict[str, Drawn]
 
 
-def draw_cell(
-    detections: Mapping[str, FrameDetections], conditions: Sequence[str], draws: int, seed: int
-) -> CellDraws:
-    """Draws for a cell.
+def draw_cell(result: Result, detections: Mapping[str, FrameDetections], draws: int, seed: int) -> CellDraws:
+    """Draws for a cell, under all conditions of its result.
 
     Args:
+        result: Of the cell.
         detections: `"CONDITION/PART"` -> detections.
-        conditions: Those to draw for.
         draws: Number of draws.
         seed: Of the draws.
 
@@ -196,12 +194,14 @@ def draw_cell(
     weights = {"value": np.ones((1, len(frame_ids)), dtype=np.int64)}
     weights.update({unit: resampled_weights(names, draws, seed) for unit, names in units.items()})
     drawn = {}
-    for condition in conditions:
+    for condition in result.values["metrics"]:
         parts = {
             part.partition("/")[2]: found for part, found in detections.items() if part.startswith(f"{condition}/")
         }
         if not parts or any(found.frame_ids.tolist() != frame_ids for found in parts.values()):
-            raise ValueError(f"the detections for images {condition} are missing, or of other frames than the first")
+            raise ValueError(
+                f"{result.name}: its detections ({condition}) are missing, or of other frames than the first"
+            )
         drawn[condition] = {unit: _draw(parts, rows) for unit, rows in weights.items()}
     return CellDraws(frame_ids, draws, seed, drawn)
 
@@ -215,11 +215,7 @@ def save_draws(path: str | Path, cell: CellDraws) -> None:
         for task, groups in tasks.items()
         for group, values in groups.items()
     }
-    path = Path(path)
-    partial = path.with_name(f".{path.name}")
-    with open(partial, "wb") as file:
-        np.savez_compressed(file, frame_ids=np.array(cell.frame_ids), numbers=[cell.draws, cell.seed], **arrays)
-    partial.replace(path)
+    write_arrays(path, {"frame_ids": np.array(cell.frame_ids), "numbers": np.array([cell.draws, cell.seed]), **arrays})
 
 
 def load_draws(path: str | Path) -> CellDraws:
