@@ -144,8 +144,16 @@ class BiFusionTrainer:
             self._write_model(self.output_dir / "final")
         finally:
             self.recorder.close()
-            self.accelerator.end_training()
+            self._end()
         return results
+
+    def _end(self) -> None:
+        """Takes the process group apart; the network stays."""
+        # DistributedDataParallel must not outlive the group: it would be the one to end it, and waits for gloo's thread
+        # with Python's lock held, which that thread may be waiting for (PyTorch issue 56297). Then the process hangs.
+        self.model = self.network
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
 
     def _run_update(self, window: list[Batch]) -> dict[str, float]:
         """Forward, backward and optimizer step over an accumulation window.

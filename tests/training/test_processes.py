@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import psutil
@@ -99,6 +100,26 @@ def test_killed_five_times_at_random_moments_and_resumed_the_weights_are_identic
     for name in ("best", "final"):
         first, second = (load_file(tmp_path / run / name / "model.safetensors") for run in ("whole", "killed"))
         assert all(torch.equal(first[key], second[key]) for key in first), name
+
+
+def end_with_group(folder):
+    trainer = make_trainer(recipe(folder, training={"batch_size": 2, "max_updates": 1}))
+    wrapper = weakref.ref(trainer.model)
+    assert isinstance(wrapper(), torch.nn.parallel.DistributedDataParallel)
+    destroy = torch.distributed.destroy_process_group
+
+    def checked(*args):
+        (folder / f"wrapper_gone_{trainer.accelerator.process_index}").write_text(str(wrapper() is None))
+        destroy(*args)
+
+    torch.distributed.destroy_process_group = checked
+    trainer.train()
+    assert not torch.distributed.is_initialized()
+
+
+def test_the_process_group_is_not_left_to_the_wrapper_that_hangs_at_its_end(tmp_path):
+    join(run_processes(end_with_group, 2, tmp_path))
+    assert [(tmp_path / f"wrapper_gone_{rank}").read_text() for rank in range(2)] == ["True"] * 2
 
 
 def fail_on_one_process(folder):
