@@ -73,8 +73,8 @@ class BiFusionConfig(PreTrainedConfig):
 
     Args:
         vision_config (`dict` or `PreTrainedConfig`, *optional*): Image tower: any vision backbone that `AutoModel`
-            builds and that yields patch tokens. `None` with `fusion_type="none"`; otherwise `None` means CLIP
-            ViT-B/16 with 4 blocks.
+            builds and that yields patch tokens (ViT) or one map of features (ResNet, ConvNeXt). `None` with
+            `fusion_type="none"`; otherwise `None` means CLIP ViT-B/16 with 4 blocks.
         point_config (`dict` or `BiFusionPointConfig`, *optional*): Sparse U-Net of the point branch.
         voxel_size (`float`): Edge of a voxel in metres.
         sparse_backend (`str`): `"auto"`, `"torch"`, `"compiled"` or `"spconv"`.
@@ -107,6 +107,8 @@ class BiFusionConfig(PreTrainedConfig):
         dice_weight (`float` or `list[float]`): Weight of the Dice loss, of all heads or one for each head.
         semantic_weight, clip_loss_weight, spatial_loss_weight, noview_loss_weight, balance_loss_weight (`float`):
             Weights of the other losses; 0 switches one off.
+        image_semantic_weight (`float`): Weight of the semantic loss of the image features alone, through a linear
+            classifier that is only there for it. A tower that starts from scratch needs it.
         clip_loss_mode (`str`): `"contrastive"`, or `"positive"` for the original form without negatives.
         clip_temperature (`float`): Temperature of the CLIP consistency loss.
         clip_gradient_flow_ratio (`float`): Fraction of its gradient that reaches the image branch.
@@ -181,6 +183,7 @@ class BiFusionConfig(PreTrainedConfig):
     spatial_loss_weight: float | int = 0.02
     noview_loss_weight: float | int = 0.01
     balance_loss_weight: float | int = 0.0
+    image_semantic_weight: float | int = 0.0
     stage_schedule: Literal["bifusion", "original", "none"] = "bifusion"
 
     image_size: int | None = None
@@ -258,8 +261,23 @@ class BiFusionConfig(PreTrainedConfig):
 
     @property
     def clip_num_layers(self) -> int:
-        """Blocks of the image tower; 0 without one."""
-        return 0 if self.vision_config is None else self.vision_config.num_hidden_layers
+        """Blocks of the image tower, stages of one whose resolution falls; 0 without one."""
+        if self.vision_config is None:
+            return 0
+        return getattr(self.vision_config, "num_hidden_layers", None) or len(self.vision_config.depths)
+
+    @property
+    def image_patch_size(self) -> tuple[int, int]:
+        """Rows and columns of pixels for one feature of the image tower; (1, 1) without one."""
+        if self.vision_config is None:
+            return 1, 1
+        # A ResNet's first convolution and pooling halve the image twice, and it has no field for that.
+        patch_size = getattr(self.vision_config, "patch_size", 4)
+        rows, columns = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+        # Each stage after the first halves the map; a ViT has none.
+        halvings = len(getattr(self.vision_config, "depths", [0])) - 1
+        halvings += bool(getattr(self.vision_config, "downsample_in_first_stage", False))
+        return rows * 2**halvings, columns * 2**halvings
 
     @property
     def num_hidden_layers(self) -> int:
@@ -292,6 +310,8 @@ class BiFusionConfig(PreTrainedConfig):
             raise ValueError("use_spatial_attention belongs to fusion_type 'enhanced_gate'")
         if self.fusion_type == "none" and (self.use_film or self.use_tiny_sa_2d):
             raise ValueError("use_film and use_tiny_sa_2d need an image branch, fusion_type is 'none'")
+        if self.fusion_type == "none" and self.image_semantic_weight:
+            raise ValueError("image_semantic_weight needs an image branch, fusion_type is 'none'")
         if self.decoder_size % self.decoder_attention_heads:
             raise ValueError(
                 f"decoder_size {self.decoder_size} is not a multiple of decoder_attention_heads "

@@ -20,6 +20,7 @@ from .layers.local_attention import TinySA2D, TinySA3D
 from .layers.query_decoder import QueryCrossAttention, QueryDecoder, QueryDecoderLayer, select_queries
 from .layers.superpoint_pooling import SuperpointPooling
 from .losses.criterion import BiFusionCriterion, FusionOutput
+from .losses.functional import group_means
 from .losses.targets import BatchTargets, batch_targets
 from .sparse import StridedConv3d, SubmanifoldConv3d, TransposedConv3d, radius_neighbors, set_sparse_backend
 
@@ -353,6 +354,7 @@ CRITERION_FIELDS = (
     "spatial_loss_weight",
     "noview_loss_weight",
     "balance_loss_weight",
+    "image_semantic_weight",
     "no_object_weight",
     "clip_loss_mode",
     "clip_temperature",
@@ -379,6 +381,10 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         super().__init__(config)
         self.model = BiFusionModel(config)
         self.decoder = QueryDecoder(config)
+        # Of its loss alone: what the tower learns then passes through no gate, and no matrix that starts at zero.
+        self.image_classifier = None
+        if config.image_semantic_weight:
+            self.image_classifier = nn.Linear(config.projection_dim, config.num_semantic_labels)
         self.criterion = BiFusionCriterion(**{name: getattr(config, name) for name in CRITERION_FIELDS})
         self.post_init()
 
@@ -441,13 +447,16 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         )
         losses = None
         if mask_labels is not None:
+            targets = self._targets(
+                mask_labels, class_labels, semantic_labels, superpoint_ids, point_mask, superpoint_mask
+            )
             losses = self.criterion(
                 heads,
                 semantic_logits,
-                self._targets(mask_labels, class_labels, semantic_labels, superpoint_ids, point_mask, superpoint_mask),
+                targets,
                 query_superpoints,
                 query_superpoints >= 0,
-                fusion=self._fusion_output(encoding, point_visible),
+                fusion=self._fusion_output(encoding, targets, point_visible),
                 progress=self._progress(),
                 loss_counts=loss_counts,
             )
@@ -532,19 +541,27 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         update, total = self.model.training_update.item(), self.model.training_total.item()
         return None if update < 0 else update / max(total, 1)
 
-    def _fusion_output(self, encoding: PointEncoding, point_visible: torch.Tensor | None) -> FusionOutput:
-        spatial = {}
+    def _fusion_output(
+        self, encoding: PointEncoding, targets: BatchTargets, point_visible: torch.Tensor | None
+    ) -> FusionOutput:
+        extra = {}
         if "loss_spatial" in self.criterion.active_terms:
-            spatial = {
+            extra = {
                 "voxel_features": encoding.grid.mean(encoding.features),
                 "voxel_samples": encoding.grid.coordinates[:, 0].long(),
                 "neighbor_pairs": radius_neighbors(encoding.grid, 1),
             }
+        if self.image_classifier is not None:
+            size = targets.superpoint_mask.shape
+            means = group_means(encoding.image_embeds, targets.point_superpoints(point_visible), size.numel())
+            # Features of length 1 in D dimensions would need weights of a size that training takes long to reach.
+            scaled = (math.sqrt(means.shape[1]) * means).to(self.image_classifier.weight.dtype)
+            extra["image_semantic_logits"] = self.image_classifier(scaled).unflatten(0, size)
         return FusionOutput(
             point_visible=point_visible,
             features_3d=encoding.point_embeds,
             features_2d=encoding.image_embeds,
             fused_features=encoding.features,
             fusion_weights=encoding.fusion_weights,
-            **spatial,
+            **extra,
         )

@@ -137,13 +137,12 @@ class BiFusionProcessor(ProcessorMixin):
         Raises:
             ValueError: Any other number of labels without `class_to_label`.
         """
-        patch_size = 1 if config.vision_config is None else config.vision_config.patch_size
         values = {
             "num_points": config.num_points,
             "image_size": config.image_size,
             "image_mean": config.image_mean,
             "image_std": config.image_std,
-            "size_divisor": patch_size if isinstance(patch_size, int) else max(patch_size),
+            "size_divisor": max(config.image_patch_size),
             "num_semantic_labels": config.num_semantic_labels,
             "label_names": [config.id2label[label] for label in range(config.num_labels)],
             "mask_threshold": config.mask_threshold,

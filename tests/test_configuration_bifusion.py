@@ -72,6 +72,10 @@ def test_light_fusion_block_has_the_size_the_guide_states():
         ({"fusion_type": "residual"}, "hidden_size"),
         ({"projection_dim": 128}, "projection_dim"),
         ({"use_spatial_attention": True}, "use_spatial_attention"),
+        (
+            {"fusion_type": "none", "hidden_size": 96, "use_film": False, "image_semantic_weight": 0.5},
+            "image_semantic_weight needs an image branch",
+        ),
         ({"decoder_attention_heads": 7}, "decoder_attention_heads"),
         ({"decoder_mask_levels": ["point", "point"]}, "decoder_mask_levels"),
         ({"decoder_mask_levels": ["point", "point", "point", "superpoint"]}, "decoder_mask_levels"),

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation
 from bifusion_hf.configuration_bifusion import PRESETS
 from bifusion_hf.layers.fusion import SqueezeExcite
+from bifusion_hf.modeling_bifusion import pad_points
 from bifusion_hf.sparse import voxelize
 from bifusion_hf.training.arguments import OptimizerArguments, TrainArguments
 from bifusion_hf.training.audit import EXEMPTIONS
@@ -55,6 +56,9 @@ def tower(model_type, **options):
     return {"model_type": model_type, "num_hidden_layers": 4, **NARROW_TOWER, **options}
 
 
+CONVOLUTIONAL = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+CONVNEXT = {**CONVOLUTIONAL, "layer_scale_init_value": 1.0}
+ALL = {"freeze_clip_early_layers": False, "freeze_clip_patch_embedding": False}
 CASES = {
     **{name: (name, {}) for name in PRESETS},
     "no FiLM": ("simple", {"use_film": False}),
@@ -67,13 +71,15 @@ CASES = {
     "frame adapters": ("sv3d", {"point_config": {"use_frame_adapters": True}}),
     "embeddings frozen": ("residual", {"freeze_clip_patch_embedding": True}),
     "blocks not frozen": ("full", {"freeze_clip_early_layers": False}),
-    "nothing frozen": ("simple", {"freeze_clip_early_layers": False, "freeze_clip_patch_embedding": False}),
+    "nothing frozen": ("simple", ALL),
     "positive mode": ("simple", {"clip_loss_mode": "positive"}),
     "positive mode, residual": ("residual", {"clip_loss_mode": "positive"}),
     "negatives across the batch": ("full", {"clip_negatives_across_batch": True}),
     "hard coverage gate": ("simple", {"clip_coverage_gate": "hard"}),
     "no gradient of the CLIP loss to the image": ("residual", {"clip_gradient_flow_ratio": 0.0}),
     "balance loss": ("full", {"balance_loss_weight": 0.1}),
+    "semantic loss of the image": ("simple", {"image_semantic_weight": 0.5}),
+    "semantic loss of the image, residual": ("residual", {"image_semantic_weight": 0.5}),
     "no CLIP loss": ("residual", {"clip_loss_weight": 0.0}),
     "only the baseline's losses": (
         "residual",
@@ -84,6 +90,8 @@ CASES = {
     "DINOv2": ("simple", {"vision_config": tower("dinov2", mlp_ratio=2)}),
     "DINOv2 with registers": ("residual", {"vision_config": tower("dinov2_with_registers", mlp_ratio=2)}),
     "DINOv3": ("simple", {"vision_config": tower("dinov3_vit", num_register_tokens=3)}),
+    "ResNet": ("residual", {"vision_config": {"model_type": "resnet", "embedding_size": 8, **CONVOLUTIONAL}, **ALL}),
+    "ConvNeXt": ("simple", {"vision_config": {"model_type": "convnext", "num_stages": 2, **CONVNEXT}, **ALL}),
     "ViT": ("residual", {"vision_config": tower("vit")}),
     "DeiT": ("simple", {"vision_config": tower("deit")}),
 }
@@ -180,6 +188,40 @@ def test_the_loss_is_the_sum_of_its_weighted_terms(make_batch):
     for term, value in output.weighted_loss_dict.items():
         assert value.item() == pytest.approx(model.criterion.term_weight(term, 0.8) * output.loss_dict[term].item())
         assert value > 0, term
+
+
+def test_the_semantic_loss_of_the_image_is_that_of_each_superpoints_visible_points(make_batch):
+    model = build(narrow("residual", image_semantic_weight=0.5, freeze_clip_early_layers=False))
+    batch = make_batch((300, 200))
+    batch["semantic_labels"] = torch.where(batch["point_mask"], batch["superpoint_ids"] % 5, -100)
+    losses = []
+    with torch.no_grad():
+        output = model(**batch, query_seeds=torch.tensor([1, 2]))
+        inputs = {name: value for name, value in batch.items() if not name.endswith("_labels")}
+        embeds = pad_points(model.model.encode(**inputs)[0].image_embeds, batch["point_mask"])
+        for sample in range(2):
+            values = []
+            for superpoint in range(int(batch["superpoint_ids"][sample].max()) + 1):
+                inside = (batch["superpoint_ids"][sample] == superpoint) & batch["point_visible"][sample]
+                if inside.any():
+                    mean = embeds[sample, inside].mean(0) * embeds.shape[2] ** 0.5
+                    scores = model.image_classifier(mean).log_softmax(0)
+                    values.append(-scores[superpoint % 5])
+            losses.append(torch.stack(values).mean())
+    assert output.loss_dict["loss_image_sem"].item() == pytest.approx(sum(losses).item() / 2, rel=1e-4)
+
+
+def test_the_semantic_loss_of_the_image_teaches_the_tower_past_gate_and_residual_matrix(make_batch):
+    model = build(narrow("residual", image_semantic_weight=0.5, freeze_clip_early_layers=False))
+    output = model(**make_batch((300, 200)), query_seeds=torch.tensor([1, 2]))
+    output.loss_dict["loss_image_sem"].backward()
+    taught = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert "model.encoder.image_encoder.vision_model.embeddings.patch_embedding.weight" in taught
+    assert all(name.startswith(("model.encoder.image_encoder.", "image_classifier.")) for name in taught)
+
+
+def test_the_classifier_of_the_image_is_there_for_its_loss_alone():
+    assert BiFusionForInstanceSegmentation(narrow("residual")).image_classifier is None
 
 
 def test_squeeze_units_start_active():

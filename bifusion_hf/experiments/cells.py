@@ -47,6 +47,7 @@ IMAGE_BRANCH_FIELDS = (
     "gate_warmup_steps",
     "hidden_size",
     "image_mean",
+    "image_semantic_weight",
     "image_size",
     "image_std",
     "noview_loss_weight",

@@ -111,7 +111,7 @@ class BiFusionEncoder(nn.Module):
         tokens, hidden_states, attentions = self.image_encoder(pixel_values, **kwargs)
         if self.tiny_sa_2d is not None:
             tokens = self.tiny_sa_2d(tokens)
-        image_embeds = unit_length(sample_tokens(tokens, point_pixels)[point_mask])
+        image_embeds = unit_length(sample_tokens(tokens, point_pixels, self.image_encoder.shift)[point_mask])
         point_embeds = unit_length(self.point_projection_norm(self.point_projection(raw)))
         modulated = (image_embeds, point_embeds)
         if self.film is not None:

@@ -10,7 +10,9 @@ from torch import nn
 from transformers import initialization as init
 
 
-def sample_tokens(tokens: torch.Tensor, point_pixels: torch.Tensor) -> torch.Tensor:
+def sample_tokens(
+    tokens: torch.Tensor, point_pixels: torch.Tensor, shift: tuple[float, float] = (0.0, 0.0)
+) -> torch.Tensor:
     """Features of a token map at the pixels of points, bilinear between token centres.
 
     `point_pixels` are fractions of the image, so the rule does not depend on the map's resolution:
@@ -19,13 +21,16 @@ def sample_tokens(tokens: torch.Tensor, point_pixels: torch.Tensor) -> torch.Ten
     Args:
         tokens: [B, C, h, w] map over the whole image.
         point_pixels: [B, N, 2] (x, y), fractions of width and height in [0, 1].
+        shift: (rows, columns), in tokens, by which each token lies before the middle of its block of pixels.
 
     Returns:
         [B, N, C].
     """
     # Half precision cannot tell neighbouring pixels apart.
     precision = torch.promote_types(tokens.dtype, torch.float32)
-    grid = (2 * point_pixels.to(precision) - 1).unsqueeze(2)  # [B, N, 1, 2]
+    height, width = tokens.shape[-2:]
+    offset = torch.tensor([shift[1] / width, shift[0] / height], dtype=precision, device=tokens.device)
+    grid = (2 * (point_pixels.to(precision) + offset) - 1).unsqueeze(2)  # [B, N, 1, 2]
     sampled = nn.functional.grid_sample(
         tokens.to(precision), grid, mode="bilinear", padding_mode="border", align_corners=False
     )

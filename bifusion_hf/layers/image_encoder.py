@@ -1,4 +1,4 @@
-"""The image branch: the first blocks of a vision tower, and the head that projects its tokens."""
+"""The image branch: a vision tower, and the head that projects its tokens."""
 
 import inspect
 
@@ -10,7 +10,14 @@ from ..configuration_bifusion import BiFusionConfig
 
 
 # Modules of towers that nothing here reads: they are replaced, so that no parameter is left without a consumer.
-UNUSED_TOWER_MODULES = {"clip_vision_model": ["post_layernorm"]}
+UNUSED_TOWER_MODULES = {
+    "clip_vision_model": ["post_layernorm"],
+    "convnext": ["layernorm"],
+    "convnextv2": ["layernorm"],
+}
+# Towers of odd kernels, whose feature i looks at the pixels around i * stride: not the middle of its block, but its
+# first pixel. Patches, and ConvNeXt's even kernels, look at the block.
+FIRST_PIXEL_TOWERS = ("resnet",)
 UNUSED_TOWER_OPTIONS = {
     "siglip_vision_model": {"vision_use_head": False},
     "dinov2": {"use_mask_token": False},
@@ -39,10 +46,11 @@ def _is_required(parameter: inspect.Parameter) -> bool:
 
 
 class ImageEncoder(nn.Module):
-    """Patch tokens of the configured tower, projected, as a map over the image.
+    """Features of the configured tower, projected, as a map over the image.
 
     The tower is transformers' own, so attention back ends, gradient checkpointing and published weights work as
-    everywhere. The aspect of the image is kept; position embeddings are interpolated by the tower.
+    everywhere. The aspect of the image is kept; position embeddings are interpolated by the tower. A tower gives patch
+    tokens, or a map of features as convolutional networks do.
 
     Raises:
         ValueError: A tower whose forward needs more than an image.
@@ -67,11 +75,12 @@ class ImageEncoder(nn.Module):
                 f"vision_config {vision_config.model_type!r}: the tower needs {', '.join(needed)}; expected one that "
                 "needs pixel_values [B, 3, H, W] alone"
             )
-        patch_size = vision_config.patch_size
-        self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
-        self.projection = ProjectionHead2D(
-            vision_config.hidden_size, config.projection_hidden_size, config.projection_dim
-        )
+        self.patch_size = config.image_patch_size
+        # (rows, columns), in features, from where a feature looks to the middle of its block of pixels.
+        at_first = vision_config.model_type in FIRST_PIXEL_TOWERS
+        self.shift = tuple(at_first * (0.5 - 0.5 / size) for size in self.patch_size)
+        width = getattr(vision_config, "hidden_size", None) or vision_config.hidden_sizes[-1]
+        self.projection = ProjectionHead2D(width, config.projection_hidden_size, config.projection_dim)
 
     def _replace_mask_token(self) -> None:
         # Some towers read their mask token in every forward without using it; as a buffer it is no dead parameter.
@@ -92,7 +101,8 @@ class ImageEncoder(nn.Module):
             The map [B, projection_dim, H / patch, W / patch], and the tower's hidden states and attentions or None.
 
         Raises:
-            ValueError: H or W is no multiple of the patch size: the map would not cover the whole image.
+            ValueError: H or W is no multiple of the patch size: the map would not cover the whole image. Or the tower
+                gives a map of another size than its configuration says.
         """
         height, width = pixel_values.shape[-2:]
         if height % self.patch_size[0] or width % self.patch_size[1]:
@@ -103,7 +113,15 @@ class ImageEncoder(nn.Module):
             kwargs["interpolate_pos_encoding"] = True
         outputs = self.vision_model(pixel_values, return_dict=True, **kwargs)
         rows, columns = height // self.patch_size[0], width // self.patch_size[1]
+        features = outputs.last_hidden_state
+        if features.ndim == 4:
+            if features.shape[2:] != (rows, columns):
+                raise ValueError(
+                    f"{type(self.vision_model).__name__} made a map of {tuple(features.shape[2:])} of an image of "
+                    f"{height}x{width}; expected {(rows, columns)}, one feature for {self.patch_size} pixels"
+                )
+            features = features.flatten(2).transpose(1, 2)
         # Class and register tokens come first in all of transformers' towers.
-        tokens = self.projection(outputs.last_hidden_state[:, -rows * columns :])
+        tokens = self.projection(features[:, -rows * columns :])
         tokens = tokens.transpose(1, 2).unflatten(2, (rows, columns))
         return tokens, outputs.get("hidden_states"), outputs.get("attentions")

@@ -15,10 +15,12 @@ from .instance import classification_loss, mask_losses, match_batch
 from .matcher import Matches, SparseMatcher
 from .schedule import TERM_GROUPS, stage_multiplier, warmup_multiplier
 from .semantic import semantic_loss
-from .targets import IGNORE_INDEX, BatchTargets, eligible_queries, query_semantic_labels
+from .targets import IGNORE_INDEX, BatchTargets, eligible_queries, query_semantic_labels, visible_semantic_labels
 
 
 INSTANCE_TERMS = ("loss_cls", "loss_mask", "loss_dice")
+# Terms that the loss dictionaries have only if they are on.
+OPTIONAL_TERMS = ("loss_balance", "loss_image_sem")
 
 
 @dataclass
@@ -36,6 +38,7 @@ class FusionOutput:
         voxel_features: [V, F], fused features of the voxels.
         voxel_samples: int64 [V], sample of each voxel.
         neighbor_pairs: (row, neighbor), int64 [E] each, row ascending: pairs of neighbouring voxels.
+        image_semantic_logits: [B, S, K], of each superpoint, from the image features of its visible points alone.
     """
 
     point_visible: Tensor | None = None
@@ -46,6 +49,7 @@ class FusionOutput:
     voxel_features: Tensor | None = None
     voxel_samples: Tensor | None = None
     neighbor_pairs: tuple[Tensor, Tensor] | None = None
+    image_semantic_logits: Tensor | None = None
 
 
 @dataclass
@@ -55,7 +59,7 @@ class CriterionOutput:
     Attributes:
         loss: Weighted total, a scalar.
         loss_dict: Raw terms, scalars; the instance terms are sums over the heads. A term that is switched off is 0,
-            and `loss_balance` is there only if it is on.
+            and those of `OPTIONAL_TERMS` are there only if they are on.
         weighted_loss_dict: The parts of `loss`.
         head_losses: Raw instance terms of each head, [H], detached.
         matches: Matched pairs of each head.
@@ -75,7 +79,8 @@ class BiFusionCriterion(nn.Module):
     applies to: all for the classes, those with an eligible query for mask and Dice, those with a supervised query for
     the semantics, those with visible superpoints and a negative for the CLIP consistency, all for the spatial
     consistency, those with points in and out of view for the no-view supervision, those with visible points for the
-    balance. Without such a sample it is exactly 0 and still part of the graph.
+    balance, those with a visible superpoint that has a class for the semantics of the image. Without such a sample it
+    is exactly 0 and still part of the graph.
 
     Args:
         num_labels: Number C of instance labels.
@@ -87,7 +92,8 @@ class BiFusionCriterion(nn.Module):
         clip_loss_weight: Weight of the CLIP consistency loss.
         spatial_loss_weight: Weight of the spatial consistency loss.
         noview_loss_weight: Weight of the no-view supervision.
-        balance_loss_weight: Weight of the fusion balance loss. Any weight of 0 switches its term off.
+        balance_loss_weight: Weight of the fusion balance loss.
+        image_semantic_weight: Weight of the semantic loss of the image features. Any weight of 0 switches a term off.
         no_object_weight: Weight of "no object" in the classification loss.
         clip_loss_mode: "contrastive" or "positive".
         clip_temperature: Temperature of the CLIP consistency loss.
@@ -117,6 +123,7 @@ class BiFusionCriterion(nn.Module):
         spatial_loss_weight: float = 0.0,
         noview_loss_weight: float = 0.0,
         balance_loss_weight: float = 0.0,
+        image_semantic_weight: float = 0.0,
         no_object_weight: float = 0.1,
         clip_loss_mode: Literal["contrastive", "positive"] = "contrastive",
         clip_temperature: float = 0.07,
@@ -141,6 +148,7 @@ class BiFusionCriterion(nn.Module):
             "loss_spatial": spatial_loss_weight,
             "loss_noview": noview_loss_weight,
             "loss_balance": balance_loss_weight,
+            "loss_image_sem": image_semantic_weight,
         }
         for term, weight in self.weights.items():
             lowest = weight if isinstance(weight, (int, float)) else min(weight)
@@ -165,7 +173,7 @@ class BiFusionCriterion(nn.Module):
     @property
     def terms(self) -> tuple[str, ...]:
         """Keys of the loss dictionaries and of the counts."""
-        return tuple(term for term in TERM_GROUPS if term != "loss_balance" or self.weights[term] != 0)
+        return tuple(term for term in TERM_GROUPS if term not in OPTIONAL_TERMS or self.weights[term] != 0)
 
     @property
     def active_terms(self) -> tuple[str, ...]:
@@ -209,7 +217,7 @@ class BiFusionCriterion(nn.Module):
         active = self.active_terms
         if "loss_spatial" in active:
             applies["loss_spatial"] = every
-        for term in ("loss_clip", "loss_noview", "loss_balance"):
+        for term in ("loss_clip", "loss_noview", "loss_balance", "loss_image_sem"):
             if term in active and point_visible is None:
                 raise ValueError(f"{term} has a weight, so point_visible is needed; it is None")
         if "loss_clip" in active:
@@ -218,6 +226,8 @@ class BiFusionCriterion(nn.Module):
             applies["loss_noview"] = no_view_samples(targets, point_visible)
         if "loss_balance" in active:
             applies["loss_balance"] = (point_visible & targets.point_mask).any(1)
+        if "loss_image_sem" in active:
+            applies["loss_image_sem"] = (visible_semantic_labels(targets, point_visible) != IGNORE_INDEX).any(1)
         return {
             term: applies[term].sum() if term in active else query_mask.new_zeros((), dtype=torch.int64)
             for term in self.terms
@@ -297,6 +307,7 @@ class BiFusionCriterion(nn.Module):
             "loss_clip": ("point_visible", "features_3d", "features_2d"),
             "loss_noview": ("point_visible", "fused_features"),
             "loss_balance": ("point_visible", "fusion_weights"),
+            "loss_image_sem": ("point_visible", "image_semantic_logits"),
             "loss_spatial": ("voxel_features", "voxel_samples", "neighbor_pairs"),
         }
         for term in self.active_terms:
@@ -345,4 +356,8 @@ class BiFusionCriterion(nn.Module):
         if "loss_balance" in active:
             values = fusion_balance_loss(fusion.fusion_weights, targets, fusion.point_visible, self.balance_target)
             sums["loss_balance"] = values.sum()
+        if "loss_image_sem" in active:
+            labels = visible_semantic_labels(targets, fusion.point_visible)
+            values = semantic_loss(fusion.image_semantic_logits, labels, self.num_semantic_labels)
+            sums["loss_image_sem"] = values.sum()
         return sums

@@ -35,6 +35,7 @@ TERM_GROUPS: Mapping[str, str] = {
     "loss_mask": "instance",
     "loss_dice": "instance",
     "loss_sem": "semantic",
+    "loss_image_sem": "semantic",
     "loss_clip": "clip",
     "loss_spatial": "auxiliary",
     "loss_noview": "auxiliary",

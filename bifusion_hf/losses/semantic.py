@@ -1,4 +1,4 @@
-"""Semantic loss of the queries."""
+"""Semantic loss of queries, or of superpoints."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,15 +8,16 @@ from .targets import IGNORE_INDEX
 
 
 def semantic_loss(semantic_logits: Tensor, labels: Tensor, num_semantic_labels: int = 200) -> Tensor:
-    """Cross entropy of the queries' semantic logits.
+    """Cross entropy of semantic logits of queries, or of superpoints.
 
     Args:
         semantic_logits: [B, Q, K] with K >= num_semantic_labels; further columns take no part (ESAM's 201st).
-        labels: int64 [B, Q], `IGNORE_INDEX` = ignore, as `targets.query_semantic_labels` gives them.
+        labels: int64 [B, Q], `IGNORE_INDEX` = ignore, as `targets.query_semantic_labels` and
+            `targets.visible_semantic_labels` give them.
         num_semantic_labels: Number of classes.
 
     Returns:
-        [B], mean over each sample's supervised queries; exactly 0, still in the graph, without any.
+        [B], mean over each sample's supervised entries; exactly 0, still in the graph, without any.
     """
     logits = full_precision(semantic_logits[..., :num_semantic_labels]).transpose(1, 2)
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")

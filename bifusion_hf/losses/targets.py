@@ -188,6 +188,13 @@ def query_semantic_labels(targets: BatchTargets, query_superpoints: Tensor, quer
     return torch.where(query_mask, labels, IGNORE_INDEX)
 
 
+def visible_semantic_labels(targets: BatchTargets, point_visible: Tensor) -> Tensor:
+    """int64 [B, S], the class of each superpoint with a visible point, else `IGNORE_INDEX`; visible is bool [B, N]."""
+    size = targets.superpoint_mask.shape
+    seen = group_counts(targets.point_superpoints(point_visible), size.numel()).view(size) > 0
+    return torch.where(seen, targets.superpoint_semantic, IGNORE_INDEX)
+
+
 def _flat_ids(superpoint_ids: Tensor, selected: Tensor, num_superpoints: int) -> Tensor:
     """int64 [B, N]: ids that differ between samples too, -1 where not selected."""
     samples = torch.arange(superpoint_ids.shape[0], device=superpoint_ids.device)[:, None]

@@ -62,6 +62,7 @@ EXEMPTIONS = (
     Exemption(f"{IMAGE_SIDE}|{POINT_PROJECTION}", "no point is visible", until="no elements", needs="visible_points"),
     Exemption(r"decoder\.\w*mask_proj\.", "no instance to match", until="no elements", needs="loss_mask"),
     Exemption(r"decoder\.semantic_head\.", "no semantic label", until="no elements", needs="loss_sem"),
+    Exemption(r"\bimage_classifier\.", "no semantic label", until="no elements", needs="loss_image_sem"),
 )
 
 

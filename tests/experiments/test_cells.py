@@ -10,6 +10,7 @@ from bifusion_hf.training.recipes import load_arguments
 
 CELLS = ["rooms_none", "rooms_lite_gate", "rooms_enhanced_gate", "rooms_residual"]
 CELLS += ["rooms_residual_dinov2", "rooms_lite_gate_dinov2"]
+CELLS += ["rooms_lite_gate_resnet", "rooms_enhanced_gate_resnet", "rooms_residual_resnet"]
 
 
 def test_all_cells_share_data_seed_and_budget_and_may_be_compared(tmp_path, rooms):

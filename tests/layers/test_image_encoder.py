@@ -1,8 +1,18 @@
 import pytest
 import torch
-from transformers import CLIPVisionConfig, Dinov2Config, DINOv3ViTConfig, SiglipVisionConfig
+from transformers import (
+    CLIPVisionConfig,
+    ConvNextConfig,
+    ConvNextV2Config,
+    Dinov2Config,
+    DINOv3ViTConfig,
+    ResNetConfig,
+    SiglipVisionConfig,
+    SwinConfig,
+)
 
 from bifusion_hf import BiFusionConfig
+from bifusion_hf.layers.geometry import sample_tokens
 from bifusion_hf.layers.image_encoder import ImageEncoder
 
 
@@ -12,6 +22,11 @@ TOWERS = {
     "siglip": SiglipVisionConfig(intermediate_size=32, **COMMON),
     "dinov2": Dinov2Config(mlp_ratio=2, **COMMON),
     "dinov3": DINOv3ViTConfig(intermediate_size=32, num_register_tokens=3, **COMMON),
+    # Two stages: one feature for 8 x 8 pixels, as for the patches.
+    "resnet": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
+    "convnext": ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], layer_scale_init_value=1.0),
+    "convnextv2": ConvNextV2Config(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1]),
+    "swin": SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=2),
 }
 
 
@@ -28,7 +43,7 @@ def test_any_tower_gives_a_map_over_the_whole_image(name):
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, f"{parameter_name} has no consumer"
 
 
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", set(TOWERS) - {"resnet"})
 def test_tokens_lie_where_their_patch_lies(name):
     """A change in one patch of the image moves that patch's token more than any other."""
     torch.manual_seed(0)
@@ -47,3 +62,30 @@ def test_sizes_that_patches_do_not_cover_are_refused():
     config = BiFusionConfig(vision_config=TOWERS["clip"])
     with pytest.raises(ValueError, match="24x36.*patch size"):
         ImageEncoder(config)(torch.randn(1, 3, 24, 36))
+
+
+@pytest.mark.parametrize("name", ["clip", "resnet", "convnext"])
+def test_points_get_the_feature_of_the_pixels_around_them(name):
+    """Where a sampled feature looks at, the mean over random towers, is where the point is."""
+    config = BiFusionConfig(vision_config=TOWERS[name], hidden_size=12, projection_dim=12, projection_hidden_size=16)
+    point = torch.tensor([[[0.475, 0.525]]])  # of 160 x 160 pixels (76, 84): the middle of a block of 8
+    places = (torch.arange(160) + 0.5).expand(160, 160)
+    centers = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        encoder = ImageEncoder(config).eval()
+        images = torch.randn(1, 3, 160, 160, requires_grad=True)
+        sample_tokens(encoder(images)[0], point, encoder.shift).square().sum().backward()
+        influence = images.grad[0].square().sum(0)
+        # Attention looks everywhere: what counts is near.
+        influence = influence * ((places - 76).abs() < 40) * ((places.T - 84).abs() < 40)
+        centers.append(torch.stack([(influence * places).sum(), (influence * places.T).sum()]) / influence.sum())
+    assert torch.allclose(torch.stack(centers).mean(0), torch.tensor([76.0, 84.0]), atol=1.0)
+
+
+def test_a_map_of_another_size_is_refused():
+    config = BiFusionConfig(vision_config=TOWERS["resnet"])
+    encoder = ImageEncoder(config)
+    encoder.vision_model.embedder.pooler = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"ResNetModel made a map of \(6, 10\).*24x40; expected \(3, 5\)"):
+        encoder(torch.randn(1, 3, 24, 40))

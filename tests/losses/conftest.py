@@ -102,6 +102,7 @@ class RandomBatch:
 
     def leaves(self) -> list[torch.Tensor]:
         features = ("features_3d", "features_2d", "fused_features", "fusion_weights", "voxel_features")
+        features += ("image_semantic_logits",)
         logits = [logits for head in self.heads for logits in (head.class_logits, head.mask_logits)]
         return [*logits, self.semantic_logits, *(getattr(self.fusion, name) for name in features)]
 
@@ -147,6 +148,7 @@ class RandomBatch:
                 voxel_features=fusion.voxel_features[voxels],
                 voxel_samples=torch.zeros(10, dtype=torch.int64),
                 neighbor_pairs=tuple(pair[inside] - 10 * b for pair in fusion.neighbor_pairs),
+                image_semantic_logits=fusion.image_semantic_logits[b : b + 1, :s],
             ),
         )
 
@@ -235,6 +237,7 @@ def make_batch(
             voxel_features=leaf(10 * batch_size, width),
             voxel_samples=voxel_samples,
             neighbor_pairs=(row, row // 10 * 10 + (row + step) % 10),
+            image_semantic_logits=leaf(batch_size, num_superpoints, 200),
         ),
         labels=labels,
     )
@@ -253,5 +256,6 @@ def every_term():
         "spatial_loss_weight": 0.02,
         "noview_loss_weight": 0.01,
         "balance_loss_weight": 0.1,
+        "image_semantic_weight": 0.2,
         "noview_similarity_threshold": -1.0,
     }

@@ -4,7 +4,7 @@ import torch
 from bifusion_hf.losses import BiFusionCriterion
 
 
-FEATURE_TERMS = ("loss_clip", "loss_spatial", "loss_noview", "loss_balance")
+FEATURE_TERMS = ("loss_clip", "loss_spatial", "loss_noview", "loss_balance", "loss_image_sem")
 WEIGHTS = {
     "loss_cls": "class_weight",
     "loss_mask": "mask_weight",
@@ -14,6 +14,7 @@ WEIGHTS = {
     "loss_spatial": "spatial_loss_weight",
     "loss_noview": "noview_loss_weight",
     "loss_balance": "balance_loss_weight",
+    "loss_image_sem": "image_semantic_weight",
 }
 
 
@@ -35,8 +36,8 @@ def test_total_is_each_term_once(random_batch, every_term):
     criterion = BiFusionCriterion(num_labels=3, dice_weight=dice, stage_schedule="bifusion", **every_term)
     output = batch.call(criterion, progress=0.1)
     weights = {"loss_cls": 0.5, "loss_mask": 1.0, "loss_sem": 0.5, "loss_clip": 0.1, "loss_spatial": 0.02}
-    weights |= {"loss_noview": 0.01, "loss_balance": 0.1}
-    stages = {"loss_cls": 0.8, "loss_mask": 0.8, "loss_sem": 0.75, "loss_clip": 0.5}
+    weights |= {"loss_noview": 0.01, "loss_balance": 0.1, "loss_image_sem": 0.2}
+    stages = {"loss_cls": 0.8, "loss_mask": 0.8, "loss_sem": 0.75, "loss_image_sem": 0.75, "loss_clip": 0.5}
     for term, weight in weights.items():
         expected = weight * stages.get(term, 1.0) * output.loss_dict[term].item()
         assert output.weighted_loss_dict[term].item() == pytest.approx(expected, rel=1e-5)
@@ -109,7 +110,7 @@ def test_degenerate_samples_are_finite(random_batch, every_term, name, sizes, vi
         assert output.loss_dict["loss_mask"] == output.loss_dict["loss_dice"] == 0
         assert output.loss_dict["loss_cls"] > 0
     if name == "nothing visible":
-        assert all(output.loss_dict[term] == 0 for term in ("loss_clip", "loss_noview", "loss_balance"))
+        assert all(output.loss_dict[term] == 0 for term in set(FEATURE_TERMS) - {"loss_spatial"})
 
 
 def test_all_semantics_ignored_and_tied_queries_are_finite(random_batch, every_term):
@@ -158,7 +159,7 @@ def test_switched_off_terms_need_nothing(random_batch):
     batch.fusion = None
     criterion = BiFusionCriterion()
     output = batch.call(criterion)
-    assert set(output.loss_dict) == set(criterion.terms) == set(WEIGHTS) - {"loss_balance"}
+    assert set(output.loss_dict) == set(criterion.terms) == set(WEIGHTS) - {"loss_balance", "loss_image_sem"}
     assert output.loss_dict["loss_clip"] == 0
     assert set(criterion.active_terms) == {"loss_cls", "loss_mask", "loss_dice", "loss_sem"}
     counts = criterion.count_samples(batch.targets, batch.query_superpoints, batch.query_mask)

@@ -13,6 +13,7 @@ def test_stages(progress, stage):
         "loss_mask": (0.8, 1, 1),
         "loss_dice": (0.8, 1, 1),
         "loss_sem": (0.75, 1, 1.1),
+        "loss_image_sem": (0.75, 1, 1.1),
         "loss_clip": (0.5, 1, 2),
         "loss_spatial": (1, 0.5, 0.25),
         "loss_noview": (1, 0.5, 0.25),

@@ -8,6 +8,7 @@ from bifusion_hf.losses.targets import (
     eligible_queries,
     point_instances_from_labels,
     query_semantic_labels,
+    visible_semantic_labels,
 )
 
 
@@ -78,6 +79,17 @@ def test_against_counting_point_by_point(random_batch, seed):
     assert (semantic[~batch.query_mask] == IGNORE_INDEX).all()
     for b, q in batch.query_mask.nonzero().tolist():
         assert semantic[b, q] == targets.superpoint_semantic[b, batch.query_superpoints[b, q]]
+
+
+def test_classes_of_superpoints_that_the_image_shows(random_batch):
+    batch = random_batch(sizes=((60, 8, 3), (45, 6, 2)), visible_fraction=0.1)
+    targets, visible = batch.targets, batch.fusion.point_visible
+    labels = visible_semantic_labels(targets, visible)
+    for b in range(2):
+        for s in range(8):
+            seen = any(visible[b, n] for n in range(60) if batch.labels["superpoint_ids"][b, n] == s)
+            assert labels[b, s] == (targets.superpoint_semantic[b, s] if seen else IGNORE_INDEX)
+    assert 0 < (labels != IGNORE_INDEX).sum() < (targets.superpoint_semantic != IGNORE_INDEX).sum()
 
 
 def test_instances_of_superpoints(random_batch):
