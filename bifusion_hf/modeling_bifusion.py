@@ -16,6 +16,7 @@ from .data.hub_files import verify_pulled_weights
 from .layers.encoder import BiFusionEncoder, PointEncoding
 from .layers.fusion import Fusion, SqueezeExcite
 from .layers.geometry import FiLM, GeometricEncoding
+from .layers.input_checks import check_inputs, superpoints_present
 from .layers.local_attention import TinySA2D, TinySA3D
 from .layers.query_decoder import QueryCrossAttention, QueryDecoder, QueryDecoderLayer, select_queries
 from .layers.superpoint_pooling import SuperpointPooling
@@ -199,7 +200,8 @@ class BiFusionModel(BiFusionPreTrainedModel):
             The encoding of the P real points, superpoint features [B, S, D], the superpoints' mask [B, S] and the
             pooling weight of each real point [P, 1].
         """
-        superpoint_mask = self._check_inputs(
+        superpoint_mask = check_inputs(
+            self.config,
             points,
             point_colors,
             point_mask,
@@ -284,55 +286,6 @@ class BiFusionModel(BiFusionPreTrainedModel):
             hidden_states=encoding.hidden_states,
             attentions=encoding.attentions,
         )
-
-    def _check_inputs(
-        self, points, point_colors, point_mask, superpoint_ids, pixel_values, point_pixels, point_visible,
-        camera_rotations,
-    ) -> torch.Tensor:  # fmt: skip
-        """Names what is missing or has another shape; returns the mask of real superpoints [B, S]."""
-        if points.ndim != 3 or points.shape[2] != 3:
-            raise ValueError(f"points has shape {tuple(points.shape)}; expected [B, N, 3]")
-        batch_size, num_points = points.shape[:2]
-        expected = {
-            "point_colors": (point_colors, (batch_size, num_points, self.config.point_config.in_channels)),
-            "point_mask": (point_mask, (batch_size, num_points)),
-            "superpoint_ids": (superpoint_ids, (batch_size, num_points)),
-        }
-        if self.config.fusion_type != "none":
-            expected["pixel_values"] = (pixel_values, (batch_size, 3, None, None))
-            expected["point_pixels"] = (point_pixels, (batch_size, num_points, 2))
-            expected["point_visible"] = (point_visible, (batch_size, num_points))
-            if self.config.use_film:
-                expected["camera_rotations"] = (camera_rotations, (batch_size, 3, 3))
-        for name, (value, shape) in expected.items():
-            wanted = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
-            if value is None:
-                raise ValueError(f"{name} is missing; fusion_type {self.config.fusion_type!r} expects {wanted}")
-            matches = len(value.shape) == len(shape) and all(
-                size is None or size == found for found, size in zip(value.shape, shape, strict=True)
-            )
-            if not matches:
-                raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {wanted}")
-        for name in ("point_mask", "point_visible"):
-            value = expected.get(name, (None,))[0]
-            if value is not None and value.dtype != torch.bool:
-                raise ValueError(f"{name} has dtype {value.dtype}; expected torch.bool")
-        return self._superpoint_mask(superpoint_ids, point_mask)
-
-    @staticmethod
-    def _superpoint_mask(superpoint_ids: torch.Tensor, point_mask: torch.Tensor) -> torch.Tensor:
-        ids = torch.where(point_mask, superpoint_ids, -1)
-        if not bool(point_mask.any(dim=1).all()):
-            empty = (~point_mask.any(dim=1)).nonzero().flatten().tolist()
-            raise ValueError(f"point_mask has no point in samples {empty}")
-        if bool((ids < 0)[point_mask].any()):
-            raise ValueError("superpoint_ids is negative at a real point")
-        present = ids.new_zeros(len(ids), int(ids.max()) + 2, dtype=torch.bool).scatter_(1, ids + 1, True)[:, 1:]
-        counts = present.sum(dim=1)
-        gaps = (ids.amax(dim=1) + 1 != counts).nonzero().flatten().tolist()
-        if gaps:
-            raise ValueError(f"superpoint_ids of samples {gaps} have gaps; expected 0..S-1, each with a point")
-        return present
 
 
 def pad_points(features: torch.Tensor, point_mask: torch.Tensor) -> torch.Tensor:
@@ -511,7 +464,7 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         """
         if self.training and query_seeds is None and self.config.min_query_fraction < 1:
             raise ValueError("query_seeds is missing: forward would choose other queries than were counted")
-        superpoint_mask = self.model._superpoint_mask(superpoint_ids, point_mask)
+        superpoint_mask = superpoints_present(superpoint_ids, point_mask)
         queries = self._select_queries(superpoint_mask, query_seeds)
         targets = self._targets(
             mask_labels, class_labels, semantic_labels, superpoint_ids, point_mask, superpoint_mask
