@@ -262,9 +262,7 @@ class BiFusionConfig(PreTrainedConfig):
     @property
     def clip_num_layers(self) -> int:
         """Blocks of the image tower, stages of one whose resolution falls; 0 without one."""
-        if self.vision_config is None:
-            return 0
-        return getattr(self.vision_config, "num_hidden_layers", None) or len(self.vision_config.depths)
+        return 0 if self.vision_config is None else tower_depth(self.vision_config)
 
     @property
     def image_patch_size(self) -> tuple[int, int]:
@@ -332,6 +330,16 @@ class BiFusionConfig(PreTrainedConfig):
             raise ValueError(f"voxel_size must be positive, got {self.voxel_size}")
         if self.num_points < 1:
             raise ValueError(f"num_points must be positive, got {self.num_points}")
+
+
+def tower_depth(vision_config: PreTrainedConfig) -> int:
+    """Blocks of an image tower, or stages of one whose resolution falls."""
+    return getattr(vision_config, "num_hidden_layers", None) or len(vision_config.depths)
+
+
+def tower_width(vision_config: PreTrainedConfig) -> int:
+    """Channels of an image tower's features."""
+    return getattr(vision_config, "hidden_size", None) or vision_config.hidden_sizes[-1]
 
 
 PRESETS: dict[str, dict[str, Any]] = {

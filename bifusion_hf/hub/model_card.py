@@ -261,7 +261,8 @@ def _description(config: BiFusionConfig, num_parameters: int) -> str:
     parts = [f"A sparse-convolution U-Net on {config.voxel_size * 100:g} cm voxels of {config.num_points} points."]
     if config.vision_config is not None:
         parts.append(
-            f"An image tower of type `{config.vision_config.model_type}` with {config.clip_num_layers} blocks."
+            f"An image tower of type `{config.vision_config.model_type}` with {config.clip_num_layers} "
+            f"{'stages' if hasattr(config.vision_config, 'depths') else 'blocks'}."
         )
     parts.append(FUSION_TEXTS[config.fusion_type])
     parts.append(f"A decoder with a query for each superpoint. {num_parameters / 1e6:.2f} M parameters.")

@@ -1,17 +1,26 @@
-"""Weights of image towers other than CLIP as transformers stores them: DINOv2, DINOv3, SigLIP and others."""
+"""Weights of image towers other than CLIP as transformers stores them: DINOv2, SigLIP, ResNet and others."""
 
 from pathlib import Path
 
 from torch import nn
 from transformers import CLIPVisionConfig
 
+from ..configuration_bifusion import tower_depth, tower_width
 from ..data.hub_files import verify_pulled_weights
 from ..modeling_bifusion import BiFusionForInstanceSegmentation, BiFusionModel
 from .report import WeightLoadReport, assign, module_counts
 
 
 # What changes a tower's outputs and no tensor's shape; the names are those of transformers' configurations.
-UNSEEN_SETTINGS = ("hidden_act", "num_attention_heads", "layer_norm_eps", "patch_size", "rope_theta")
+UNSEEN_SETTINGS = (
+    "hidden_act",
+    "num_attention_heads",
+    "layer_norm_eps",
+    "patch_size",
+    "rope_theta",
+    "downsample_in_first_stage",
+    "downsample_in_bottleneck",
+)
 
 
 def image_tower(model: nn.Module) -> tuple[nn.Module, str]:
@@ -34,8 +43,9 @@ def image_tower(model: nn.Module) -> tuple[nn.Module, str]:
 def load_vision_weights(model: nn.Module, source: str | Path, *, revision: str | None = None) -> WeightLoadReport:
     """Loads an image tower that transformers can load into a model's image branch.
 
-    Every tensor of the configured blocks must be there, with the same shape. Later blocks and parts that the branch
-    does not have (head, mask token) are not used. Nothing is changed if an error is raised.
+    Every tensor of the configured blocks must be there, with the same shape. Later blocks, or stages of a
+    convolutional tower, and parts that the branch does not have (head, mask token) are not used. Nothing is changed if
+    an error is raised.
 
     Args:
         model: A `BiFusionForInstanceSegmentation` or `BiFusionModel` whose tower is not CLIP's.
@@ -48,7 +58,8 @@ def load_vision_weights(model: nn.Module, source: str | Path, *, revision: str |
 
     Raises:
         ValueError: The model has no such tower; the source holds none of its type, or one of another width, patch,
-            grid of positions, activation, number of heads or epsilon, or fewer blocks; or the download is not what
+            grid of positions, activation, number of heads or epsilon, other stages, or fewer blocks; or the download
+            is not what
             the Hub promised.
         OSError: The source cannot be found, reached or read.
     """
@@ -69,6 +80,9 @@ def load_vision_weights(model: nn.Module, source: str | Path, *, revision: str |
         for name in UNSEEN_SETTINGS
         if hasattr(config, name) and getattr(published.config, name, None) != getattr(config, name)
     ]
+    depths, wanted = (list(getattr(c, "depths", [])) for c in (published.config, config))
+    if depths[: len(wanted)] != wanted:
+        problems.append(f"depths is {depths}, the model's vision_config has {wanted}")
     for name, target in targets.items():
         if name not in state or name in absent:
             problems.append(f"{name} is missing")
@@ -78,15 +92,15 @@ def load_vision_weights(model: nn.Module, source: str | Path, *, revision: str |
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
             f"{source}: the checkpoint does not fit the image tower ({config.model_type}, "
-            f"{config.num_hidden_layers} blocks, width {config.hidden_size}, image_size "
+            f"{tower_depth(config)} blocks, width {tower_width(config)}, image_size "
             f"{getattr(config, 'image_size', None)}): {'; '.join(problems[:5])}{more}. Nothing was loaded"
         )
     tensors = {name: state[name] for name in targets}
     report.loaded = list(tensors)
     report.unexpected = [name for name in state if name not in targets] + sorted(loading["unexpected_keys"])
     assign(tower, tensors)
-    depth = published.config.num_hidden_layers
-    if depth > config.num_hidden_layers:
-        report.notes.append(f"the first {config.num_hidden_layers} of {depth} blocks are loaded, as configured")
+    depth = tower_depth(published.config)
+    if depth > tower_depth(config):
+        report.notes.append(f"the first {tower_depth(config)} of {depth} blocks are loaded, as configured")
     report.modules = {place + name: counts for name, counts in module_counts(tower, tensors).items()}
     return report

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from ..configuration_bifusion import BiFusionConfig
+from ..configuration_bifusion import BiFusionConfig, tower_width
 
 
 # Modules of towers that nothing here reads: they are replaced, so that no parameter is left without a consumer.
@@ -79,8 +79,9 @@ class ImageEncoder(nn.Module):
         # (rows, columns), in features, from where a feature looks to the middle of its block of pixels.
         at_first = vision_config.model_type in FIRST_PIXEL_TOWERS
         self.shift = tuple(at_first * (0.5 - 0.5 / size) for size in self.patch_size)
-        width = getattr(vision_config, "hidden_size", None) or vision_config.hidden_sizes[-1]
-        self.projection = ProjectionHead2D(width, config.projection_hidden_size, config.projection_dim)
+        self.projection = ProjectionHead2D(
+            tower_width(vision_config), config.projection_hidden_size, config.projection_dim
+        )
 
     def _replace_mask_token(self) -> None:
         # Some towers read their mask token in every forward without using it; as a buffer it is no dead parameter.

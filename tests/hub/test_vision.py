@@ -1,7 +1,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
+from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel, SiglipVisionConfig, SiglipVisionModel
 
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionModel, load_vision_weights
 from bifusion_hf.hub import clip
@@ -24,6 +24,13 @@ SIGLIP = {
     "num_attention_heads": 3,
     "image_size": 24,
     "patch_size": 6,
+}
+RESNET = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 12],
+    "depths": [1, 2],
+    "layer_type": "basic",
 }
 
 
@@ -80,6 +87,45 @@ def test_a_tower_without_the_head_of_its_checkpoint(tmp_path, make_model):
         found, expected = tower_of(model)(images), published(images)
     assert torch.allclose(found.last_hidden_state, expected.last_hidden_state, atol=1e-6)
     assert report.unexpected and all("head." in name for name in report.unexpected)
+
+
+def write_resnet(folder, **changes):
+    """As published ones it has one stage more than the model."""
+    torch.manual_seed(6)
+    config = ResNetConfig(**{**RESNET, "hidden_sizes": [8, 12, 16], "depths": [1, 2, 1], **changes})
+    ResNetModel(config).save_pretrained(folder)
+
+
+def test_the_first_stages_of_a_convolutional_tower(tmp_path, make_model):
+    write_resnet(tmp_path)
+    model = make_model(base=RESNET)
+    report = load_vision_weights(model, tmp_path)
+    published = ResNetModel.from_pretrained(tmp_path).eval()
+    images = torch.randn(2, 3, 24, 40)
+    with torch.no_grad():
+        expected = published(images, output_hidden_states=True).hidden_states[2]
+        found = tower_of(model)(images).last_hidden_state
+    assert found.shape == (2, 12, 3, 5) and torch.allclose(found, expected, atol=1e-6)
+    assert sorted(report.loaded) == sorted(tower_of(model).state_dict())
+    assert report.unexpected and all(name.startswith("encoder.stages.2.") for name in report.unexpected)
+    assert report.notes == ["the first 2 of 3 blocks are loaded, as configured"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depths": [1, 3, 1]}, r"2 blocks, width 12.*depths is \[1, 3, 1\], the model's vision_config has \[1, 2\]"),
+        ({"hidden_act": "gelu"}, "hidden_act is gelu, the model's vision_config has relu"),
+        (
+            {"downsample_in_first_stage": True},
+            "downsample_in_first_stage is True, the model's vision_config has False",
+        ),
+    ],
+)
+def test_convolutional_towers_that_do_not_fit(tmp_path, make_model, changes, message):
+    write_resnet(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_vision_weights(make_model(base=RESNET), tmp_path)
 
 
 @pytest.mark.parametrize(
