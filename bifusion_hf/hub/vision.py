@@ -1,4 +1,4 @@
-"""Weights of image towers other than CLIP as transformers stores them: DINOv2, SigLIP, ResNet and others."""
+"""Weights of image towers other than CLIP as transformers stores them: DINOv2, DINOv3, SigLIP, ResNet, ..."""
 
 from pathlib import Path
 

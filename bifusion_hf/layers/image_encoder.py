@@ -115,12 +115,14 @@ class ImageEncoder(nn.Module):
         outputs = self.vision_model(pixel_values, return_dict=True, **kwargs)
         rows, columns = height // self.patch_size[0], width // self.patch_size[1]
         features = outputs.last_hidden_state
-        if features.ndim == 4:
-            if features.shape[2:] != (rows, columns):
-                raise ValueError(
-                    f"{type(self.vision_model).__name__} made a map of {tuple(features.shape[2:])} of an image of "
-                    f"{height}x{width}; expected {(rows, columns)}, one feature for {self.patch_size} pixels"
-                )
+        is_map = features.ndim == 4
+        fits = features.shape[2:] == (rows, columns) if is_map else features.shape[1] >= rows * columns
+        if not fits:
+            raise ValueError(
+                f"{type(self.vision_model).__name__} made {'a map' if is_map else 'tokens'} {list(features.shape)} of "
+                f"images of {height}x{width}; expected {rows} x {columns} features, one for {self.patch_size} pixels"
+            )
+        if is_map:
             features = features.flatten(2).transpose(1, 2)
         # Class and register tokens come first in all of transformers' towers.
         tokens = self.projection(features[:, -rows * columns :])

@@ -83,9 +83,15 @@ def test_points_get_the_feature_of_the_pixels_around_them(name):
     assert torch.allclose(torch.stack(centers).mean(0), torch.tensor([76.0, 84.0]), atol=1.0)
 
 
-def test_a_map_of_another_size_is_refused():
-    config = BiFusionConfig(vision_config=TOWERS["resnet"])
-    encoder = ImageEncoder(config)
-    encoder.vision_model.embedder.pooler = torch.nn.Identity()
-    with pytest.raises(ValueError, match=r"ResNetModel made a map of \(6, 10\).*24x40; expected \(3, 5\)"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet", r"ResNetModel made a map \[1, 16, 3, 5\] of images of 24x40; expected 6 x 10 features"),
+        ("clip", r"CLIPVisionModel made tokens \[1, 16, 16\] of images of 24x40; expected 6 x 10 features"),
+    ],
+)
+def test_a_tower_with_other_steps_than_its_configuration_says_is_refused(name, message):
+    encoder = ImageEncoder(BiFusionConfig(vision_config=TOWERS[name]))
+    encoder.patch_size = (4, 4)
+    with pytest.raises(ValueError, match=message):
         encoder(torch.randn(1, 3, 24, 40))
