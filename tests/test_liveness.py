@@ -58,7 +58,7 @@ def tower(model_type, **options):
 
 CONVOLUTIONAL = {"hidden_sizes": [8, 16], "depths": [1, 1]}
 CONVNEXT = {**CONVOLUTIONAL, "layer_scale_init_value": 1.0}
-ALL = {"freeze_clip_early_layers": False, "freeze_clip_patch_embedding": False}
+UNFROZEN = {"freeze_clip_early_layers": False, "freeze_clip_patch_embedding": False}
 CASES = {
     **{name: (name, {}) for name in PRESETS},
     "no FiLM": ("simple", {"use_film": False}),
@@ -71,7 +71,7 @@ CASES = {
     "frame adapters": ("sv3d", {"point_config": {"use_frame_adapters": True}}),
     "embeddings frozen": ("residual", {"freeze_clip_patch_embedding": True}),
     "blocks not frozen": ("full", {"freeze_clip_early_layers": False}),
-    "nothing frozen": ("simple", ALL),
+    "nothing frozen": ("simple", UNFROZEN),
     "positive mode": ("simple", {"clip_loss_mode": "positive"}),
     "positive mode, residual": ("residual", {"clip_loss_mode": "positive"}),
     "negatives across the batch": ("full", {"clip_negatives_across_batch": True}),
@@ -90,8 +90,11 @@ CASES = {
     "DINOv2": ("simple", {"vision_config": tower("dinov2", mlp_ratio=2)}),
     "DINOv2 with registers": ("residual", {"vision_config": tower("dinov2_with_registers", mlp_ratio=2)}),
     "DINOv3": ("simple", {"vision_config": tower("dinov3_vit", num_register_tokens=3)}),
-    "ResNet": ("residual", {"vision_config": {"model_type": "resnet", "embedding_size": 8, **CONVOLUTIONAL}, **ALL}),
-    "ConvNeXt": ("simple", {"vision_config": {"model_type": "convnext", "num_stages": 2, **CONVNEXT}, **ALL}),
+    "ResNet": (
+        "residual",
+        {"vision_config": {"model_type": "resnet", "embedding_size": 8, **CONVOLUTIONAL}, **UNFROZEN},
+    ),
+    "ConvNeXt": ("simple", {"vision_config": {"model_type": "convnext", "num_stages": 2, **CONVNEXT}, **UNFROZEN}),
     "ViT": ("residual", {"vision_config": tower("vit")}),
     "DeiT": ("simple", {"vision_config": tower("deit")}),
 }

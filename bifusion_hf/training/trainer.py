@@ -149,10 +149,11 @@ class BiFusionTrainer:
 
     def _end(self) -> None:
         """Takes the process group apart; the network stays."""
-        # DistributedDataParallel must not outlive the group: it would be the one to end it, and waits for gloo's
-        # thread with Python's lock held, which that thread may wait for (PyTorch issue 56297). The process would hang.
-        self.model = self.network
-        self.accelerator.free_memory()
+        if self.accelerator.num_processes > 1:
+            # DistributedDataParallel must not outlive the group: it would be the one to end it, and waits for gloo's
+            # thread with Python's lock held, which that thread may wait for (PyTorch issue 56297): for ever, then.
+            self.model = self.network
+            self.accelerator.free_memory()
         self.accelerator.end_training()
 
     def _run_update(self, window: list[Batch]) -> dict[str, float]:

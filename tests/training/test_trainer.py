@@ -440,3 +440,10 @@ def test_every_line_says_where_the_time_went(tmp_path):
         parts = [line[f"{name}_fraction"] for name in ("data", "compute", "overhead")]
         assert min(parts) >= 0 and sum(parts) == pytest.approx(1, abs=1e-6)
         assert line["compute_fraction"] * line["seconds"] >= 0.05
+
+
+def test_a_checkpoint_after_the_end_is_whole(tmp_path):
+    trainer = make_trainer(recipe(tmp_path, training={"max_updates": 2}))
+    trainer.train()
+    files = {path.name for path in trainer.save_checkpoint().iterdir()}
+    assert {"model.safetensors", "optimizer.bin", "scheduler.bin"} <= files
