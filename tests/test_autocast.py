@@ -1,5 +1,6 @@
 """Half precision: finite losses, and float32 where it is needed. Memory of the enhanced gate."""
 
+import os
 import subprocess
 import sys
 
@@ -253,9 +254,13 @@ print(len(grids[20_000]), megabytes("VmHWM") - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of resident memory from /proc")
-def test_enhanced_gate_stays_under_200_mb_at_20000_points():
-    result = subprocess.run([sys.executable, "-c", GATE_MEMORY], check=True, capture_output=True, text=True)
+def test_enhanced_gate_stays_under_100_mb_at_20000_points():
+    # A mapping of its own for every large tensor: else the allocator's holes are measured too, 70 to 140 MB by chance.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    result = subprocess.run(
+        [sys.executable, "-c", GATE_MEMORY], check=True, capture_output=True, text=True, env=environment
+    )
     voxels, growth = result.stdout.split()
     assert int(voxels) > 15_000
     # 20,000 x 16 x 256 float32 values alone would be 328 MB.
-    assert 10 < float(growth) < 200, f"forward and backward took {growth} MB"
+    assert 10 < float(growth) < 100, f"forward and backward took {growth} MB"
