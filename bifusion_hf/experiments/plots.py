@@ -107,6 +107,6 @@ def draw_learning_curves(results: Sequence[Result], path: str | Path) -> None:
             ]
             for result in results
         }
-        draw_panel(panel, f"AP50 in training, {title}", curves, last)
+        draw_panel(panel, f"AP50 in training, {title}", curves, last, legend_width=MARGIN_RIGHT + _LEGEND_WIDTH)
         image.paste(panel, (0, index * height))
     image.save(path)

@@ -57,6 +57,7 @@ def draw_panel(
     curves: Mapping[str, Sequence[tuple[float, float]]],
     last: float,
     logarithmic: bool = False,
+    legend_width: int = MARGIN_RIGHT,
 ) -> None:
     """Draws curves over updates, with a legend.
 
@@ -66,10 +67,11 @@ def draw_panel(
         curves: Name -> points (update, value), in ascending order of updates.
         last: Update at the right end.
         logarithmic: Scale of the values.
+        legend_width: Pixels to the right of the axes, for the names.
     """
     draw, font = ImageDraw.Draw(panel), ImageFont.load_default(13)
     width, height = panel.size
-    left, top, right, bottom = MARGIN_LEFT, MARGIN_TOP, width - MARGIN_RIGHT, height - MARGIN_BOTTOM
+    left, top, right, bottom = MARGIN_LEFT, MARGIN_TOP, width - legend_width, height - MARGIN_BOTTOM
     draw.text(((left + right) / 2, 8), title, fill="black", font=ImageFont.load_default(15), anchor="ma")
     frame = (left, top, right, bottom)
     draw.rectangle(frame, outline="black")
