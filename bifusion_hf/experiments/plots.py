@@ -10,10 +10,10 @@ from ..training.curves import (
     COLORS,
     MARGIN_BOTTOM,
     MARGIN_LEFT,
-    MARGIN_RIGHT,
     MARGIN_TOP,
     PANEL_SIZE,
     draw_panel,
+    legend_width,
     linear_axis,
 )
 from .comparison import GROUPS, TASKS, Result
@@ -21,7 +21,6 @@ from .running import NORMAL
 
 
 GROUP_TITLES = {"all": "all classes", "photometric": "photometric", "shape_distinct": "shape-distinct"}
-_LEGEND_WIDTH = 60
 
 
 def draw_groups(comparison: Mapping[str, Any], path: str | Path) -> None:
@@ -31,7 +30,7 @@ def draw_groups(comparison: Mapping[str, Any], path: str | Path) -> None:
         comparison: Of `comparison.compare`.
         path: PNG file to write.
     """
-    width, height = PANEL_SIZE[0] + _LEGEND_WIDTH, PANEL_SIZE[1]
+    width, height = PANEL_SIZE
     image = Image.new("RGB", (width, len(TASKS) * height), "white")
     for index, task in enumerate(TASKS):
         panel = Image.new("RGB", (width, height), "white")
@@ -44,7 +43,8 @@ def draw_groups(comparison: Mapping[str, Any], path: str | Path) -> None:
 def _draw_bars(panel: Image.Image, title: str, cells: Mapping[str, Mapping[str, Any]]) -> None:
     draw, font = ImageDraw.Draw(panel), ImageFont.load_default(13)
     left, top = MARGIN_LEFT, MARGIN_TOP
-    right, bottom = panel.width - MARGIN_RIGHT - _LEGEND_WIDTH, panel.height - MARGIN_BOTTOM
+    names = [recipe.removeprefix("rooms_") for recipe in cells]
+    right, bottom = panel.width - legend_width(names), panel.height - MARGIN_BOTTOM
     draw.text(((left + right) / 2, 8), title, fill="black", font=ImageFont.load_default(15), anchor="ma")
     known = [
         100 * end
@@ -79,10 +79,10 @@ def _draw_bars(panel: Image.Image, title: str, cells: Mapping[str, Mapping[str, 
             for end in (low, above):
                 draw.line((middle - 4, end, middle + 4, end), fill="black", width=1)
     draw.rectangle((left, top, right, bottom), outline="black")
-    for index, recipe in enumerate(cells):
+    for index, name in enumerate(names):
         row = top + 6 + 18 * index
         draw.rectangle((right + 8, row, right + 20, row + 12), fill=COLORS[index % len(COLORS)])
-        draw.text((right + 26, row - 1), recipe.removeprefix("rooms_"), fill="black", font=font)
+        draw.text((right + 26, row - 1), name, fill="black", font=font)
 
 
 def draw_learning_curves(results: Sequence[Result], path: str | Path) -> None:
@@ -92,7 +92,7 @@ def draw_learning_curves(results: Sequence[Result], path: str | Path) -> None:
         results: Of `comparison.read_results`.
         path: PNG file to write.
     """
-    width, height = PANEL_SIZE[0] + _LEGEND_WIDTH, PANEL_SIZE[1]
+    width, height = PANEL_SIZE
     image = Image.new("RGB", (width, 2 * height), "white")
     last = max(line["update"] for result in results for line in result.values["learning_curve"])
     for index, (title, key) in enumerate(
@@ -107,6 +107,6 @@ def draw_learning_curves(results: Sequence[Result], path: str | Path) -> None:
             ]
             for result in results
         }
-        draw_panel(panel, f"AP50 in training, {title}", curves, last, legend_width=MARGIN_RIGHT + _LEGEND_WIDTH)
+        draw_panel(panel, f"AP50 in training, {title}", curves, last)
         image.paste(panel, (0, index * height))
     image.save(path)

@@ -57,7 +57,6 @@ def draw_panel(
     curves: Mapping[str, Sequence[tuple[float, float]]],
     last: float,
     logarithmic: bool = False,
-    legend_width: int = MARGIN_RIGHT,
 ) -> None:
     """Draws curves over updates, with a legend.
 
@@ -67,11 +66,10 @@ def draw_panel(
         curves: Name -> points (update, value), in ascending order of updates.
         last: Update at the right end.
         logarithmic: Scale of the values.
-        legend_width: Pixels to the right of the axes, for the names.
     """
     draw, font = ImageDraw.Draw(panel), ImageFont.load_default(13)
     width, height = panel.size
-    left, top, right, bottom = MARGIN_LEFT, MARGIN_TOP, width - legend_width, height - MARGIN_BOTTOM
+    left, top, right, bottom = MARGIN_LEFT, MARGIN_TOP, width - legend_width(curves), height - MARGIN_BOTTOM
     draw.text(((left + right) / 2, 8), title, fill="black", font=ImageFont.load_default(15), anchor="ma")
     frame = (left, top, right, bottom)
     draw.rectangle(frame, outline="black")
@@ -108,6 +106,12 @@ def draw_panel(
         for x, y in places[:: max(1, len(places) // 40)] if index % 2 == 0 or len(places) == 1 else []:
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=color)
         draw.text((right + 31, row - 7), name, fill="black", font=font)
+
+
+def legend_width(names: Iterable[str]) -> int:
+    """Pixels to the right of the axes that hold marks and names of a legend, MARGIN_RIGHT at least."""
+    font = ImageFont.load_default(13)
+    return max([MARGIN_RIGHT, *(31 + math.ceil(font.getlength(name)) + 8 for name in names)])
 
 
 def linear_axis(high: float, ticks: int = 5) -> tuple[float, float, list[float]]:

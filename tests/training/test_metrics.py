@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bifusion_hf.training.curves import PANEL_SIZE, dashes, draw_curves, linear_axis, logarithmic_axis
+from bifusion_hf.training.curves import PANEL_SIZE, dashes, draw_curves, draw_panel, linear_axis, logarithmic_axis
 from bifusion_hf.training.metrics import OWN_PARTS, Timer, read_metrics
 
 
@@ -84,6 +84,14 @@ def test_curves_of_the_same_values_are_both_seen(tmp_path):
     panel = np.asarray(Image.open(tmp_path / "curves.png"))[height:, width:][:, : width - 170]
     for color in ((0x1F, 0x77, 0xB4), (0xD6, 0x27, 0x28)):
         assert (panel == color).all(axis=2).any(axis=0).sum() > 200
+
+
+def test_a_legend_holds_its_longest_name():
+    panel = Image.new("RGB", PANEL_SIZE, "white")
+    draw_panel(panel, "title", {"a_rather_long_name_of_a_recipe-s0": [(0, 0.0), (9, 1.0)], "b": [(0, 1.0)]}, 9)
+    pixels = np.asarray(panel)
+    assert (pixels[:, -2:] == 255).all()  # nothing is cut off
+    assert (pixels[:, -60:-20] < 255).any()  # and the name ends near there
 
 
 def test_curves_of_nothing(tmp_path):
