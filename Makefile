@@ -25,12 +25,12 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/python scripts/evaluate.py sample --data sample --split val --output $(OUT)/demo/results.json
-	$(BIN)/python scripts/predict.py --data sample --split val --rows 0 1 2 3 4 5 --output $(OUT)/demo
+	$(BIN)/bifusion-evaluate sample --data sample --split val --output $(OUT)/demo/results.json
+	$(BIN)/bifusion-predict --data sample --split val --rows 0 1 2 3 4 5 --output $(OUT)/demo
 	@echo "Pictures, coloured point clouds and segments: $(OUT)/demo"
 
 train-demo: $(VENV)/installed
-	$(BIN)/python scripts/train.py tiny_demo --output_dir $(OUT)/train-demo
+	$(BIN)/bifusion-train tiny_demo --output_dir $(OUT)/train-demo
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)

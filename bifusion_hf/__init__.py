@@ -9,7 +9,6 @@ with explain_torchvision_misfit():
     from .configuration_bifusion import BiFusionConfig, BiFusionPointConfig
     from .data.frames import RGBDFrame
     from .evaluation import InstanceAveragePrecision
-    from .hub import WeightLoadReport, load_clip_weights, load_sv3d_weights, load_vision_weights
     from .modeling_bifusion import (
         BiFusionForInstanceSegmentation,
         BiFusionForInstanceSegmentationOutput,
@@ -20,6 +19,7 @@ with explain_torchvision_misfit():
     from .pipeline_bifusion import register as _register_pipeline
     from .processing_bifusion import BiFusionProcessor
     from .version import __version__
+    from .weights import WeightLoadReport, load_clip_weights, load_sv3d_weights, load_vision_weights
 
 
 AutoConfig.register(BiFusionPointConfig.model_type, BiFusionPointConfig, exist_ok=True)

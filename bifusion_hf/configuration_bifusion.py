@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .data.labels import INSTANCE_CLASS_NAMES, SCANNET200_CLASS_NAMES
+from .labels import INSTANCE_CLASS_NAMES, SCANNET200_CLASS_NAMES
 from .version import __version__, check_checkpoint_version
 
 

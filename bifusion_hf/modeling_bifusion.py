@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_bifusion import BiFusionConfig
-from .data.hub_files import verify_pulled_weights
+from .io.hub_files import verify_pulled_weights
 from .layers.encoder import BiFusionEncoder, PointEncoding
 from .layers.fusion import Fusion, SqueezeExcite
 from .layers.geometry import FiLM, GeometricEncoding

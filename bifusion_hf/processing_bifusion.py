@@ -373,7 +373,7 @@ class BiFusionProcessor(ProcessorMixin):
         if not rest.any():
             return given
         # scikit-image is imported only where it is used.
-        from .data.superpoints import segment_superpoints
+        from .superpoints.segmentation import segment_superpoints
 
         share = np.count_nonzero(rest) / np.count_nonzero(measured)
         found = segment_superpoints(

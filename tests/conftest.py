@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import HubServer
 
 
 TESTS = Path(__file__).parent
@@ -137,3 +138,10 @@ def _make_batch(num_points=(600, 450), seed=0, image_size=(24, 32), instances=3,
 def make_batch():
     """Factory: `make_batch(num_points, seed, ...)` gives the forward arguments of a padded batch with labels."""
     return _make_batch
+
+
+@pytest.fixture
+def hub():
+    """A running stand-in of the Hugging Face Hub."""
+    with HubServer() as server:
+        yield server

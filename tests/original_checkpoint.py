@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from bifusion_hf.hub.sv3d import translate
+from bifusion_hf.weights.sv3d import translate
 
 
 KEYS = Path(__file__).parent / "fixtures" / "reference" / "keys.json"

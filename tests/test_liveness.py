@@ -11,8 +11,8 @@ from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation
 from bifusion_hf.configuration_bifusion import PRESETS
 from bifusion_hf.layers.fusion import SqueezeExcite
 from bifusion_hf.modeling_bifusion import pad_points
+from bifusion_hf.recipe.arguments import OptimizerArguments, TrainArguments
 from bifusion_hf.sparse import voxelize
-from bifusion_hf.training.arguments import OptimizerArguments, TrainArguments
 from bifusion_hf.training.audit import EXEMPTIONS
 from bifusion_hf.training.freezing import TOWER, freeze, frozen_prefixes, train_mode
 from bifusion_hf.training.metrics import read_metrics

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..configuration_bifusion import BiFusionConfig
-    from ..hub.report import WeightLoadReport
+    from ..weights.report import WeightLoadReport
 
 EXAMPLES = """examples:
   bifusion-convert-sv3d ESAM-E_CA_online_epoch_128.pth checkpoints/esam-e
@@ -193,10 +193,15 @@ def convert(arguments: argparse.Namespace) -> "WeightLoadReport":
     from transformers import set_seed
     from transformers.utils import logging
 
-    from ..hub.checkpoint_files import read_state_dict, resolve_file
-    from ..hub.sv3d import FILE_NAMES, OWN_LAYOUT, find_backbone_prefix, load_sv3d_weights
+    from ..io.checkpoint_files import read_state_dict, resolve_file
     from ..modeling_bifusion import BiFusionForInstanceSegmentation
     from ..processing_bifusion import BiFusionProcessor
+    from ..weights.sv3d import (
+        FILE_NAMES,
+        OWN_LAYOUT,
+        find_backbone_prefix,
+        load_sv3d_weights,
+    )
 
     logging.disable_progress_bar()
     path = resolve_file(arguments.source, FILE_NAMES, arguments.revision)
@@ -246,7 +251,7 @@ def read_architecture(state: "dict[str, torch.Tensor]", prefix: str, **unseen: A
         ValueError: The U-Net lacks a level, or a shape belongs to no such network.
     """
     from ..configuration_bifusion import BiFusionConfig
-    from ..hub.sv3d import POINT_ENCODER, has_frame_adapters, translate
+    from ..weights.sv3d import POINT_ENCODER, has_frame_adapters, translate
 
     shapes = {
         name: tuple(part.shape) for key, value in state.items() for name, part in translate(key, value, prefix).items()

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         if arguments.space is not None:
-            from ..visualization.demo_space import write_space
+            from ..demo.space import write_space
 
             files = write_space(arguments.space, arguments.checkpoint)
             print(f"{', '.join(str(path) for path in files)}\nPush this folder to a Space of the Gradio SDK.")
@@ -112,7 +112,7 @@ def launch(
     """
     # Gradio reads it when it is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "0"
-    from ..visualization.demo_page import build_page, launch_options
+    from ..demo.page import build_page, launch_options
 
     if samples is None:
         samples = read_samples("sample", "val")

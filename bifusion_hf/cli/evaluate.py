@@ -11,7 +11,7 @@ EXAMPLES = """examples:
   bifusion-evaluate sample --data sample --split val
   bifusion-evaluate runs/simple/best --data data/scannet200 --output results.json --save_predictions val.parquet
   bifusion-evaluate --predictions val.parquet --data data/scannet200
-  accelerate launch scripts/evaluate.py runs/simple/best --data data/scannet200 --mixed_precision bf16
+  accelerate launch -m bifusion_hf.cli.evaluate runs/simple/best --data data/scannet200 --mixed_precision bf16
 """
 
 

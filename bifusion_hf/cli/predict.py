@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import assets
-from ..data.superpoints_masks import load_mask_generator, superpoints_from_mask_generator
+from ..superpoints.masks import load_mask_generator, superpoints_from_mask_generator
 
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def true_segments(frame: "RGBDFrame", stuff_classes: Sequence[int]) -> tuple[np.
     Returns:
         `segmentation` int [H, W] and `segments_info` of `id` and perhaps `label`.
     """
-    from ..data.labels import SCANNET200_CLASS_NAMES
+    from ..labels import SCANNET200_CLASS_NAMES
 
     segmentation, segments = frame.instance.copy(), []
     for index in np.unique(frame.instance[frame.instance >= 0]).tolist():

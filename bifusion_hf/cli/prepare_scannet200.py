@@ -133,3 +133,7 @@ def prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> d
         assume_registered=arguments.assume_registered,
         **options,
     )
+
+
+if __name__ == "__main__":
+    main()

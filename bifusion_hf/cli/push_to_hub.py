@@ -117,7 +117,7 @@ def write_release(folder: Path, arguments: argparse.Namespace) -> None:
     from ..evaluation.results import load_results
     from ..hub.model_card import describe_data
     from ..hub.release import write_dataset_release, write_model_release
-    from ..training.recipes import load_arguments
+    from ..recipe.reading import load_arguments
 
     if arguments.type == "dataset":
         write_dataset_release(

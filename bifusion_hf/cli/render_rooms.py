@@ -4,16 +4,16 @@ import argparse
 import os
 from pathlib import Path
 
-from ..data.rooms.catalog import LIBRARIES
-from ..data.rooms.dataset import build_dataset
-from ..data.rooms.generate import RoomSettings
 from ..import_utils import require_package
+from ..rooms.catalog import LIBRARIES
+from ..rooms.dataset import build_dataset
+from ..rooms.generate import RoomSettings
 
 
 _EPILOG = """
 Furniture comes from the Debian package sweethome3d-furniture; it need not be installed:
   apt-get download sweethome3d-furniture
-  python scripts/render_rooms.py --furniture sweethome3d-furniture_*.deb --out rooms --train 1500 --val 300
+  bifusion-render-rooms --furniture sweethome3d-furniture_*.deb --out rooms --train 1500 --val 300
 
 The libraries differ in licence: %s.
 BlendSwap-CC-0 alone gives frames without any obligation; the others ask for attribution, which the data set's
@@ -105,3 +105,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{split}: {summary['frames'][split]} frames, {summary['instances_per_frame'][split]} instances a frame, "
             f"{100 * summary['depth_holes'][split]:.1f} % without depth, sha256 {digest}"
         )
+
+
+if __name__ == "__main__":
+    main()

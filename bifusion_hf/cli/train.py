@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from ..training.recipes import describe_keys, load_arguments, recipe_names
+from ..recipe.reading import describe_keys, load_arguments, recipe_names
 from .openmp import restart_with_passive_threads
 
 

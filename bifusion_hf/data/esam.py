@@ -19,12 +19,17 @@ from typing import Any
 
 import numpy as np
 
+from ..io.files import (
+    DataFileError,
+    decode_image,
+    path_inside,
+    read_bytes,
+)
+from ..io.safe_pickle import load_pickle
+from ..labels import raw_id_to_index
 from .alignment import ALIGNMENT_THRESHOLD, alignment_error
-from .files import DataFileError, decode_image, path_inside, read_bytes
 from .frames import RGBDFrame, frame_to_row
-from .labels import raw_id_to_index
 from .projection import project_points
-from .safe_pickle import load_pickle
 from .scannet.preparation import write_data_set
 from .scannet.shards import SkippedFrame
 
@@ -52,7 +57,7 @@ class EsamCloud:
         depth: float32 [N] metres along the optical axis.
         superpoints: int64 [N].
         instance: int64 [N], -1 = none.
-        semantic: int64 [N], class index of `data.labels`, -1 = unlabelled.
+        semantic: int64 [N], class index of `labels`, -1 = unlabelled.
         image: uint8 [480, 640, 3].
         camera_to_world: float64 [4, 4].
         frame_id: `<scan>_<frame>`.

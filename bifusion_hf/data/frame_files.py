@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..superpoints.masks import superpoints_from_masks
 from .frames import NONE, RGBDFrame
-from .superpoints_masks import superpoints_from_masks
 
 
 def read_frame(

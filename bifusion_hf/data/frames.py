@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .hub_files import split_revision
+from ..io.hub_files import split_revision
 
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class RGBDFrame:
         intrinsics: [3, 3] of the depth image, pixel centres at integers.
         camera_to_world: [4, 4] rigid pose, or None where it is unknown.
         instance: int [H, W], -1 = none, or None.
-        semantic: int [H, W], class index of `bifusion_hf.data.labels`, -1 = unlabelled, or None.
+        semantic: int [H, W], class index of `bifusion_hf.labels`, -1 = unlabelled, or None.
         superpoints: int [H, W], -1 = none, or None.
         frame_id: Name used in messages and reports.
 

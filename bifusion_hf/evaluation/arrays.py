@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.labels import SPLIT_NAMES, SPLIT_OF_CLASS
+from ..labels import SPLIT_NAMES, SPLIT_OF_CLASS
 
 
 def to_array(value: Any) -> np.ndarray:

@@ -1,9 +1,1 @@
-"""Weights from elsewhere, and releases."""
-
-from .clip import load_clip_weights
-from .report import WeightLoadReport
-from .sv3d import load_sv3d_weights
-from .vision import load_vision_weights
-
-
-__all__ = ["WeightLoadReport", "load_clip_weights", "load_sv3d_weights", "load_vision_weights"]
+"""Releases: model cards, checks, and the push to the Hub."""

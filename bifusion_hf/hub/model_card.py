@@ -16,7 +16,7 @@ from huggingface_hub import DatasetCardData, ModelCard, ModelCardData
 from .. import assets
 from ..configuration_bifusion import BiFusionConfig
 from ..evaluation.results import format_results, model_index_entries
-from ..training.arguments import TrainArguments
+from ..recipe.arguments import TrainArguments
 from ..version import __version__
 
 

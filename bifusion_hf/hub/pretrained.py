@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .. import assets
-from ..data.hub_files import pinned_name
+from ..io.hub_files import pinned_name
 from ..modeling_bifusion import BiFusionForInstanceSegmentation
 from ..processing_bifusion import BiFusionProcessor
 

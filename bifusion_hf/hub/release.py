@@ -20,15 +20,15 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from PIL import Image
 
 from ..data.frames import frame_from_row, load_frames
-from ..data.hub_files import pinned_name
 from ..evaluation.results import save_results
+from ..io.checkpoint_files import is_network_error
+from ..io.hub_files import pinned_name
 from ..modeling_bifusion import BiFusionForInstanceSegmentation
 from ..pipeline_bifusion import RGBDInstanceSegmentationPipeline
 from ..processing_bifusion import BiFusionProcessor
-from ..training.arguments import TrainArguments
+from ..recipe.arguments import TrainArguments
 from ..visualization import draw_instances
 from . import remote_code_shim
-from .checkpoint_files import is_network_error
 from .model_card import DataDescription, dataset_card, model_card, read_front_matter
 
 

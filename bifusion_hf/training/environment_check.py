@@ -27,10 +27,10 @@ from ..data.augmentation import AugmentationConfig, JointAugmentation
 from ..data.dataset import SampleMaker
 from ..data.frames import load_frames
 from ..import_utils import OPTIONAL_PACKAGES, is_available, torchvision_misfit
+from ..recipe.arguments import TrainArguments, check_names
+from ..recipe.reading import load_arguments
 from ..sparse import SparseTensor, SubmanifoldConv3d, kernels_unavailable_reason, voxelize
-from .arguments import TrainArguments, check_names
 from .freezing import freeze_for_training, train_mode
-from .recipes import load_arguments
 from .run import build_model, build_processor, load_initial_weights
 from .setup import slow_bfloat16_warning
 

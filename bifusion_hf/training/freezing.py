@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from .arguments import TrainingArguments
+from ..recipe.arguments import TrainingArguments
 
 
 # The pretrained part of the image branch; the projection head beside it always trains.

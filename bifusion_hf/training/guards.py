@@ -11,7 +11,7 @@ from accelerate.utils import find_executable_batch_size
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
-from .arguments import TrainArguments
+from ..recipe.arguments import TrainArguments
 
 
 class NonFiniteError(RuntimeError):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .arguments import OptimizerArguments
+from ..recipe.arguments import OptimizerArguments
 from .freezing import TOWER, is_below
 
 

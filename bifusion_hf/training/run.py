@@ -18,17 +18,19 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedConfig
 
 from ..configuration_bifusion import PRESETS, BiFusionConfig
-from ..data import superpoints, superpoints_geometry, superpoints_graph
 from ..data.augmentation import AugmentationConfig, JointAugmentation
 from ..data.collator import BiFusionCollator
 from ..data.dataset import FrameDataset, SampleMaker
 from ..data.frames import encode_png16, frame_from_row, load_frames
-from ..data.hub_files import pinned_name
 from ..evaluation import evaluate_model, headline
+from ..io.hub_files import pinned_name
 from ..layers.image_encoder import UNUSED_TOWER_OPTIONS
 from ..modeling_bifusion import BiFusionForInstanceSegmentation
 from ..processing_bifusion import BiFusionProcessor
-from .arguments import DataArguments, TrainArguments, check_names
+from ..recipe.arguments import DataArguments, TrainArguments, check_names
+from ..superpoints import geometry as superpoints_geometry
+from ..superpoints import graph as superpoints_graph
+from ..superpoints import segmentation as superpoints
 from .data_loading import StreamedFrames
 from .setup import build_accelerator
 from .trainer import BiFusionTrainer
@@ -148,16 +150,16 @@ def load_initial_weights(model: BiFusionForInstanceSegmentation, arguments: Trai
     """Loads `init.sv3d` and `init.clip` or `init.vision`, and returns the reports; not called when a run resumes."""
     reports = []
     if arguments.init.sv3d is not None:
-        from ..hub import load_sv3d_weights
+        from ..weights import load_sv3d_weights
 
         reports.append(f"init.sv3d {arguments.init.sv3d}\n{load_sv3d_weights(model, arguments.init.sv3d)}")
     if arguments.init.clip is not None:
-        from ..hub import load_clip_weights
+        from ..weights import load_clip_weights
 
         report = load_clip_weights(model, arguments.init.clip, activation=arguments.init.clip_activation)
         reports.append(f"init.clip {arguments.init.clip}\n{report}")
     if arguments.init.vision is not None:
-        from ..hub import load_vision_weights
+        from ..weights import load_vision_weights
 
         reports.append(f"init.vision {arguments.init.vision}\n{load_vision_weights(model, arguments.init.vision)}")
     return reports

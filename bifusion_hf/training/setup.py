@@ -17,7 +17,7 @@ from accelerate.utils import (
 from torch import nn
 from torch._functorch import config as functorch_config
 
-from .arguments import TrainArguments
+from ..recipe.arguments import TrainArguments
 from .freezing import TOWER, freeze_for_training
 
 

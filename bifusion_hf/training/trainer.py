@@ -19,8 +19,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.alignment import check_alignment
+from ..recipe.arguments import TrainArguments
 from . import checkpoints
-from .arguments import TrainArguments
 from .audit import LivenessAudit, alpha_statistics, probe_loss
 from .data_loading import train_batches, updates_per_epoch
 from .freezing import eval_mode, train_mode, unfreeze_due

@@ -13,9 +13,9 @@ from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusio
 from bifusion_hf.cli.evaluate import main
 from bifusion_hf.data.dataset import FrameDataset
 from bifusion_hf.data.frames import frame_features, frame_to_row, load_frames
-from bifusion_hf.data.labels import INSTANCE_CLASS_NAMES
 from bifusion_hf.evaluation import PredictionFile
 from bifusion_hf.evaluation.evaluator import predict_batch
+from bifusion_hf.labels import INSTANCE_CLASS_NAMES
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,14 @@
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
+from hub_server import TOKEN, HubServer, run_python
+from release_files import RESULTS, save_checkpoint
 
 from bifusion_hf.assets import SAMPLE_FRAMES
 from bifusion_hf.cli.push_to_hub import find_recipe, main
 from bifusion_hf.data.frames import load_frames
-
-
-sys.path.append(str(Path(__file__).parents[1] / "hub"))
-from hub_server import TOKEN, HubServer, run_python  # noqa: E402
-from release_files import RESULTS, save_checkpoint  # noqa: E402
 
 
 @pytest.fixture(scope="module")

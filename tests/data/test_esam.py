@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from bifusion_hf.data.esam import ESAM_INTRINSICS, EsamFrames, prepare_esam
-from bifusion_hf.data.files import DataFileError
 from bifusion_hf.data.frames import frame_from_row, load_frames
-from bifusion_hf.data.safe_pickle import load_pickle
+from bifusion_hf.io.files import DataFileError
+from bifusion_hf.io.safe_pickle import load_pickle
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 
 

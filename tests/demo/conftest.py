@@ -28,7 +28,7 @@ def page_url(tmp_path_factory):
         port = probe.getsockname()[1]
     folder = tmp_path_factory.mktemp("server")
     log = folder / "log.txt"
-    command = [sys.executable, "scripts/demo_app.py", "--checkpoint", str(CHECKPOINT), "--port", str(port)]
+    command = [sys.executable, "-m", "bifusion_hf.cli.demo_app", "--checkpoint", str(CHECKPOINT), "--port", str(port)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(folder), "TMPDIR": str(folder)}
     with log.open("w") as output:
         server = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)

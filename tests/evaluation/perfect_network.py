@@ -7,7 +7,7 @@ import torch
 from frame_factory import make_frame
 from torch import nn
 
-from bifusion_hf.data.labels import INSTANCE_CLASS_NAMES, SCANNET200_CLASS_NAMES
+from bifusion_hf.labels import INSTANCE_CLASS_NAMES, SCANNET200_CLASS_NAMES
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from bifusion_hf.data.labels import INSTANCE_CLASS_NAMES, SPLIT_OF_CLASS, STUFF_CLASSES
 from bifusion_hf.evaluation import InstanceAveragePrecision
 from bifusion_hf.evaluation.instance_average_precision import mask_overlaps
+from bifusion_hf.labels import INSTANCE_CLASS_NAMES, SPLIT_OF_CLASS, STUFF_CLASSES
 
 
 REFERENCE_FRAMES = [f"f{index:02d}" for index in range(12)]

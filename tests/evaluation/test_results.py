@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from huggingface_hub import EvalResult, ModelCardData
 
-from bifusion_hf.data.labels import INSTANCE_CLASS_NAMES
 from bifusion_hf.evaluation import (
     InstanceAveragePrecision,
     SemanticMeanIoU,
@@ -15,6 +14,7 @@ from bifusion_hf.evaluation import (
     model_index_entries,
     save_results,
 )
+from bifusion_hf.labels import INSTANCE_CLASS_NAMES
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from bifusion_hf.data.labels import SCANNET200_CLASS_NAMES, SPLIT_OF_CLASS
 from bifusion_hf.evaluation import SemanticMeanIoU
+from bifusion_hf.labels import SCANNET200_CLASS_NAMES, SPLIT_OF_CLASS
 
 
 def test_equals_direct_count():

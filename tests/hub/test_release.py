@@ -17,7 +17,7 @@ from transformers import AutoModelForInstanceSegmentation, AutoProcessor
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.evaluation.results import load_results
 from bifusion_hf.hub.release import check_repo_id, write_dataset_release, write_model_release
-from bifusion_hf.training.recipes import load_arguments
+from bifusion_hf.recipe.reading import load_arguments
 
 
 FILES = {

@@ -11,8 +11,8 @@ import torch
 from open_clip.transformer import VisionTransformer
 
 from bifusion_hf import BiFusionConfig, BiFusionModel
-from bifusion_hf.hub import clip
-from bifusion_hf.hub.clip import load_clip_weights, open_clip_release
+from bifusion_hf.weights import clip
+from bifusion_hf.weights.clip import load_clip_weights, open_clip_release
 
 
 def our_model(small_config, blocks, image_size=32, **vision):

@@ -8,13 +8,13 @@ from transformers import Dinov2Config, Dinov2Model
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.data.frames import frame_from_row, load_frames
-from bifusion_hf.experiments.cells import changed_keys, check_comparable, content_of
+from bifusion_hf.recipe.arguments import TrainArguments
+from bifusion_hf.recipe.reading import load_arguments
 from bifusion_hf.training import run
-from bifusion_hf.training.arguments import TrainArguments
 from bifusion_hf.training.checkpoints import list_checkpoints
 from bifusion_hf.training.freezing import TOWER
-from bifusion_hf.training.recipes import load_arguments
 from bifusion_hf.training.run import build_model, build_processor, build_trainer
+from scripts.experiments.cells import changed_keys, check_comparable, content_of
 
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

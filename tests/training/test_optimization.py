@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from bifusion_hf.training.arguments import OptimizerArguments
+from bifusion_hf.recipe.arguments import OptimizerArguments
 from bifusion_hf.training.freezing import TOWER
 from bifusion_hf.training.optimization import (
     build_optimizer,

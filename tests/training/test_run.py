@@ -8,10 +8,10 @@ from torch import nn
 from training_standin import RecordingTrainer, assert_same_updates, join, run_processes
 
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor
-from bifusion_hf.data import superpoints
 from bifusion_hf.data.frames import frame_from_row, load_frames
+from bifusion_hf.recipe.arguments import TrainArguments
+from bifusion_hf.superpoints import segmentation as superpoints
 from bifusion_hf.training import run
-from bifusion_hf.training.arguments import TrainArguments
 from bifusion_hf.training.checkpoints import list_checkpoints
 from bifusion_hf.training.metrics import read_metrics
 from bifusion_hf.training.plan import describe_plan, saved_bytes

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from bifusion_hf.training.arguments import TrainArguments
+from bifusion_hf.recipe.arguments import TrainArguments
 from bifusion_hf.training.trainer import BiFusionTrainer
 
 

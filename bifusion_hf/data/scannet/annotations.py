@@ -14,7 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from ..files import DataFileError, parse_floats, read_json, read_text
+from ...io.files import (
+    DataFileError,
+    parse_floats,
+    read_json,
+    read_text,
+)
 
 
 # A frame keeps its objects, plus one, in 16 bits.

@@ -51,7 +51,7 @@ frames = load_dataset("path/to/this/folder", split="{split}")  # streaming=True 
 | `intrinsics` | 3x3 of the depth image of that scan, pixel centres at integers |
 | `camera_to_world` | 4x4, metres, z up |
 | `instance` | 16-bit PNG: id of the annotated object plus one, 0 = none; walls and floors have ids too |
-| `semantic` | 16-bit PNG: class index plus one, 0 = none; 0 wall, 1 floor, 2 chair, ... (`bifusion_hf.data.labels`) |
+| `semantic` | 16-bit PNG: class index plus one, 0 = none; 0 wall, 1 floor, 2 chair, ... (`bifusion_hf.labels`) |
 | `superpoints` | 16-bit PNG: superpoint plus one, 0 = none; where empty they are made when the frame is read |
 
 Label columns are empty for scans without annotation.

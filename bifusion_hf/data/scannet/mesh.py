@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import DataFileError, read_bytes
+from ...io.files import DataFileError, read_bytes
 
 
 _SCALARS = {

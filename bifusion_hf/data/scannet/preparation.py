@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..files import DataFileError, read_text
+from ...io.files import DataFileError, read_text
 from .annotations import read_label_ids
 from .card import dataset_card
 from .mesh_labels import MAX_DISTANCE

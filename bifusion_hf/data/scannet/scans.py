@@ -5,7 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import DataFileError, decode_image, parse_floats, read_bytes, read_text
+from ...io.files import (
+    DataFileError,
+    decode_image,
+    parse_floats,
+    read_bytes,
+    read_text,
+)
 from ..frames import scale_intrinsics
 from .annotations import read_scan_info
 from .sens import SensFile

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..files import DataFileError, decode_image
+from ...io.files import DataFileError, decode_image
 
 
 VERSION = 4

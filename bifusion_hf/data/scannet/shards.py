@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from ..files import DataFileError
+from ...io.files import DataFileError
 from ..frames import frame_features
 
 

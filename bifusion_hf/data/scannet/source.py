@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..files import DataFileError
+from ...io.files import DataFileError
+from ...labels import raw_id_to_index
 from ..frames import MIN_VALID_POINTS, RGBDFrame, frame_to_row, scale_intrinsics
-from ..labels import raw_id_to_index
 from .annotations import axis_alignment, read_vertex_labels
 from .mesh import read_mesh
 from .mesh_labels import MAX_DISTANCE, MeshLabels

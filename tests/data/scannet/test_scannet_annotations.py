@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scannet_files import LABEL_MAP, axis_alignment, room_mesh, scan_info, write_annotation
 
-from bifusion_hf.data.files import DataFileError
 from bifusion_hf.data.scannet.annotations import (
     axis_alignment as read_axis_alignment,
 )
 from bifusion_hf.data.scannet.annotations import read_label_ids, read_scan_info, read_vertex_labels
+from bifusion_hf.io.files import DataFileError
 
 
 IDS = {"wall": 1, "chair": 2, "floor": 3, "stack of chairs": 2, '5" picture': 1357}

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from scannet_files import LABEL_MAP, pose, write_exported_scan, write_label_images, write_sens_scan
 
-from bifusion_hf.data.files import DataFileError
 from bifusion_hf.data.scannet.annotations import axis_alignment, read_label_ids
 from bifusion_hf.data.scannet.mesh import read_mesh
 from bifusion_hf.data.scannet.preparation import read_split_list
 from bifusion_hf.data.scannet.sens import SensFile
 from bifusion_hf.data.scannet.shards import SkippedFrame
 from bifusion_hf.data.scannet.source import ScanNetSource
+from bifusion_hf.io.files import DataFileError
 
 
 LABEL_IDS = {"wall": 1, "floor": 3, "stack of chairs": 2}

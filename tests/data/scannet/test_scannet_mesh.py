@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scannet_files import ply_bytes, room_mesh
 
-from bifusion_hf.data.files import DataFileError
 from bifusion_hf.data.scannet.mesh import read_mesh
+from bifusion_hf.io.files import DataFileError
 
 
 VERTICES, FACES, _ = room_mesh()

@@ -23,11 +23,11 @@ from scannet_files import (
     write_sens_scan,
 )
 
-from bifusion_hf.data.files import DataFileError
 from bifusion_hf.data.frames import frame_from_row, load_frames
 from bifusion_hf.data.scannet import prepare_scannet200
 from bifusion_hf.data.scannet.preparation import read_split_list
 from bifusion_hf.data.scannet.registration import register_color
+from bifusion_hf.io.files import DataFileError
 
 
 INVALID = np.full((4, 4), -np.inf)

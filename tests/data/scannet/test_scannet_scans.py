@@ -15,9 +15,9 @@ from scannet_files import (
     write_sens_scan,
 )
 
-from bifusion_hf.data.files import DataFileError
 from bifusion_hf.data.frames import scale_intrinsics
 from bifusion_hf.data.scannet.scans import ExportedScan, LabelImages, SensScan, open_scan
+from bifusion_hf.io.files import DataFileError
 
 
 POSES = {0: pose(), 20: pose(0.2), 200: pose(-0.2)}

@@ -15,8 +15,8 @@ from scannet_files import (
     sens_bytes,
 )
 
-from bifusion_hf.data.files import DataFileError
 from bifusion_hf.data.scannet.sens import SensFile
+from bifusion_hf.io.files import DataFileError
 
 
 POSES = [pose(), pose(0.4, (0.1, 0.2, 1.3)), np.full((4, 4), -np.inf)]

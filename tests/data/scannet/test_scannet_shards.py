@@ -4,9 +4,9 @@ import os
 import numpy as np
 import pytest
 
-from bifusion_hf.data.files import DataFileError
 from bifusion_hf.data.frames import RGBDFrame, frame_from_row, frame_to_row, load_frames
 from bifusion_hf.data.scannet.shards import SkippedFrame, write_shards
+from bifusion_hf.io.files import DataFileError
 
 
 class CountingSource:

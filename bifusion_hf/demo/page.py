@@ -1,0 +1,257 @@
+"""The demo page: a frame in, the annotated image and the coloured points out (Gradio, extra `demo`)."""
+
+import html
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.frames import RGBDFrame
+from ..import_utils import require_package
+from ..visualization.cameras import CAMERA_PRESETS
+from .prediction import (
+    LOWEST_SCORE,
+    Prediction,
+    annotated_image,
+    predict,
+    viewer_distance,
+    write_files,
+)
+from .upload import (
+    camera_fields,
+    intrinsics_text,
+    read_intrinsics_file,
+    read_upload,
+)
+
+
+if TYPE_CHECKING:
+    from ..pipeline_bifusion import RGBDInstanceSegmentationPipeline
+
+gr = require_package("gradio")
+
+INTRODUCTION = """# RGB-D instance segmentation
+One frame of colour and depth in, 3D object instances out. Pick a sample frame, or bring your own."""
+OWN_CALIBRATION = "own calibration"
+# Units per metre by name.
+DEPTH_SCALES = [("millimetres (1000)", 1000.0), ("TUM RGB-D (5000)", 5000.0), ("metres, floating point", None)]
+DEFAULT_SCORE = 0.5
+# Files of a visitor are deleted an hour after they were made.
+CACHE_SECONDS = (600, 3600)
+# Azimuth and polar angle in degrees of a viewer that looks as the camera does.
+FROM_CAMERA = (90, 90)
+STYLE = """
+.gradio-container {max-width: 1600px !important; padding: 16px 24px !important}
+#introduction h1 {margin-bottom: 0}
+#status {min-height: 1.6em}
+#samples .thumbnail-lg {aspect-ratio: 4 / 3}
+footer {display: none !important}
+"""
+
+
+def launch_options() -> dict[str, Any]:
+    """Arguments for `Blocks.launch` that give the page its look; the fonts are Gradio's own files."""
+    local = gr.themes.utils.fonts.LocalFont
+    theme = gr.themes.Soft(
+        primary_hue="blue",
+        font=(local("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"),
+        font_mono=(local("IBM Plex Mono", weights=(400, 700)), "monospace"),
+    )
+    return {"theme": theme, "css": STYLE, "footer_links": []}
+
+
+def build_page(
+    segmenter: "RGBDInstanceSegmentationPipeline", samples: Sequence[RGBDFrame], checkpoint: str
+) -> "gr.Blocks":
+    """The page.
+
+    The network runs once for a frame, one frame at a time; score slider and class filter only paint anew.
+
+    Args:
+        segmenter: The pipeline.
+        samples: Frames to pick from.
+        checkpoint: Name of the checkpoint, shown in the JSON file.
+
+    Returns:
+        The page; show it with `page.launch(**launch_options())`.
+    """
+    with gr.Blocks(
+        title="RGB-D instance segmentation", analytics_enabled=False, delete_cache=CACHE_SECONDS, fill_width=True
+    ) as page:
+        shown = gr.State(None, time_to_live=CACHE_SECONDS[1])
+        gr.Markdown(INTRODUCTION, elem_id="introduction")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=320):
+                with gr.Tab("Sample frames"):
+                    gallery = gr.Gallery(
+                        [frame.image for frame in samples],
+                        show_label=False,
+                        columns=2,
+                        height=520,
+                        object_fit="cover",
+                        allow_preview=False,
+                        buttons=[],
+                        elem_id="samples",
+                    )
+                with gr.Tab("Your frame"):
+                    upload = _upload_form()
+            with gr.Column(scale=3, min_width=640):
+                with gr.Row():
+                    image = gr.AnnotatedImage(label="Instances", height=460, elem_id="instances")
+                    points = gr.Model3D(
+                        label="Points (drag to turn, scroll to zoom)",
+                        height=460,
+                        clear_color=(0.96, 0.97, 0.98, 1.0),
+                        elem_id="points",
+                    )
+                status = gr.Markdown("No frame yet: pick one on the left.", elem_id="status")
+                with gr.Row():
+                    score = gr.Slider(
+                        LOWEST_SCORE, 1, DEFAULT_SCORE, step=0.05, label="Score above", elem_id="score", scale=2
+                    )
+                    names = gr.Dropdown(
+                        [], multiselect=True, label="Classes", info="none = all", elem_id="classes", scale=3
+                    )
+                with gr.Row():
+                    ply = gr.DownloadButton("Points (PLY)", interactive=False, elem_id="ply")
+                    segments = gr.DownloadButton("Instances (JSON)", interactive=False, elem_id="json")
+
+        parts = [image, points, ply, segments, status]
+
+        def run_sample(score: float, choice: gr.SelectData):
+            return _run(segmenter, checkpoint, score, lambda: samples[choice.index])
+
+        def run_upload(score: float, *fields):
+            return _run(segmenter, checkpoint, score, lambda: read_upload(*fields))
+
+        running = {
+            "outputs": [shown, names, *parts],
+            "show_progress_on": [image, points],
+            "concurrency_id": "network",
+            "api_visibility": "private",
+        }
+        gallery.select(run_sample, [score], **running)
+        upload["run"].click(run_upload, [score, *(upload[name] for name in UPLOAD_FIELDS)], **running)
+        for event in (score.change, names.input):
+            event(
+                _show,
+                [shown, score, names],
+                parts,
+                show_progress="hidden",
+                trigger_mode="always_last",
+                api_visibility="private",
+            )
+    return page
+
+
+# Arguments of `read_upload`.
+UPLOAD_FIELDS = ("image", "depth", "depth_scale", "intrinsics", "pose")
+
+
+def _upload_form() -> dict[str, Any]:
+    """The components of a frame of one's own, by name, and the button `run`."""
+    form: dict[str, Any] = {
+        "image": gr.Image(
+            label="Colour (registered to depth)", sources=["upload"], buttons=[], height=170, elem_id="color"
+        ),
+        "depth": gr.File(label="Depth (16-bit PNG, TIFF, .npy)", height=120, elem_id="depth"),
+        "camera": gr.Dropdown(
+            [OWN_CALIBRATION, *CAMERA_PRESETS],
+            value=OWN_CALIBRATION,
+            label="Camera",
+            info="A camera's name fills in nominal values, off by a few percent.",
+            elem_id="camera",
+        ),
+        "depth_scale": gr.Dropdown(DEPTH_SCALES, value=1000.0, label="Depth in", elem_id="depth-scale"),
+        "intrinsics": gr.Textbox(
+            label="Intrinsics of the depth image",
+            placeholder="fx fy cx cy, a 3x3 matrix, or JSON",
+            max_lines=4,
+            elem_id="intrinsics",
+        ),
+    }
+    with gr.Accordion("Intrinsics and pose from files", open=False):
+        form["file"] = gr.File(label="Intrinsics (JSON, text, .npy)", height=110)
+        form["pose"] = gr.File(label="Camera to world, 4x4, z up (JSON, text, .npy)", height=110)
+    form["run"] = gr.Button("Segment", variant="primary", elem_id="run")
+
+    for component in (form["camera"], form["depth"]):
+        component.change(
+            _fill_from_camera,
+            [form["camera"], form["depth"]],
+            [form["depth_scale"], form["intrinsics"]],
+            show_progress="hidden",
+            api_visibility="private",
+        )
+    form["file"].upload(
+        _fill_from_file, [form["file"]], [form["camera"], form["intrinsics"]], api_visibility="private"
+    )
+    return form
+
+
+def _fill_from_camera(camera: str, depth: str | None) -> tuple:
+    """Depth scale and intrinsics of the chosen camera."""
+    if camera == OWN_CALIBRATION:
+        return gr.skip(), gr.skip()
+    if depth is None:
+        gr.Info("The intrinsics appear with the depth image: they depend on its size.")
+    try:
+        return camera_fields(camera, depth)
+    except ValueError as error:
+        _refuse(error)
+        return gr.skip(), ""
+
+
+def _fill_from_file(path: str) -> tuple:
+    """The intrinsics of a file."""
+    try:
+        return OWN_CALIBRATION, intrinsics_text(read_intrinsics_file(path))
+    except ValueError as error:
+        _refuse(error)
+        return gr.skip(), gr.skip()
+
+
+def _refuse(error: Exception) -> None:
+    """Shows a message that stays until it is closed."""
+    gr.Warning(html.escape(str(error)), title="This cannot be used", duration=None)
+
+
+@dataclass(eq=False)
+class Shown:
+    """What a visitor looks at: the prediction, and the folder of its files, deleted with it."""
+
+    prediction: Prediction
+    folder: tempfile.TemporaryDirectory = field(
+        default_factory=lambda: tempfile.TemporaryDirectory(prefix="bifusion-")
+    )
+
+
+def _run(
+    segmenter: "RGBDInstanceSegmentationPipeline", checkpoint: str, score: float, read: Callable[[], RGBDFrame]
+) -> list:
+    """Predicts a frame: what is shown of it, the names to filter by, and what `_show` gives."""
+    try:
+        shown = Shown(predict(segmenter, read(), checkpoint))
+    except (ValueError, OSError) as error:
+        _refuse(error)
+        return [gr.skip()] * 7
+    choices = [(f"{name} ({count})", name) for name, count in shown.prediction.name_counts.items()]
+    return [shown, gr.Dropdown(choices=choices, value=[]), *_show(shown, score, [])]
+
+
+def _show(shown: Shown | None, score: float, names: list[str]) -> list:
+    """Image, points, both downloads and the status line for a filter."""
+    if shown is None:
+        return [gr.skip()] * 5
+    prediction = shown.prediction
+    selection = prediction.select(score, names)
+    picture, colors = annotated_image(prediction, selection)
+    paths = write_files(prediction, selection, Path(shown.folder.name))
+    return [
+        gr.AnnotatedImage(picture, color_map=colors),
+        gr.Model3D(str(paths["viewer"]), camera_position=(*FROM_CAMERA, viewer_distance(prediction.frame))),
+        gr.DownloadButton(value=str(paths["ply"]), interactive=True),
+        gr.DownloadButton(value=str(paths["json"]), interactive=True),
+        f"**{prediction.frame.frame_id}**: {len(selection.segments)} instances above {score:.2f}",
+    ]

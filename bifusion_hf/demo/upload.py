@@ -1,0 +1,112 @@
+"""From what a visitor of the demo page enters to a frame."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from ..data.frame_files import read_depth, read_intrinsics, read_pose
+from ..data.frames import RGBDFrame
+from ..visualization.cameras import CAMERA_PRESETS, nominal_intrinsics
+
+
+# What a depth camera indoors can see; a median outside shows that the units are others.
+PLAUSIBLE_DEPTH = (0.1, 50.0)
+
+
+def read_upload(
+    image: np.ndarray | None, depth: str | None, depth_scale: float | None, intrinsics: str, pose: str | None
+) -> RGBDFrame:
+    """The frame of the form.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        depth: File for `read_depth`.
+        depth_scale: Units per metre; None = the file is in metres.
+        intrinsics: See `parse_intrinsics`.
+        pose: File for `read_pose`, or None.
+
+    Returns:
+        The frame, named after the depth file.
+
+    Raises:
+        ValueError: Something is missing or malformed; files are named without their folder.
+        OSError: A file cannot be read.
+    """
+    given = {"the colour image": image is not None, "the depth image": depth, "its intrinsics": intrinsics.strip()}
+    missing = [name for name, there in given.items() if not there]
+    if missing:
+        raise ValueError(f"Missing: {', '.join(missing)}. A frame needs colour, depth and the depth's intrinsics.")
+    try:
+        meters = read_depth(depth, depth_scale)
+        camera_to_world = None if pose is None else read_pose(pose)
+    except (ValueError, OSError) as error:
+        raise ValueError(_with_file_names(str(error), depth, pose)) from error
+    frame = RGBDFrame(image, meters, parse_intrinsics(intrinsics), camera_to_world, frame_id=Path(depth).stem)
+    median = float(np.median(frame.depth[frame.depth > 0]))
+    if not PLAUSIBLE_DEPTH[0] < median < PLAUSIBLE_DEPTH[1]:
+        raise ValueError(
+            f"{frame.frame_id}: the median depth is {median:.3g} m; expected {PLAUSIBLE_DEPTH[0]:g} to "
+            f"{PLAUSIBLE_DEPTH[1]:g} m: choose another depth scale"
+        )
+    return frame
+
+
+def parse_intrinsics(text: str) -> np.ndarray:
+    """Intrinsics, float64 [3, 3], from fx, fy, cx, cy, from nine numbers row by row, or from pasted JSON.
+
+    Raises:
+        ValueError: None of these; see `read_intrinsics`.
+    """
+    text = text.strip()
+    is_json = text.startswith(("{", "["))
+    if not is_json:
+        try:
+            numbers = [float(word) for word in text.replace(",", " ").split()]
+        except ValueError:
+            raise ValueError(f"intrinsics are {text!r}; expected the numbers fx fy cx cy, or JSON") from None
+        return np.reshape(numbers, (3, 3)) if len(numbers) == 9 else read_intrinsics(numbers)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "intrinsics.json"
+        path.write_text(text, encoding="utf-8")
+        return read_intrinsics_file(str(path))
+
+
+def read_intrinsics_file(path: str) -> np.ndarray:
+    """`read_intrinsics` of a file, whose folder no message mentions."""
+    try:
+        return read_intrinsics(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(_with_file_names(str(error), path)) from error
+
+
+def intrinsics_text(matrix: np.ndarray) -> str:
+    """fx fy cx cy of intrinsics [3, 3], as the form shows them."""
+    return " ".join(f"{matrix[row, column]:.2f}" for row, column in ((0, 0), (1, 1), (0, 2), (1, 2)))
+
+
+def camera_fields(camera: str, depth: str | None) -> tuple[float, str]:
+    """Depth scale and intrinsics (text) of a camera by its name, for the size of the depth image.
+
+    Args:
+        camera: Key of `CAMERA_PRESETS`.
+        depth: The depth file; without one the intrinsics stay empty.
+
+    Raises:
+        ValueError: The file is no depth image, or of an aspect that the camera does not give.
+    """
+    scale = CAMERA_PRESETS[camera].depth_scale
+    if depth is None:
+        return scale, ""
+    try:
+        height, width = read_depth(depth, scale).shape
+    except (ValueError, OSError) as error:
+        raise ValueError(_with_file_names(str(error), depth)) from error
+    return scale, intrinsics_text(nominal_intrinsics(camera, width, height))
+
+
+def _with_file_names(message: str, *paths: str | None) -> str:
+    """A message that names files without the folders that uploads lie in."""
+    for path in filter(None, paths):
+        message = message.replace(path, Path(path).name)
+    return message

@@ -1,0 +1,1 @@
+"""Files that came from elsewhere, and files that are written whole or not at all."""

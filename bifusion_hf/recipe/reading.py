@@ -1,0 +1,149 @@
+"""Recipes in files and on the command line, and their keys explained.
+
+One rule for both forms: an unknown key or a value of the wrong type is refused by name. A YAML file may begin with
+`extends: OTHER`, a recipe of which it states only the differences.
+"""
+
+import inspect
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+
+from .arguments import (
+    TrainArguments,
+    check_key,
+    is_open,
+    section_names,
+    split_key,
+    valid_keys,
+)
+
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+
+
+def load_arguments(recipe: str | Path | None, overrides: Sequence[str] = ()) -> TrainArguments:
+    """Reads a recipe and applies command-line overrides.
+
+    Args:
+        recipe: YAML file, or the name of a recipe that the package carries (`tiny`, `sv3d`, ...); None = defaults.
+        overrides: `["--section.key", "value", ...]`; `--section.key=value` works too, and a key alone means true.
+            Values are read as YAML.
+
+    Raises:
+        ValueError: No such recipe, an unknown key, a wrong type, or a value out of range.
+    """
+    values = {} if recipe is None else _read_recipe(_recipe_path(recipe))
+    for key, text in _parse_overrides(overrides):
+        check_key(key)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--{key}: cannot read {text!r} as a YAML value") from error
+        target = values
+        *sections, name = split_key(key)
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ValueError(f"{recipe}: {section} must be a mapping, got {target!r}")
+        target[name] = value
+    return TrainArguments.from_dict(values)
+
+
+def _read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's values over those of the recipe that it extends, which is looked for beside it first."""
+    if path in extending:
+        raise ValueError(f"{path} extends itself, by way of {', '.join(str(other) for other in extending)}")
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    beside = path.parent / f"{base}.yaml"
+    found = beside if beside.is_file() else _recipe_path(base)
+    return _overlaid(_read_recipe(found, (*extending, path)), values)
+
+
+def _overlaid(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `values` in place of its own, mappings entry by entry."""
+    result = dict(base)
+    for name, value in values.items():
+        both = isinstance(value, dict) and isinstance(base.get(name), dict)
+        result[name] = _overlaid(base[name], value) if both else value
+    return result
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that the package carries."""
+    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
+
+
+def _recipe_path(recipe: str | Path) -> Path:
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    packaged = CONFIG_FOLDER / f"{recipe}.yaml"
+    if packaged.is_file():
+        return packaged
+    raise ValueError(f"no recipe {str(recipe)!r}: neither a file nor one of {recipe_names()}")
+
+
+def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    pairs, position = [], 0
+    while position < len(overrides):
+        word = overrides[position]
+        if not word.startswith("--") or word == "--":
+            raise ValueError(f"expected --section.key, got {word!r}")
+        key, equals, text = word[2:].partition("=")
+        if equals:
+            pairs.append((key, text))
+        elif position + 1 < len(overrides) and not overrides[position + 1].startswith("--"):
+            position += 1
+            pairs.append((key, overrides[position]))
+        else:
+            pairs.append((key, "true"))
+        position += 1
+    return pairs
+
+
+def describe_keys() -> str:
+    """Every key with its type, default and meaning, section by section, for `--help`."""
+    defaults = TrainArguments().flat()
+    sections = typing.get_type_hints(TrainArguments)
+    meanings = dict(_meanings(TrainArguments))
+    for section in section_names():
+        meanings.update({f"{section}.{name}": text for name, text in _meanings(sections[section]).items()})
+    lines, heading = [], None
+    for name, kind in valid_keys().items():
+        section = name.rpartition(".")[0]
+        if section != heading:
+            heading = section
+            title = inspect.getdoc(sections[section]).partition("\n")[0] if section else "The run."
+            lines += ["", f"{section}: {title}" if section else title]
+        default = "{}" if is_open(kind) else defaults[name]
+        lines.append(f"  --{name}  {_shown(kind)} (default {'null' if default == 'None' else default})")
+        lines.append(textwrap.fill(meanings[name], 110, initial_indent=" " * 8, subsequent_indent=" " * 8))
+    return "\n".join(lines).strip("\n")
+
+
+def _meanings(section: type) -> dict[str, str]:
+    """Key -> what the docstring of its dataclass says about it."""
+    arguments = inspect.getdoc(section).partition("Args:\n")[2]
+    entries = re.findall(r"^ {4}([\w, ]+): (.*(?:\n {8}.*)*)", arguments, re.MULTILINE)
+    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+
+
+def _shown(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if argument is type(None) else _shown(argument) for argument in arguments)
+    if origin is Literal:
+        return f"one of {', '.join(arguments)}"
+    return kind.__name__ if origin is None else str(kind).replace("typing.", "")

@@ -1,0 +1,1 @@
+"""Over-segmentation of a frame into superpoints."""

@@ -1,0 +1,62 @@
+import subprocess
+import sys
+
+import pytest
+from frame_factory import make_frame
+
+
+def test_the_page_says_which_extra_it_needs():
+    """In a process where gradio cannot be found; the module that makes the Space does not need it."""
+    code = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "gradio" else find(name, *rest)
+import bifusion_hf.cli.demo_app, bifusion_hf.demo.space
+assert "gradio" not in sys.modules
+try:
+    import bifusion_hf.demo.page
+except ImportError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 'pip install "bifusion_hf[demo]"' in run.stdout
+
+
+@pytest.fixture
+def demo_page():
+    pytest.importorskip("gradio")
+    from bifusion_hf.demo import page as demo_page
+
+    return demo_page
+
+
+def test_nothing_of_the_page_needs_a_network(demo_page):
+    """No file of fonts but Gradio's own, no analytics, no public API."""
+    page = demo_page.build_page(None, [make_frame(48, 64)], "checkpoint")
+    assert page.analytics_enabled is False
+    theme = demo_page.launch_options()["theme"]
+    assert not [sheet for sheet in theme._stylesheets if "http" in str(sheet)]
+    assert "http" not in demo_page.STYLE
+    assert {function.api_visibility for function in page.fns.values()} == {"private"}
+
+
+def test_refused_frames_leave_the_page_as_it_is(demo_page, monkeypatch):
+    messages = []
+    monkeypatch.setattr(demo_page.gr, "Warning", lambda message, **options: messages.append(message))
+
+    def read():
+        raise ValueError("depth <b> is wrong")
+
+    outputs = demo_page._run(None, "checkpoint", 0.5, read)
+    assert messages == ["depth &lt;b&gt; is wrong"]
+    assert len(outputs) == 7 and all(output == demo_page.gr.skip() for output in outputs)
+    assert demo_page._show(None, 0.5, []) == [demo_page.gr.skip()] * 5
+
+
+def test_a_camera_fills_the_form(demo_page, monkeypatch):
+    messages = []
+    monkeypatch.setattr(demo_page.gr, "Info", messages.append)
+    skip = demo_page.gr.skip()
+    assert demo_page._fill_from_camera(demo_page.OWN_CALIBRATION, None) == (skip, skip)
+    assert demo_page._fill_from_camera("Kinect v1", None) == (1000, "")
+    assert "depend on its size" in messages[0]

@@ -1,0 +1,114 @@
+import pytest
+
+from bifusion_hf.configuration_bifusion import BiFusionConfig
+from bifusion_hf.recipe.arguments import TrainArguments, check_names, valid_keys
+from bifusion_hf.recipe.reading import describe_keys, load_arguments, recipe_names
+
+
+def test_defaults_round_trip_through_yaml(tmp_path):
+    arguments = load_arguments("tiny", ["--model.config.num_points", "4000", "--training.unfreeze_at.model.x", "0.5"])
+    arguments.save(tmp_path / "recipe.yaml")
+    assert load_arguments(tmp_path / "recipe.yaml") == arguments
+    assert arguments.model.config == {"num_points": 4000}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_load(name):
+    arguments = load_arguments(name)
+    assert arguments.optimizer.power == 0.9 and arguments.optimizer.max_grad_norm == 10
+    BiFusionConfig.from_preset(arguments.model.preset, **arguments.model.config)
+
+
+def test_recipes_have_the_published_values():
+    names = ("sv3d", "bifusion_simple", "bifusion_full", "bifusion_residual")
+    sv3d, simple, full, residual = (load_arguments(name) for name in names)
+    assert (sv3d.training.epochs, sv3d.training.batch_size, sv3d.training.accumulation) == (128, 16, 1)
+    assert (simple.training.epochs, simple.training.batch_size, simple.training.accumulation) == (64, 4, 2)
+    assert (full.training.epochs, full.training.batch_size, full.training.accumulation) == (128, 6, 2)
+    assert (residual.training.epochs, residual.training.batch_size, residual.training.accumulation) == (128, 6, 2)
+    assert [recipe.model.preset for recipe in (sv3d, simple, full, residual)] == ["sv3d", "simple", "full", "residual"]
+    for recipe in (sv3d, simple, full, residual):
+        assert recipe.optimizer.learning_rate == 1e-4 and recipe.optimizer.weight_decay == 0.05
+        assert recipe.optimizer.tower_learning_rate_scale == 0.1
+
+
+def test_overrides_take_every_form():
+    arguments = load_arguments(
+        None,
+        [
+            "--optimizer.learning_rate", "1e-3", "--training.batch_size=2", "--deterministic", "--data.val", "null",
+            "--optimizer.betas", "[0.9, 0.95]", "--logging.trackers", "tensorboard",
+            "--training.mixed_precision", "no",
+        ],
+    )  # fmt: skip
+    assert arguments.optimizer.learning_rate == 1e-3 and arguments.training.batch_size == 2
+    assert arguments.deterministic and arguments.data.val is None
+    assert arguments.optimizer.betas == (0.9, 0.95) and arguments.logging.trackers == ["tensorboard"]
+    assert arguments.training.mixed_precision == "no"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--training.batchsize", "2"], "training.batch_size"),
+        (["--learning_rate", "2"], "optimizer.learning_rate"),
+        (["--trainings.epochs", "2"], "training.epochs"),
+        (["--training.batch_size", "two"], "training.batch_size must be int"),
+        (["--training.batch_size", "true"], "training.batch_size must be int"),
+        (["--training.batch_size", "1.5"], "training.batch_size must be int"),
+        (["--optimizer.learning_rate", "fast"], "optimizer.learning_rate must be float"),
+        (["--deterministic", "2"], "deterministic must be bool"),
+        (["--training.mixed_precision", "fp8"], "training.mixed_precision must be one of"),
+        (["--optimizer.betas", "[1]"], "optimizer.betas"),
+        (["--training.batch_size", "0"], "training.batch_size must be positive"),
+        (["--training.ema_decay", "1"], "training.ema_decay"),
+        (["--data.streaming"], "training.max_updates"),
+        (["batch_size", "2"], "expected --section.key"),
+        (["--training.unfreeze_at.model", "2"], "progress in"),
+    ],
+)
+def test_wrong_keys_and_values_are_refused_by_name(words, message):
+    with pytest.raises(ValueError, match=message):
+        load_arguments(None, words)
+
+
+def test_unknown_keys_of_a_file_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("training:\n  epoch: 3\n")
+    with pytest.raises(ValueError, match=r"unknown key 'training.epoch'; did you mean 'training.epochs'"):
+        load_arguments(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("training: 3\n")
+    with pytest.raises(ValueError, match="training: expected a mapping"):
+        load_arguments(tmp_path / "b.yaml")
+    with pytest.raises(ValueError, match="no recipe 'nothing'"):
+        load_arguments("nothing")
+    with pytest.raises(ValueError, match=r"model.config.fusion_typ'; did you mean 'fusion_type'"):
+        check_names("model.config", {"fusion_typ": 1}, list(BiFusionConfig.__dataclass_fields__))
+
+
+def test_help_explains_every_key():
+    lines = describe_keys().splitlines()
+    explained = {
+        line.split()[0]: text for line, text in zip(lines, lines[1:], strict=False) if line.startswith("  --")
+    }
+    assert explained.keys() == {f"--{key}" for key in valid_keys()}
+    assert all(text.startswith(" " * 8) and text.strip() for text in explained.values())
+    assert explained["--optimizer.epsilon"].strip() == "Of Adam."
+    assert "  --init.clip_activation  one of quick_gelu, gelu or null (default null)" in lines
+    assert load_arguments(None, ["--data.val", "null"]).data.val is None
+    assert TrainArguments().flat()["optimizer.learning_rate"] == 1e-4
+
+
+def test_a_recipe_states_only_its_differences_from_the_one_it_extends(tmp_path):
+    (tmp_path / "far.yaml").write_text("extends: tiny\nmodel: {config: {hidden_size: 48}}\ntraining: {epochs: 7}\n")
+    near = "extends: far\nmodel: {config: {vision_config: null, num_points: 5}}\nseed: 3\n"
+    (tmp_path / "near.yaml").write_text(near)
+    arguments = load_arguments(tmp_path / "near.yaml", ["--training.batch_size", "2"])
+    assert arguments.model.config == {"hidden_size": 48, "vision_config": None, "num_points": 5}
+    assert (arguments.training.epochs, arguments.training.batch_size, arguments.seed) == (7, 2, 3)
+    assert arguments.optimizer == load_arguments("tiny").optimizer
+    (tmp_path / "far.yaml").write_text("extends: near\n")
+    with pytest.raises(ValueError, match=r"near.yaml extends itself, by way of .*far.yaml"):
+        load_arguments(tmp_path / "near.yaml")
+    (tmp_path / "far.yaml").write_text("extends: nowhere\n")
+    with pytest.raises(ValueError, match="no recipe 'nowhere'"):
+        load_arguments(tmp_path / "near.yaml")
