@@ -225,7 +225,9 @@ def test_train_and_evaluate(desk):
 
 @pytest.mark.slow
 def test_the_plan_of_a_run(desk):
-    plan = run([*find("bifusion-train", "bifusion_residual"), *_at_hand("bifusion_residual")], desk)
+    # One frame in float32: a plan runs one batch, and bfloat16 takes minutes on a CPU without its instructions.
+    small = ["--training.batch_size", "1", "--training.mixed_precision", "no"]
+    plan = run([*find("bifusion-train", "bifusion_residual"), *_at_hand("bifusion_residual"), *small], desk)
     assert "updates" in plan and not (desk / "outputs").exists()
 
 

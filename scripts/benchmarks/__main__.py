@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="{" + ",".join(BENCHMARKS) + "}")
     for name, measured in BENCHMARKS.items():
-        module = importlib.import_module(f".benchmarks.{name}", __package__)
+        module = importlib.import_module(f".{name}", __package__)
         command = commands.add_parser(name, help=measured, description=module.__doc__)
         module.add_arguments(command)
         command.set_defaults(run=module.run)

@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repeats", type=int, default=5, help=f"turns of each contender; beyond {MANY_VOXELS} voxels about half"
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--product_size", type=int, help="edge of the dense products (default: 2048, 8192 on a GPU)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="write the result there as JSON")
     parser.add_argument("--update", type=Path, nargs="+", default=(), metavar="FILE", help="fill in the tables there")
@@ -164,9 +165,9 @@ def take_turns(contenders: dict[str, Contender], repeats: int, device: str) -> d
     }
 
 
-def products(device: str) -> tuple[dict[str, Contender], float]:
+def products(device: str, size: int | None) -> tuple[dict[str, Contender], float]:
     """Dense products that show the machine's peak, and the GFLOP of each."""
-    size = 2048 if device == "cpu" else 8192
+    size = size or (2048 if device == "cpu" else 8192)
     a, b = torch.rand(size, size, device=device), torch.rand(size, size, device=device)
     half_a, half_b = a.bfloat16(), b.bfloat16()
     contenders = {"torch.mm": lambda: torch.mm(a, b), "torch.mm bfloat16": lambda: torch.mm(half_a, half_b)}
@@ -196,7 +197,7 @@ def time_layer(voxels: int, channels: int, args: argparse.Namespace) -> dict[str
         contenders[f"{name}, forward + backward"] = lambda module=module, tensor=tensor: _forward_backward(
             module, tensor
         )
-    dense, dense_work = products(args.device)
+    dense, dense_work = products(args.device, args.product_size)
     times = take_turns(contenders | dense, turns(voxels, args), args.device)
     work = 2 * pairs * channels * channels / 1e9
     row = {"voxels": voxels, "channels": channels, "neighbours": pairs / voxels, "milliseconds": times}

@@ -23,6 +23,8 @@ def test_measures_and_fills_in_the_tables(small_network, tmp_path):
     page, output = tmp_path / "page.md", tmp_path / "new" / "sparse.json"
     page.write_text("before\n<!-- sparse:begin -->\n<!-- sparse:end -->\nafter\n")
     sizes = ["--layer_voxels", "300", "--channels", "8", "--backbone_voxels", "400", "500", "--memory_voxels", "0"]
+    # Without its instructions a processor takes minutes for a large product in bfloat16.
+    sizes += ["--product_size", "64"]
     main(["sparse", *sizes, "--repeats", "1", "--threads", "1", "--device", "cpu", "--output", str(output)])
     result = json.loads(output.read_text())
     assert [row["voxels"] for row in result["backbone"]] == [400, 500] and list(result["growth"]) == ["400", "500"]
