@@ -2,11 +2,8 @@
 
 import argparse
 import hashlib
-import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,6 +190,7 @@ def convert(arguments: argparse.Namespace) -> "WeightLoadReport":
     from transformers import set_seed
     from transformers.utils import logging
 
+    from ..io.atomic import new_folder
     from ..io.checkpoint_files import read_state_dict, resolve_file
     from ..modeling_bifusion import BiFusionForInstanceSegmentation
     from ..processing_bifusion import BiFusionProcessor
@@ -309,25 +307,6 @@ def find_provenance(source: str, path: Path, state: "dict[str, torch.Tensor]", p
     is_esam = prefix == "backbone." and any(key.startswith("pool.pts_proj1.") for key in state)
     license = _ESAM_LICENSE if is_esam else LICENSES[prefix]
     return Provenance(path.name if is_local else source, name, revision, digest.hexdigest(), license)
-
-
-@contextmanager
-def new_folder(dest: Path) -> Iterator[Path]:
-    """A folder beside `dest` that takes its name when the block ends well, and vanishes otherwise.
-
-    Raises:
-        ValueError: Someone else made `dest` meanwhile.
-    """
-    dest.absolute().parent.mkdir(parents=True, exist_ok=True)
-    folder = dest.absolute().with_name(f".{dest.absolute().name}.{os.getpid()}")
-    folder.mkdir()
-    try:
-        yield folder
-        if dest.exists():
-            raise ValueError(f"{dest} appeared during the conversion; nothing is overwritten")
-        folder.rename(dest)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_card(

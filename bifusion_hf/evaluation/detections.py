@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..io.atomic import new_file
 from .evaluator import FrameEvaluator, FramePrediction
 from .instance_average_precision import InstanceAveragePrecision, curve_area
 
@@ -118,12 +119,8 @@ def save_detections(path: str | Path, parts: Mapping[str, FrameDetections]) -> N
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a compressed npz file, so that a reader finds all of it or nothing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    with open(partial, "wb") as file:
+    with new_file(path) as partial, open(partial, "wb") as file:
         np.savez_compressed(file, **arrays)
-    partial.replace(path)
 
 
 def load_detections(path: str | Path) -> dict[str, FrameDetections]:

@@ -7,12 +7,14 @@ file's metadata holds the label space and the protocol as JSON. Nothing in it is
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data.frames import frame_from_row
+from ..io.atomic import new_file
 from .evaluator import EvaluationProtocol, FrameEvaluator, FramePrediction, processor_protocol
 
 
@@ -55,6 +57,8 @@ def _schema() -> "pyarrow.Schema":
 class PredictionWriter:
     """Writes predictions to a file; use it as a context, and its `write` as `on_prediction` of `evaluate_model`.
 
+    The file is there when the context has ended well, and only then.
+
     Args:
         path: The file; its folder is made.
         processor: Of the network.
@@ -64,23 +68,28 @@ class PredictionWriter:
     def __init__(
         self, path: str | Path, processor: "BiFusionProcessor", semantic_names: Mapping[int, str] | None = None
     ):
-        import pyarrow.parquet
-
         metadata = {
             "processor": {name: getattr(processor, name) for name in _PROCESSOR_FIELDS},
             "semantic_names": semantic_names,
         }
-        schema = _schema().with_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._metadata = {_METADATA_KEY: json.dumps(metadata).encode()}
         self._rows: list[dict[str, Any]] = []
-        self._writer = pyarrow.parquet.ParquetWriter(path, schema, compression="zstd")
 
     def __enter__(self) -> "PredictionWriter":
+        import pyarrow.parquet
+
+        with ExitStack() as stack:
+            partial = stack.enter_context(new_file(self._path))
+            schema = _schema().with_metadata(self._metadata)
+            writer = pyarrow.parquet.ParquetWriter(partial, schema, compression="zstd")
+            self._writer = stack.enter_context(writer)
+            stack.push(lambda kind, *_: None if kind else self._flush())
+            self._open = stack.pop_all()
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._flush()
-        self._writer.close()
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
     def write(self, prediction: FramePrediction) -> None:
         """Adds a frame.

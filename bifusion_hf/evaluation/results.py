@@ -16,6 +16,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from ..io.atomic import write_text
+
 
 AP_KEYS = ("all_ap", "all_ap_50%", "all_ap_25%", "all_ap_50:95")
 _COLUMNS = {"AP": "ap", "AP50": "ap50%", "AP25": "ap25%", "AP50:95": "ap50:95"}
@@ -93,9 +95,7 @@ def without_nan(value: Any) -> Any:
 
 def save_results(results: Mapping[str, Any], path: str | Path) -> None:
     """Writes a result as JSON; NaN (a class without instances) becomes null."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(without_nan(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(without_nan(results), indent=2, allow_nan=False) + "\n")
 
 
 def load_results(path: str | Path) -> dict[str, Any]:

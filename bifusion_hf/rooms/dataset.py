@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.frames import frame_features, frame_from_row, frame_to_row
+from ..io.atomic import new_file, remove_unfinished, write_text
 from ..labels import SCANNET200_CLASS_NAMES
 from .catalog import attribution
 from .generate import SPLITS, RoomGenerator, RoomSettings
@@ -84,6 +85,7 @@ def build_dataset(
     (out / "data").mkdir(parents=True, exist_ok=True)
     plan = {**settings.content(), "frames": frames, "jpeg_quality": jpeg_quality, "generator": GENERATOR_VERSION}
     _check_plan(out / SETTINGS_FILE, plan)
+    remove_unfinished(out / "data")
     # Each worker fills a core by itself; threads of linear algebra would only get in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("spawn")
@@ -101,8 +103,8 @@ def build_dataset(
         bar.close()
     used = [model for split, count in frames.items() if count for model in models[split]]
     summary = {**plan, **_summarize(out, frames)}
-    (out / "README.md").write_text(_card(summary, used), encoding="utf-8")
-    (out / SETTINGS_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_text(out / "README.md", _card(summary, used))
+    write_text(out / SETTINGS_FILE, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -116,7 +118,7 @@ def _check_plan(path: Path, plan: dict[str, Any]) -> None:
                 + ", ".join(f"{key} is {old}, asked for {new}" for key, (old, new) in differing.items())
                 + "; expected the same ones or another folder"
             )
-    path.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(plan, indent=2) + "\n")
 
 
 def _shards(count: int, views: int) -> list[tuple[int, int]]:
@@ -137,9 +139,8 @@ def _write_split(out: Path, split: str, count: int, views: int, jpeg_quality: in
             for room_rows in pool.imap(_room_rows, [(split, room, jpeg_quality) for room in rooms]):
                 bar.update(min(len(room_rows), length - len(rows)))
                 rows += room_rows
-            partial = path.with_suffix(".part")
-            Dataset.from_list(rows[:length], features=frame_features()).to_parquet(partial)
-            partial.replace(path)
+            with new_file(path) as partial:
+                Dataset.from_list(rows[:length], features=frame_features()).to_parquet(partial)
         else:
             bar.update(length)
 

@@ -5,7 +5,6 @@ Mesh coordinates: metres, z up, the origin at the middle of the footprint on the
 
 import hashlib
 import io
-import os
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from ..io.atomic import new_file
 from .catalog import FurnitureLibrary, FurnitureModel, rotation_matrix
 
 
@@ -326,12 +326,9 @@ def load_model(library: FurnitureLibrary, model: FurnitureModel, cache: Path) ->
     path = cache / f"{PurePosixPath(model.path).stem}-{digest}.npz"
     if not path.exists():
         mesh = read_model(library, model)
-        cache.mkdir(parents=True, exist_ok=True)
-        # The name is the process's own until the file is whole: two workers may read the same model.
-        partial = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
-        if mesh is None:
-            partial.write_bytes(b"")
-        else:
-            mesh.save(partial)
-        partial.replace(path)
+        with new_file(path) as partial:
+            if mesh is None:
+                partial.write_bytes(b"")
+            else:
+                mesh.save(partial)
     return Mesh.load(path) if path.stat().st_size else None

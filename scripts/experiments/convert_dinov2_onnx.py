@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bifusion_hf.cli.convert_sv3d import new_folder
+from bifusion_hf.io.atomic import new_folder
 
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from bifusion_hf.data.frames import load_frames
 from bifusion_hf.evaluation import evaluate_model
 from bifusion_hf.evaluation.detections import DetectionRecorder, save_detections
 from bifusion_hf.evaluation.results import without_nan
+from bifusion_hf.io.atomic import write_text
 from bifusion_hf.modeling_bifusion import BiFusionForInstanceSegmentation
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 from bifusion_hf.recipe.arguments import TrainArguments
@@ -273,7 +273,4 @@ def liveness_summary(log: str) -> dict[str, Any]:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Writes JSON, NaN as null, so that a reader finds all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(json.dumps(without_nan(values), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(without_nan(values), indent=1, allow_nan=False) + "\n")

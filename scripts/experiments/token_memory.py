@@ -1,7 +1,6 @@
 """A frozen tower runs once for each image: its tokens are kept in files, found again by what the image holds."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from bifusion_hf.io.atomic import new_file
 from bifusion_hf.training.freezing import TOWER
 
 
@@ -54,10 +54,8 @@ class TokenMemory:
 
 
 def _write(path: Path, values: np.ndarray) -> None:
-    partial = path.with_name(f".{path.stem}-{os.getpid()}")
-    with open(partial, "wb") as file:
+    with new_file(path) as partial, open(partial, "wb") as file:
         np.save(file, values)
-    os.replace(partial, path)
 
 
 def weights_hash(module: nn.Module) -> str:

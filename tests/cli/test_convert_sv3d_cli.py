@@ -155,7 +155,7 @@ def test_nothing_is_overwritten_and_nothing_half_is_left(make_model, tmp_path, m
         return "card"
 
     monkeypatch.setattr(convert_sv3d, "write_card", too_late)
-    with pytest.raises(SystemExit, match="other appeared during the conversion"):
+    with pytest.raises(SystemExit, match="other exists; nothing is overwritten"):
         main([str(source), str(tmp_path / "other"), *UNSEEN])
     assert {path.name for path in tmp_path.iterdir()} == {"sv.pth", "dest", "other"}
     assert not any((tmp_path / "other").iterdir())

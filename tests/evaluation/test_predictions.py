@@ -103,6 +103,19 @@ def test_points_without_pixels_cannot_be_saved(saved, tmp_path):
         writer.write(prediction)
 
 
+def test_a_run_that_fails_leaves_no_file_that_reads_as_whole(saved, tmp_path):
+    _, seen, _ = saved
+    path = tmp_path / "p.parquet"
+    with (
+        pytest.raises(ZeroDivisionError),
+        PredictionWriter(path, readable_processor(class_aware=False)) as writer,
+    ):
+        writer.write(seen[0])
+        assert not path.exists()
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_and_damaged_files_are_refused_by_name(saved, rows, tmp_path):
     path, _, _ = saved
     content = path.read_bytes()

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...io.atomic import write_text
 from ...io.files import DataFileError, read_text
 from .annotations import read_label_ids
 from .card import dataset_card
@@ -159,12 +160,12 @@ def write_data_set(
     records = write_shards(source, splits, out, settings, **options)
     shown = {key: value for key, value in settings.items() if key != "frame_numbers"}
     report = {"settings": shown, "splits": {split: _summary(record) for split, record in records.items()}}
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "report.txt").write_text(report_text(report), encoding="utf-8")
+    write_text(out / "report.json", json.dumps(report, indent=1) + "\n")
+    write_text(out / "report.txt", report_text(report))
     empty = [split for split, record in records.items() if record.frames == 0]
     if empty:
         raise ValueError(f"split {empty[0]!r} has no frame; {out / 'report.txt'} has the reasons")
-    (out / "README.md").write_text(dataset_card(report), encoding="utf-8")
+    write_text(out / "README.md", dataset_card(report))
     return report
 
 

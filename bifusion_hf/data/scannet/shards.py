@@ -7,7 +7,6 @@ made. A shard with a unit that failed is made anew as well, since the cause may 
 
 import json
 import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from ...io.atomic import new_file, remove_unfinished, write_text
 from ...io.files import DataFileError
 from ..frames import frame_features
 
@@ -119,8 +119,8 @@ def write_shards(
     (out / "data").mkdir(parents=True, exist_ok=True)
     (out / _WORK_FOLDER).mkdir(exist_ok=True)
     _check_settings(out, {**settings, "units_per_shard": units_per_shard, "splits": splits})
-    for leftover in (out / _WORK_FOLDER).glob("*.tmp"):
-        leftover.unlink()
+    for folder in (out / "data", out / _WORK_FOLDER):
+        remove_unfinished(folder)
 
     names, jobs = {split: [] for split in splits}, {}
     for split, units in splits.items():
@@ -181,8 +181,10 @@ def write_shard(source: FrameSource, units: Iterable[str], out: Path, name: str)
 
     record = ShardRecord(list(units))
     notes: Counter[str] = Counter()
-    temporary = out / _WORK_FOLDER / f"{name}.{os.getpid()}.tmp"
-    with ParquetWriter(path=str(temporary), features=frame_features(), writer_batch_size=ROW_GROUP) as writer:
+    with (
+        new_file(_shard_path(out, name)) as partial,
+        ParquetWriter(path=str(partial), features=frame_features(), writer_batch_size=ROW_GROUP) as writer,
+    ):
         for unit in record.units:
             try:
                 for item in source.rows(unit):
@@ -197,8 +199,7 @@ def write_shard(source: FrameSource, units: Iterable[str], out: Path, name: str)
                 record.failed[unit] = str(error)
         writer.finalize()
     record.notes = dict(notes)
-    os.replace(temporary, _shard_path(out, name))
-    _write_atomically(_record_path(out, name), json.dumps(asdict(record), indent=1))
+    write_text(_record_path(out, name), json.dumps(asdict(record), indent=1))
 
 
 def _shard_path(out: Path, name: str) -> Path:
@@ -212,12 +213,6 @@ def _record_path(out: Path, name: str) -> Path:
 def _is_complete(out: Path, name: str) -> bool:
     record = _record_path(out, name)
     return _shard_path(out, name).is_file() and record.is_file() and not ShardRecord.load(record).failed
-
-
-def _write_atomically(path: Path, text: str):
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _check_settings(out: Path, settings: Mapping[str, Any]):
@@ -235,4 +230,4 @@ def _check_settings(out: Path, settings: Mapping[str, Any]):
     elif any((out / "data").iterdir()):
         raise ValueError(f"{out / 'data'} holds other files; expected an empty folder")
     else:
-        _write_atomically(path, json.dumps(settings, indent=1))
+        write_text(path, json.dumps(settings, indent=1))

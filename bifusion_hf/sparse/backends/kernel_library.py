@@ -11,11 +11,12 @@ import os
 import platform
 import shlex
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from ...io.atomic import new_file
 
 
 logger = logging.getLogger(__name__)
@@ -86,15 +87,12 @@ def build_library(path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     logger.info("building the sparse kernels in %s", path)
-    # In the folder where it belongs, and renamed there: others see a whole library or none.
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
+    with new_file(path) as made:
         command = [*_command(), "-o", str(made)]
         result = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
         if result.returncode:
             raise KernelError(f"{shlex.join(command)} failed: {result.stderr.strip() or result.stdout.strip()}")
         ctypes.CDLL(str(made))
-        made.replace(path)
 
 
 def _command() -> list[str]:

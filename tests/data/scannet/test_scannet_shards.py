@@ -75,17 +75,18 @@ def test_shards_records_and_order(tmp_path, workers):
 def test_an_interrupted_run_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, stop_at="d1")
-    # The shard under work has left nothing that looks like a result.
+    # The shard under work has left nothing, and what a killed process leaves goes with the next run.
     assert shards(tmp_path) == SHARDS[:1]
-    leftovers = list((tmp_path / "out" / ".preparation").glob("*.tmp"))
-    assert len(leftovers) == 1
+    leftover = tmp_path / "out" / "data" / ".partial-0-x.parquet"
+    assert list(leftover.parent.glob(".*")) == []
+    leftover.write_bytes(b"half")
     assert made(tmp_path) == ["a1", "b2", "c3", "d1"]
     (tmp_path / "log").unlink()
     records = write(tmp_path)
     assert made(tmp_path) == ["c3", "d1", "e1"]
     assert names(tmp_path, "train") == ALL
     assert records["train"].frames == 7
-    assert not any(path.exists() for path in leftovers)
+    assert not leftover.exists()
     (tmp_path / "log").unlink()
     write(tmp_path)
     assert not (tmp_path / "log").exists()
