@@ -5,6 +5,7 @@ around the whole image branch, which froze the projection head too. Here freezin
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 
 from torch import nn
@@ -17,7 +18,7 @@ TOWER = "model.encoder.image_encoder.vision_model"
 FROZEN_EARLY_LAYERS = 3
 # Children of transformers' towers: the list of blocks, and what is before the first block.
 _BLOCK_LISTS = ("encoder.layers", "encoder.layer", "layers", "layer")
-_EMBEDDINGS = ("embeddings", "pre_layrnorm", "pre_layernorm")
+_EMBEDDINGS = ("embeddings", "embedder", "pre_layrnorm", "pre_layernorm")
 
 
 def freeze_for_training(model: nn.Module, training: TrainingArguments) -> int:
@@ -35,8 +36,8 @@ def freeze_for_training(model: nn.Module, training: TrainingArguments) -> int:
 def frozen_prefixes(model: nn.Module) -> list[str]:
     """Names of the modules that the model's configuration freezes.
 
-    `freeze_clip_early_layers` is the first three blocks of the tower, `freeze_clip_patch_embedding` its patch,
-    position and class embedding with the norm behind them.
+    `freeze_clip_early_layers` is the first three blocks of the tower, counted through its stages where it has some;
+    `freeze_clip_patch_embedding` its patch, position and class embedding with the norm behind them.
 
     Raises:
         ValueError: The configuration freezes a part that the tower does not have.
@@ -45,23 +46,38 @@ def frozen_prefixes(model: nn.Module) -> list[str]:
     if getattr(config, "vision_config", None) is None:
         return []
     tower = model.get_submodule(TOWER)
-    # CLIP's tower may sit directly in the encoder's place, or one level below.
-    names = {name for name, _ in tower.named_modules()}
     prefixes = []
     if config.freeze_clip_patch_embedding:
-        found = [name for name in sorted(names) if name.rpartition(".")[2] in _EMBEDDINGS]
+        found = sorted(name for name, _ in tower.named_modules() if name.rpartition(".")[2] in _EMBEDDINGS)
         found = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
         if not found:
             raise ValueError(f"freeze_clip_patch_embedding: {type(tower).__name__} has none of {_EMBEDDINGS}")
         prefixes += found
     if config.freeze_clip_early_layers:
-        lists = [name for name in names for end in _BLOCK_LISTS if name == end or name.endswith(f".{end}")]
-        if not lists:
-            raise ValueError(f"freeze_clip_early_layers: {type(tower).__name__} has no list of blocks {_BLOCK_LISTS}")
-        blocks = min(lists, key=len)
-        depth = len(tower.get_submodule(blocks))
-        prefixes += [f"{blocks}.{index}" for index in range(min(FROZEN_EARLY_LAYERS, depth))]
+        prefixes += _early_parts(tower)
     return [f"{TOWER}.{name}" for name in prefixes]
+
+
+def _early_parts(tower: nn.Module) -> list[str]:
+    """The first three blocks of a tower, and what a stage does before its first block where that is one of them."""
+    # In the order of the modules: that of a set would be another one in every process.
+    names = [name for name, _ in tower.named_modules()]
+    lists = [name for name in names for end in _BLOCK_LISTS if name == end or name.endswith(f".{end}")]
+    if not lists:
+        raise ValueError(f"freeze_clip_early_layers: {type(tower).__name__} has no list of blocks {_BLOCK_LISTS}")
+    # Stages have a list each, of names that differ in the stage's number; blocks may have lists of their own.
+    kinds = [re.sub(r"\d+", "*", name) for name in lists]
+    outermost = min(kinds, key=len)
+    parts, left = [], FROZEN_EARLY_LAYERS
+    for blocks in dict.fromkeys(name for name, kind in zip(lists, kinds, strict=True) if kind == outermost):
+        stage, _, own = blocks.rpartition(".")
+        if left > 0 and stage.rpartition(".")[2].isdigit():
+            others = {name: child for name, child in tower.get_submodule(stage).named_children() if name != own}
+            parts += [f"{stage}.{name}" for name, child in others.items() if list(child.parameters())]
+        depth = min(left, len(tower.get_submodule(blocks)))
+        parts += [f"{blocks}.{index}" for index in range(depth)]
+        left -= depth
+    return parts
 
 
 def freeze(model: nn.Module, prefixes: list[str]) -> int:

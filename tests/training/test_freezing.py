@@ -36,6 +36,35 @@ def test_configuration_names_what_is_frozen(model):
     assert not any("embeddings" in name for name in trainable)
 
 
+WIDTHS = {"hidden_sizes": [8, 8, 8], "depths": [1, 1, 2]}
+STAGED = {
+    "resnet": {"model_type": "resnet", "embedding_size": 8, "layer_type": "basic", **WIDTHS},
+    "convnextv2": {"model_type": "convnextv2", "num_stages": 3, **WIDTHS},
+}
+# The blocks of a ResNet have a list of their own, and ConvNeXt halves before the first block of a stage.
+EARLY = {
+    "resnet": ["0.layers.0", "1.layers.0", "2.layers.0"],
+    "convnextv2": ["0.layers.0", "1.downsampling_layer", "1.layers.0", "2.downsampling_layer", "2.layers.0"],
+}
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_with_stages_the_first_blocks_are_counted_through_them(name):
+    """In the order of the modules; a set of their names has another one in every process."""
+    config = BiFusionConfig.from_preset(
+        "tiny", vision_config=STAGED[name], freeze_clip_early_layers=True, freeze_clip_patch_embedding=False
+    )
+    network = BiFusionForInstanceSegmentation(config)
+    early = [f"{TOWER}.encoder.stages.{part}" for part in EARLY[name]]
+    assert frozen_prefixes(network) == early
+    config.freeze_clip_patch_embedding = True
+    embedding = f"{TOWER}.{'embedder' if name == 'resnet' else 'embeddings'}"
+    assert frozen_prefixes(network) == [embedding, *early]
+    freeze(network, frozen_prefixes(network))
+    frozen = {n for n, parameter in network.named_parameters() if not parameter.requires_grad}
+    assert frozen == {n for n, _ in network.named_parameters() if n.startswith((f"{embedding}.", *early))}
+
+
 def test_presets_without_tower_freeze_nothing():
     class Plain(nn.Module):
         config = BiFusionConfig.from_preset("sv3d")
