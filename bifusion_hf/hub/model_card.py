@@ -16,7 +16,7 @@ from huggingface_hub import DatasetCardData, ModelCard, ModelCardData
 from .. import assets
 from ..configuration_bifusion import BiFusionConfig
 from ..evaluation.results import format_results, model_index_entries
-from ..recipe.arguments import TrainArguments
+from ..recipe.arguments import ModelArguments, TrainArguments, TrainingArguments
 from ..version import __version__
 
 
@@ -180,7 +180,7 @@ def model_card(
         "label_limit": _label_limit(config),
         "data_limit": f"Trained on {training_data.name}; expect less on frames of other cameras and places.",
         "training_data": f"{training_data.sentence()}.",
-        "training_summary": _training_summary(recipe),
+        "training_summary": _training_summary(recipe.model, recipe.training),
         "results": f"On {evaluation_data.name}, split `{split}`:\n\n```\n{table}\n```",
         "reproduction": command,
         "environment": describe_environment(),
@@ -275,8 +275,7 @@ def _label_limit(config: BiFusionConfig) -> str:
     return "It knows the classes in `config.json` (`id2label`) alone and gives every object one of them."
 
 
-def _training_summary(recipe: TrainArguments) -> str:
-    training = recipe.training
+def _training_summary(model: ModelArguments, training: TrainingArguments) -> str:
     length = f"{training.max_updates} updates" if training.max_updates else f"{training.epochs} epochs"
-    start = recipe.model.pretrained or f"preset `{recipe.model.preset}`"
+    start = model.pretrained or f"preset `{model.preset}`"
     return f"{start}, {length} of batches of {training.batch_size * training.accumulation}"

@@ -15,8 +15,6 @@ from typing import Any, Literal, Union
 
 import yaml
 
-from ..training.checkpoints import find_checkpoint
-
 
 @dataclass
 class ModelArguments:
@@ -287,11 +285,6 @@ class TrainArguments:
         values = dataclasses.asdict(self)
         values["optimizer"]["betas"] = list(values["optimizer"]["betas"])
         return values
-
-    def checkpoint_to_resume(self) -> Path | None:
-        """The checkpoint that this run goes on from, if there is one."""
-        name = self.resume_from_checkpoint
-        return None if name is None else find_checkpoint(Path(self.output_dir) / "checkpoints", name)
 
     def flat(self) -> dict[str, Any]:
         """Dotted names and plain values, as trackers take them."""

@@ -55,21 +55,28 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def find_checkpoint(root: Path, name: str) -> Path | None:
-    """The checkpoint to resume from.
+def checkpoints_folder(output_dir: str | Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return Path(output_dir) / "checkpoints"
+
+
+def find_checkpoint(output_dir: str | Path, name: str | None) -> Path | None:
+    """The checkpoint that a run goes on from.
 
     Args:
-        root: Folder of the run's checkpoints.
-        name: `"latest"`, or a folder.
+        output_dir: Folder of the run.
+        name: The recipe's `resume_from_checkpoint`: `"latest"`, a folder, or None.
 
     Returns:
-        The folder; None for `"latest"` where there is none yet.
+        The folder; None for None, and for `"latest"` where there is none yet.
 
     Raises:
         CheckpointError: The named folder is no checkpoint.
     """
+    if name is None:
+        return None
     if name == "latest":
-        checkpoints = list_checkpoints(root)
+        checkpoints = list_checkpoints(checkpoints_folder(output_dir))
         return checkpoints[-1] if checkpoints else None
     read_state(Path(name))
     return Path(name)

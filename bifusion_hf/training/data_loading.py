@@ -7,16 +7,15 @@ carry their own seed (seed, epoch, row), so that loader workers have no state.
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec
 import torch
+from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-
-if TYPE_CHECKING:
-    from .trainer import BiFusionTrainer
+from ..recipe.arguments import DataArguments
 
 
 class UpdateSampler(Sampler[tuple[int, int]]):
@@ -161,21 +160,32 @@ def build_loader(dataset: Dataset, sampler: UpdateSampler | None, batch_size: in
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, drop_last=True, generator=generator, **options)
 
 
-def train_batches(trainer: "BiFusionTrainer") -> Iterator[dict[str, Any]]:
-    """Batches of this process for all updates that a trainer has left, on its device."""
-    data, accelerator = trainer.arguments.data, trainer.accelerator
+def train_batches(
+    dataset: Any,
+    sampler: UpdateSampler | None,
+    batch_size: int,
+    collate: Callable[[list], Any],
+    data: DataArguments,
+    accelerator: Accelerator,
+) -> Iterator[dict[str, Any]]:
+    """Batches of this process for all updates that a run has left, on its device.
+
+    Args:
+        dataset: Map-style, indexed by (epoch, row), or `StreamedFrames`.
+        sampler: Keys of all updates; None for a stream.
+        batch_size: Frames of one forward in one process.
+        collate: List of samples -> batch.
+        data: Section of the recipe; says how many workers there are and how far they run ahead.
+        accelerator: Of the run.
+    """
     options = {
-        "collate_fn": trainer.collate,
+        "collate_fn": collate,
         "num_workers": data.num_workers,
         "prefetch_factor": data.prefetch_factor if data.num_workers else None,
         "pin_memory": accelerator.device.type == "cuda",
     }
-    if data.streaming:
-        trainer.train_dataset.start_batch = trainer.update * trainer.accumulation
-        loader = build_loader(trainer.train_dataset, None, trainer.batch_size, **options)
+    loader = build_loader(dataset, sampler, batch_size, **options)
+    if sampler is None:
         # Each process reads its own shards of a stream; Accelerate would shard or dispatch them once more.
         return (send_to_device(batch, accelerator.device) for batch in loader)
-    rows, seed = len(trainer.train_dataset), trainer.arguments.seed
-    sampler = UpdateSampler(rows, trainer.frames_per_update, trainer.total_updates, seed, trainer.update)
-    loader = build_loader(trainer.train_dataset, sampler, trainer.batch_size, **options)
     return iter(accelerator.prepare_data_loader(loader))

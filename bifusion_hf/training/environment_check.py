@@ -3,7 +3,6 @@
 Each check is tried by itself, so that one call tells all that is wrong, not the first thing only.
 """
 
-import copy
 import dataclasses
 import importlib.metadata
 import inspect
@@ -30,6 +29,7 @@ from ..import_utils import OPTIONAL_PACKAGES, is_available, torchvision_misfit
 from ..recipe.arguments import TrainArguments, check_names
 from ..recipe.reading import load_arguments
 from ..sparse import SparseTensor, SubmanifoldConv3d, kernels_unavailable_reason, voxelize
+from .checkpoints import find_checkpoint
 from .freezing import freeze_for_training, train_mode
 from .run import build_model, build_processor, load_initial_weights
 from .setup import slow_bfloat16_warning
@@ -221,9 +221,11 @@ class EnvironmentCheck:
         return f"{count} of {source}, split {name!r}"
 
     def _model(self) -> str:
-        self.model = build_model(self.arguments)
-        self.processor = build_processor(self.arguments, self.model.config)
-        freeze_for_training(self.model, self.arguments.training)
+        arguments = self.arguments
+        checkpoint = find_checkpoint(arguments.output_dir, arguments.resume_from_checkpoint)
+        self.model = build_model(arguments.model, arguments.seed, checkpoint)
+        self.processor = build_processor(arguments.model, self.model.config)
+        freeze_for_training(self.model, arguments.training)
         parameters = list(self.model.parameters())
         trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         return f"{sum(parameter.numel() for parameter in parameters):,} parameters, {trainable:,} of them train"
@@ -242,9 +244,8 @@ class EnvironmentCheck:
     def _weights(self, source: str) -> str:
         if getattr(self.arguments.init, source) is None:
             raise _NotAsked(f"init.{source} is null: that part starts without them")
-        alone = copy.copy(self.arguments)
         others = {name: None for name in INIT_SOURCES if name != source}
-        alone.init = dataclasses.replace(self.arguments.init, **others)
+        alone = dataclasses.replace(self.arguments.init, **others)
         (report,) = load_initial_weights(self.model, alone)
         # The report's last line that counts tensors, without its table.
         return next((line for line in reversed(report.splitlines()) if " loaded" in line), report)

@@ -11,7 +11,7 @@ from accelerate.utils import find_executable_batch_size
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
-from ..recipe.arguments import TrainArguments
+from ..recipe.arguments import TrainingArguments
 
 
 class NonFiniteError(RuntimeError):
@@ -86,7 +86,7 @@ def preserved_buffers(network: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def explain_out_of_memory(error: Exception, batch: Mapping[str, Any], arguments: TrainArguments) -> None:
+def explain_out_of_memory(error: Exception, batch: Mapping[str, Any], training: TrainingArguments) -> None:
     """Raises an error that helps, if `error` is about memory; otherwise returns.
 
     Raises:
@@ -100,7 +100,6 @@ def explain_out_of_memory(error: Exception, batch: Mapping[str, Any], arguments:
         if isinstance(value, torch.Tensor) and name in ("points", "pixel_values")
     }
     superpoints = int(batch["superpoint_ids"].max()) + 1 if "superpoint_ids" in batch else "?"
-    training = arguments.training
     raise OutOfMemoryError(
         f"out of memory in a batch of {shapes}, up to {superpoints} superpoints, frames "
         f"{', '.join(batch.get('frame_ids', []))}. What needs less: training.batch_size {training.batch_size} -> "

@@ -27,10 +27,18 @@ from ..io.hub_files import pinned_name
 from ..layers.image_encoder import UNUSED_TOWER_OPTIONS
 from ..modeling_bifusion import BiFusionForInstanceSegmentation
 from ..processing_bifusion import BiFusionProcessor
-from ..recipe.arguments import DataArguments, TrainArguments, check_names
+from ..recipe.arguments import (
+    DataArguments,
+    EvaluationArguments,
+    InitArguments,
+    ModelArguments,
+    TrainArguments,
+    check_names,
+)
 from ..superpoints import geometry as superpoints_geometry
 from ..superpoints import graph as superpoints_graph
 from ..superpoints import segmentation as superpoints
+from .checkpoints import find_checkpoint
 from .data_loading import StreamedFrames
 from .setup import build_accelerator
 from .trainer import BiFusionTrainer
@@ -78,31 +86,37 @@ class RowPreparer(_OwnMaker):
         return self.maker(row, zlib.crc32(str(row.get("frame_id")).encode()), f"row {position} of the stream")
 
 
-def build_model(arguments: TrainArguments) -> BiFusionForInstanceSegmentation:
+def build_model(
+    arguments: ModelArguments, seed: int, checkpoint: Path | None = None
+) -> BiFusionForInstanceSegmentation:
     """The network of a recipe, with the weights that it starts from.
+
+    Args:
+        arguments: Section of the recipe.
+        seed: Of the initial weights.
+        checkpoint: The run's own, which it goes on from; its weights are for the trainer to load.
 
     Raises:
         ValueError: `model.config` has a field that the configuration does not have, or weights do not fit.
     """
-    check_names("model.config", arguments.model.config, [*BiFusionConfig.__dataclass_fields__, "num_labels"])
+    check_names("model.config", arguments.config, [*BiFusionConfig.__dataclass_fields__, "num_labels"])
     # The same initial weights in every process and every run of a seed.
-    set_seed(arguments.seed)
-    checkpoint = arguments.checkpoint_to_resume()
+    set_seed(seed)
     if checkpoint is not None:
         return BiFusionForInstanceSegmentation(_resumed_config(arguments, checkpoint)).float()
-    if arguments.model.pretrained is not None:
-        source, pinned = pinned_name(arguments.model.pretrained)
-        return BiFusionForInstanceSegmentation.from_pretrained(source, **pinned, **arguments.model.config).float()
+    if arguments.pretrained is not None:
+        source, pinned = pinned_name(arguments.pretrained)
+        return BiFusionForInstanceSegmentation.from_pretrained(source, **pinned, **arguments.config).float()
     return BiFusionForInstanceSegmentation(_recipe_config(arguments)).float()
 
 
-def _recipe_config(arguments: TrainArguments) -> BiFusionConfig:
-    if arguments.model.pretrained is not None:
-        source, pinned = pinned_name(arguments.model.pretrained)
-        return BiFusionConfig.from_pretrained(source, **pinned, **arguments.model.config)
-    preset = PRESETS.get(arguments.model.preset, {})
-    overrides = {name: _merge(preset.get(name), value) for name, value in arguments.model.config.items()}
-    return BiFusionConfig.from_preset(arguments.model.preset, **overrides)
+def _recipe_config(arguments: ModelArguments) -> BiFusionConfig:
+    if arguments.pretrained is not None:
+        source, pinned = pinned_name(arguments.pretrained)
+        return BiFusionConfig.from_pretrained(source, **pinned, **arguments.config)
+    preset = PRESETS.get(arguments.preset, {})
+    overrides = {name: _merge(preset.get(name), value) for name, value in arguments.config.items()}
+    return BiFusionConfig.from_preset(arguments.preset, **overrides)
 
 
 def _merge(preset: Any, value: Any) -> Any:
@@ -113,7 +127,7 @@ def _merge(preset: Any, value: Any) -> Any:
     return value if is_other else {**preset, **value}
 
 
-def _resumed_config(arguments: TrainArguments, checkpoint: Path) -> BiFusionConfig:
+def _resumed_config(arguments: ModelArguments, checkpoint: Path) -> BiFusionConfig:
     """The checkpoint's configuration, which may differ from the recipe's in what `init.clip` has set: the activation.
 
     Raises:
@@ -146,32 +160,32 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def load_initial_weights(model: BiFusionForInstanceSegmentation, arguments: TrainArguments) -> list[str]:
+def load_initial_weights(model: BiFusionForInstanceSegmentation, init: InitArguments) -> list[str]:
     """Loads `init.sv3d` and `init.clip` or `init.vision`, and returns the reports; not called when a run resumes."""
     reports = []
-    if arguments.init.sv3d is not None:
+    if init.sv3d is not None:
         from ..weights import load_sv3d_weights
 
-        reports.append(f"init.sv3d {arguments.init.sv3d}\n{load_sv3d_weights(model, arguments.init.sv3d)}")
-    if arguments.init.clip is not None:
+        reports.append(f"init.sv3d {init.sv3d}\n{load_sv3d_weights(model, init.sv3d)}")
+    if init.clip is not None:
         from ..weights import load_clip_weights
 
-        report = load_clip_weights(model, arguments.init.clip, activation=arguments.init.clip_activation)
-        reports.append(f"init.clip {arguments.init.clip}\n{report}")
-    if arguments.init.vision is not None:
+        report = load_clip_weights(model, init.clip, activation=init.clip_activation)
+        reports.append(f"init.clip {init.clip}\n{report}")
+    if init.vision is not None:
         from ..weights import load_vision_weights
 
-        reports.append(f"init.vision {arguments.init.vision}\n{load_vision_weights(model, arguments.init.vision)}")
+        reports.append(f"init.vision {init.vision}\n{load_vision_weights(model, init.vision)}")
     return reports
 
 
-def build_processor(arguments: TrainArguments, config: BiFusionConfig) -> BiFusionProcessor:
+def build_processor(arguments: ModelArguments, config: BiFusionConfig) -> BiFusionProcessor:
     """The processor that belongs to the model, or the one saved with `model.pretrained`."""
-    check_names("model.processor", arguments.model.processor, inspect.signature(BiFusionProcessor).parameters)
-    if arguments.model.pretrained is None:
-        return BiFusionProcessor.from_config(config, **arguments.model.processor)
-    source, pinned = pinned_name(arguments.model.pretrained)
-    processor = BiFusionProcessor.from_pretrained(source, **pinned, **arguments.model.processor)
+    check_names("model.processor", arguments.processor, inspect.signature(BiFusionProcessor).parameters)
+    if arguments.pretrained is None:
+        return BiFusionProcessor.from_config(config, **arguments.processor)
+    source, pinned = pinned_name(arguments.pretrained)
+    processor = BiFusionProcessor.from_pretrained(source, **pinned, **arguments.processor)
     for name in ("num_points", "mask_threshold", "max_instances"):
         setattr(processor, name, getattr(config, name))
     return processor
@@ -183,44 +197,57 @@ def build_trainer(arguments: TrainArguments) -> BiFusionTrainer:
     Raises:
         ValueError: The recipe does not fit itself, the data or the machine; the message names the key.
     """
-    accelerator = build_accelerator(arguments)
-    model = build_model(arguments)
-    processor = build_processor(arguments, model.config)
+    accelerator = build_accelerator(
+        arguments.training, arguments.output_dir, arguments.logging.trackers, arguments.deterministic
+    )
+    checkpoint = find_checkpoint(arguments.output_dir, arguments.resume_from_checkpoint)
+    model = build_model(arguments.model, arguments.seed, checkpoint)
+    processor = build_processor(arguments.model, model.config)
     # The last moment before the weights are copied, wrapped or resumed.
-    reports = [] if arguments.checkpoint_to_resume() else load_initial_weights(model, arguments)
+    reports = load_initial_weights(model, arguments.init) if checkpoint is None else []
     for report in reports:
         accelerator.print(report)
-    trainer = BiFusionTrainer(
+    frames = build_train_dataset(
+        arguments.data, processor, accelerator, batch_size=arguments.training.batch_size, seed=arguments.seed
+    )
+    evaluate = build_evaluation(arguments.data, arguments.evaluation, processor, accelerator)
+    return BiFusionTrainer(
         arguments,
         model,
         processor,
-        build_train_dataset(arguments, processor, accelerator),
+        frames,
         BiFusionCollator(processor),
-        evaluate=build_evaluation(arguments, processor, accelerator),
+        evaluate=evaluate,
         accelerator=accelerator,
     )
-    return trainer
 
 
 def build_train_dataset(
-    arguments: TrainArguments, processor: BiFusionProcessor, accelerator: Accelerator
+    data: DataArguments, processor: BiFusionProcessor, accelerator: Accelerator, *, batch_size: int, seed: int
 ) -> KeyedFrames | StreamedFrames:
-    """Training frames, augmented as the recipe says."""
-    data = arguments.data
+    """Training frames, augmented as the recipe says.
+
+    Args:
+        data: Section of the recipe.
+        processor: Samples the points.
+        accelerator: Of the run.
+        batch_size: Frames of one forward, by which a stream is shared among its readers.
+        seed: Of the draws and of a stream's order.
+    """
     augmentation = None
     if data.augment:
         check_names("data.augmentation", data.augmentation, AugmentationConfig.__dataclass_fields__)
         augmentation = JointAugmentation(AugmentationConfig(**data.augmentation))
     maker = SampleMaker(
-        processor, training=True, augmentation=augmentation, seed=arguments.seed, skip_broken=data.skip_broken_rows
+        processor, training=True, augmentation=augmentation, seed=seed, skip_broken=data.skip_broken_rows
     )
     rows = load_frames(data.train, data.train_split, streaming=data.streaming)
     if data.streaming:
         return StreamedFrames(
             rows if data.max_train_frames is None else rows.take(data.max_train_frames),
             RowPreparer(maker),
-            arguments.training.batch_size,
-            seed=arguments.seed,
+            batch_size,
+            seed=seed,
             shuffle_buffer=data.shuffle_buffer,
             num_processes=accelerator.num_processes,
             process_index=accelerator.process_index,
@@ -228,9 +255,10 @@ def build_train_dataset(
     return KeyedFrames(_select(rows, data.max_train_frames, data, processor, accelerator), maker)
 
 
-def build_evaluation(arguments: TrainArguments, processor: BiFusionProcessor, accelerator: Accelerator) -> Any:
+def build_evaluation(
+    data: DataArguments, evaluation: EvaluationArguments, processor: BiFusionProcessor, accelerator: Accelerator
+) -> Any:
     """A function from a model to the numbers of the validation frames; None without validation data."""
-    data = arguments.data
     if data.val is None:
         return None
     rows = load_frames(data.val, data.val_split)
@@ -242,8 +270,8 @@ def build_evaluation(arguments: TrainArguments, processor: BiFusionProcessor, ac
             model,
             processor,
             dataset,
-            batch_size=arguments.evaluation.batch_size,
-            num_workers=arguments.evaluation.num_workers,
+            batch_size=evaluation.batch_size,
+            num_workers=evaluation.num_workers,
             accelerator=accelerator,
         )
         return headline(results)

@@ -4,6 +4,8 @@ import logging
 import os
 import re
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +19,7 @@ from accelerate.utils import (
 from torch import nn
 from torch._functorch import config as functorch_config
 
-from ..recipe.arguments import TrainArguments
+from ..recipe.arguments import TrainingArguments
 from .freezing import TOWER, freeze_for_training
 
 
@@ -26,15 +28,22 @@ logger = logging.getLogger(__name__)
 SLOW_BFLOAT16 = 3.0
 
 
-def build_accelerator(arguments: TrainArguments) -> Accelerator:
+def build_accelerator(
+    training: TrainingArguments, output_dir: str | Path, trackers: Sequence[str] = (), deterministic: bool = False
+) -> Accelerator:
     """The Accelerator of a run.
+
+    Args:
+        training: Section of the recipe.
+        output_dir: Folder of the run; trackers write there.
+        trackers: Of `logging.trackers`.
+        deterministic: Of the recipe; holds for the process.
 
     Raises:
         ValueError: fp16 on a CPU, more processes than GPUs, a setting of `accelerate launch` that contradicts the
             recipe, or an unknown tracker.
         ImportError: A tracker that is not installed.
     """
-    training = arguments.training
     _check_launcher("ACCELERATE_MIXED_PRECISION", "training.mixed_precision", training.mixed_precision, "no")
     _check_launcher("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "training.accumulation", training.accumulation, "1")
     _check_devices()
@@ -46,8 +55,8 @@ def build_accelerator(arguments: TrainArguments) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         # Schedules count updates, not frames: they do not depend on the number of processes.
         step_scheduler_with_optimizer=False,
-        log_with=_trackers(arguments.logging.trackers) or None,
-        project_dir=arguments.output_dir,
+        log_with=_trackers(trackers) or None,
+        project_dir=str(output_dir),
         # Every branch of the network always takes part, so there are no unused parameters to look for.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
     )
@@ -62,7 +71,7 @@ def build_accelerator(arguments: TrainArguments) -> Accelerator:
         warning = slow_bfloat16_warning()
         if warning:
             logger.warning(warning)
-    if arguments.deterministic:
+    if deterministic:
         # cuBLAS reads it when it is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -119,7 +128,7 @@ def _check_devices() -> None:
         )
 
 
-def _trackers(names: list[str]) -> list[LoggerType]:
+def _trackers(names: Sequence[str]) -> list[LoggerType]:
     known = [kind.value for kind in LoggerType if kind.value != "all"]
     unknown = sorted(set(names) - set(known))
     if unknown:
@@ -131,25 +140,24 @@ def _trackers(names: list[str]) -> list[LoggerType]:
     return [LoggerType(name) for name in names]
 
 
-def prepare_network(model: nn.Module, arguments: TrainArguments, accelerator: Accelerator) -> nn.Module:
+def prepare_network(model: nn.Module, training: TrainingArguments, accelerator: Accelerator) -> nn.Module:
     """Freezes what configuration and recipe freeze, and applies gradient checkpointing and SyncBN.
 
     Returns:
         The network, on its device, not yet wrapped for several processes.
     """
-    training = arguments.training
     freeze_for_training(model, training)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if shares_batch_statistics(arguments, accelerator):
+    if shares_batch_statistics(training, accelerator):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model.to(accelerator.device)
 
 
-def shares_batch_statistics(arguments: TrainArguments, accelerator: Accelerator) -> bool:
+def shares_batch_statistics(training: TrainingArguments, accelerator: Accelerator) -> bool:
     """Whether batch normalisation sees the frames of all processes: on several GPUs; PyTorch has it for no CPU."""
     several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
-    return arguments.training.sync_batch_norm and several_gpus
+    return training.sync_batch_norm and several_gpus
 
 
 def compile_dense_parts(model: nn.Module) -> list[str]:

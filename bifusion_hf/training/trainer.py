@@ -7,7 +7,7 @@ big batch; check that it is finite; clip, step, and tell the model its progress.
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..data.alignment import check_alignment
 from ..recipe.arguments import TrainArguments
 from . import checkpoints
 from .audit import LivenessAudit, alpha_statistics, probe_loss
-from .data_loading import train_batches, updates_per_epoch
+from .data_loading import UpdateSampler, train_batches, updates_per_epoch
 from .freezing import eval_mode, train_mode, unfreeze_due
 from .guards import NonFiniteGuard, explain_out_of_memory, largest_batch_size, preserved_buffers
 from .metrics import Recorder, memory_gib
@@ -65,13 +65,15 @@ class BiFusionTrainer:
     ):
         training = arguments.training
         self.arguments = arguments
-        self.accelerator = accelerator or build_accelerator(arguments)
+        self.accelerator = accelerator or build_accelerator(
+            training, arguments.output_dir, arguments.logging.trackers, arguments.deterministic
+        )
         self.processor, self.train_dataset = processor, train_dataset
         self.collate, self.evaluate_model = collate, evaluate
         self.output_dir = Path(arguments.output_dir)
         set_seed(arguments.seed, device_specific=True)
 
-        self.network = prepare_network(model, arguments, self.accelerator)
+        self.network = prepare_network(model, training, self.accelerator)
         self.forward_names = set(inspect.signature(self.network.forward).parameters)
         self.batch_size, self.accumulation = training.batch_size, training.accumulation
         self.frames_per_update = self.batch_size * self.accumulation * self.accelerator.num_processes
@@ -107,7 +109,7 @@ class BiFusionTrainer:
     @property
     def checkpoint_dir(self) -> Path:
         """Folder of the run's checkpoints."""
-        return self.output_dir / "checkpoints"
+        return checkpoints.checkpoints_folder(self.output_dir)
 
     # The loop
 
@@ -126,7 +128,7 @@ class BiFusionTrainer:
             self.accelerator, self.output_dir, self.total_updates, self.update, self.arguments.logging.progress_bar
         )
         self.recorder.info(resumed)
-        batches = train_batches(self)
+        batches = self._batches()
         train_mode(self.network)
         self.network.set_training_progress(self.update, self.total_updates)
         results: dict[str, float] = {}
@@ -146,6 +148,16 @@ class BiFusionTrainer:
             self.recorder.close()
             self._end()
         return results
+
+    def _batches(self) -> Iterator[Batch]:
+        """The batches of all updates that are left."""
+        data, sampler = self.arguments.data, None
+        if data.streaming:
+            self.train_dataset.start_batch = self.update * self.accumulation
+        else:
+            rows, seed = len(self.train_dataset), self.arguments.seed
+            sampler = UpdateSampler(rows, self.frames_per_update, self.total_updates, seed, self.update)
+        return train_batches(self.train_dataset, sampler, self.batch_size, self.collate, data, self.accelerator)
 
     def _end(self) -> None:
         """Takes the process group apart; the network stays."""
@@ -182,7 +194,7 @@ class BiFusionTrainer:
                     with self.recorder.timer.part("compute"):
                         self.accelerator.backward(outputs.loss * self.accelerator.num_processes)
             except Exception as error:
-                explain_out_of_memory(error, batch, self.arguments)
+                explain_out_of_memory(error, batch, self.arguments.training)
                 raise
             # A term that is switched off is a constant that nothing counts.
             terms = {name: term for name, term in outputs.loss_dict.items() if term.requires_grad or counts.get(name)}
@@ -354,7 +366,7 @@ class BiFusionTrainer:
     def _start(self) -> str:
         """Resumes, or makes sure that no other run is overwritten; returns what it did."""
         name = self.arguments.resume_from_checkpoint
-        checkpoint = self.arguments.checkpoint_to_resume()
+        checkpoint = checkpoints.find_checkpoint(self.output_dir, name)
         present = checkpoints.list_checkpoints(self.checkpoint_dir)
         if checkpoint is None and present and not self.arguments.overwrite_output_dir:
             raise ValueError(
@@ -375,7 +387,9 @@ class BiFusionTrainer:
             self._resume(checkpoint)
             return f"resumed from {checkpoint} at update {self.update} of {self.total_updates}"
         first = f"no checkpoint in {self.checkpoint_dir} yet; " if name else ""
-        shared = "; batch statistics shared" if shares_batch_statistics(self.arguments, self.accelerator) else ""
+        shared = (
+            "; batch statistics shared" if shares_batch_statistics(self.arguments.training, self.accelerator) else ""
+        )
         return (
             f"{first}{self.total_updates} updates of {self.frames_per_update} frames "
             f"({self.batch_size} x {self.accumulation} accumulated x {self.accelerator.num_processes} processes) "

@@ -23,7 +23,7 @@ from bifusion_hf.evaluation.results import without_nan
 from bifusion_hf.io.atomic import write_text
 from bifusion_hf.modeling_bifusion import BiFusionForInstanceSegmentation
 from bifusion_hf.processing_bifusion import BiFusionProcessor
-from bifusion_hf.recipe.arguments import TrainArguments
+from bifusion_hf.recipe.arguments import DataArguments
 from bifusion_hf.training.freezing import TOWER, freeze_for_training
 from bifusion_hf.training.metrics import LOG_FILE, METRICS_FILE, read_metrics
 from bifusion_hf.training.run import build_trainer, cache_superpoints
@@ -112,7 +112,7 @@ def train_cell(cell: Cell) -> None:
     # Two processes that start together would both find the superpoints of all frames.
     with FileLock(cell.folder.parent / "superpoints.lock"):
         trainer = build_trainer(cell.arguments)
-    if has_frozen_tower(trainer.network) and keeps_images(cell.arguments):
+    if has_frozen_tower(trainer.network) and keeps_images(cell.arguments.data):
         for network in [trainer.network, *([trainer.ema.module] if trainer.ema else [])]:
             remember_tokens(network, cell.folder.parent / "tower_tokens")
     trainer.train()
@@ -127,11 +127,11 @@ def has_frozen_tower(network: torch.nn.Module) -> bool:
     return bool(trains) and not any(trains)
 
 
-def keeps_images(arguments: TrainArguments) -> bool:
+def keeps_images(data: DataArguments) -> bool:
     """Whether a recipe's augmentation leaves every image as it is."""
-    augmentation = AugmentationConfig(**arguments.data.augmentation)
+    augmentation = AugmentationConfig(**data.augmentation)
     changes = ("image_flip_probability", "crop_probability", "brightness", "contrast", "saturation")
-    return not arguments.data.augment or not any(getattr(augmentation, name) for name in changes)
+    return not data.augment or not any(getattr(augmentation, name) for name in changes)
 
 
 def measure(cell: Cell, data: RoomsData) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from training_standin import StandIn, make_trainer, recipe
 
 from bifusion_hf.training.checkpoints import (
     CheckpointError,
+    checkpoints_folder,
     find_checkpoint,
     list_checkpoints,
     read_state,
@@ -25,11 +26,13 @@ def write_file(folder):
 
 def test_checkpoints_are_listed_in_order_and_limited(tmp_path):
     accelerator = Accelerator(cpu=True)
+    root = checkpoints_folder(tmp_path)
     for update in (9, 10, 100):
-        save_checkpoint(accelerator, tmp_path, update, write_file, {"update": update}, keep=2)
-    assert [read_state(path)["update"] for path in list_checkpoints(tmp_path)] == [10, 100]
+        save_checkpoint(accelerator, root, update, write_file, {"update": update}, keep=2)
+    assert [read_state(path)["update"] for path in list_checkpoints(root)] == [10, 100]
     assert find_checkpoint(tmp_path, "latest").name == "checkpoint-0000100"
     assert find_checkpoint(tmp_path / "nothing", "latest") is None
+    assert find_checkpoint(tmp_path, None) is None
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         find_checkpoint(tmp_path, str(tmp_path))
 

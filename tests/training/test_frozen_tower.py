@@ -6,15 +6,13 @@ import torch
 from test_run import small_recipe
 from transformers import Dinov2Config, Dinov2Model
 
-from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
+from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.data.frames import frame_from_row, load_frames
-from bifusion_hf.recipe.arguments import TrainArguments
-from bifusion_hf.recipe.reading import load_arguments
+from bifusion_hf.recipe.arguments import ModelArguments, TrainArguments
 from bifusion_hf.training import run
 from bifusion_hf.training.checkpoints import list_checkpoints
 from bifusion_hf.training.freezing import TOWER
-from bifusion_hf.training.run import build_model, build_processor, build_trainer
-from scripts.experiments.cells import changed_keys, check_comparable, content_of
+from bifusion_hf.training.run import build_model, build_trainer
 
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -140,34 +138,8 @@ def test_one_source_fills_the_tower():
 
 def test_a_tower_of_another_type_takes_nothing_of_the_presets():
     """`tiny` has a CLIP tower with an `intermediate_size`; what stands beside another type is that type's own."""
-    arguments = TrainArguments.from_dict({"model": {"preset": "tiny", "config": {"vision_config": TOWER_CONFIG}}})
-    assert not hasattr(build_model(arguments).config.vision_config, "intermediate_size")
-    arguments.model.config["vision_config"] = {"num_hidden_layers": 1}
-    config = build_model(arguments).config.vision_config
+    arguments = ModelArguments(preset="tiny", config={"vision_config": TOWER_CONFIG})
+    assert not hasattr(build_model(arguments, 0).config.vision_config, "intermediate_size")
+    arguments.config["vision_config"] = {"num_hidden_layers": 1}
+    config = build_model(arguments, 0).config.vision_config
     assert (config.num_hidden_layers, config.intermediate_size) == (1, 288)
-
-
-@pytest.mark.parametrize("name", ["rooms_residual_dinov2", "rooms_lite_gate_dinov2"])
-def test_the_recipes_describe_the_converted_tower(name):
-    arguments = load_arguments(name)
-    model = build_model(arguments)
-    tower, tiny = tower_of(model), BiFusionConfig.from_preset("tiny")
-    assert type(tower) is Dinov2Model and len(tower.encoder.layer) == 8
-    # As the converter writes them for that graph.
-    config = tower.config
-    assert (config.hidden_size, config.num_attention_heads, config.mlp_ratio) == (384, 6, 4)
-    assert (config.image_size, config.patch_size, config.layer_norm_eps) == (518, 14, 1e-6)
-    assert model.config.projection_dim == tiny.projection_dim
-    assert arguments.training.freeze == [TOWER] and arguments.init.vision
-    processor = build_processor(arguments, model.config)
-    assert processor.image_mean == MEAN and processor.image_std == STD
-    frame = frame_from_row(load_frames("sample", "val")[0])
-    assert processor.resize(frame.image).shape == (280, 378, 3)
-
-
-@pytest.mark.parametrize("name", ["rooms_residual", "rooms_lite_gate"])
-def test_the_recipes_state_the_tower_alone(name):
-    scratch, pretrained = (content_of(load_arguments(recipe)) for recipe in (name, f"{name}_dinov2"))
-    check_comparable({"scratch": scratch, "pretrained": pretrained})
-    changed = {key.removeprefix("model.config.").partition(".")[0] for key in changed_keys(scratch, pretrained)}
-    assert changed == {"vision_config", "image_size", "image_mean", "image_std", "init", "training"}

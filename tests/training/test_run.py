@@ -112,7 +112,7 @@ def test_every_trainable_tensor_has_a_gradient_after_three_updates(tmp_path, fus
 
 def test_initial_weights_are_loaded_at_the_start_and_not_on_resume(tmp_path, monkeypatch):
     loaded = []
-    monkeypatch.setattr(run, "load_initial_weights", lambda model, arguments: loaded.append(arguments) or [])
+    monkeypatch.setattr(run, "load_initial_weights", lambda model, init: loaded.append(init) or [])
     arguments = small_recipe(tmp_path, init={"sv3d": "somewhere.pth"}, data={"val": None})
     arguments.resume_from_checkpoint = "latest"
     build_trainer(arguments).train()
@@ -122,7 +122,7 @@ def test_initial_weights_are_loaded_at_the_start_and_not_on_resume(tmp_path, mon
 
 
 def test_a_resumed_run_keeps_the_activation_that_init_clip_set(tmp_path, monkeypatch):
-    def set_activation(model, arguments):
+    def set_activation(model, init):
         model.config.vision_config.hidden_act = "quick_gelu"
         return []
 
@@ -130,18 +130,18 @@ def test_a_resumed_run_keeps_the_activation_that_init_clip_set(tmp_path, monkeyp
     arguments = small_recipe(tmp_path, data={"val": None}, training={"max_updates": 1})
     build_trainer(arguments).train()
     arguments.resume_from_checkpoint = "latest"
-    assert build_model(arguments).config.vision_config.hidden_act == "quick_gelu"
+    assert build_trainer(arguments).network.config.vision_config.hidden_act == "quick_gelu"
     arguments.model.config["clip_loss_weight"] = 0.5
     with pytest.raises(ValueError, match="differ in clip_loss_weight"):
-        build_model(arguments)
+        build_trainer(arguments)
 
 
 def test_config_overrides_are_checked_and_merged(tmp_path):
-    arguments = small_recipe(tmp_path)
-    assert build_model(arguments).config.vision_config.image_size == 320
-    arguments.model.config["fusion_typ"] = "none"
+    model = small_recipe(tmp_path).model
+    assert build_model(model, 0).config.vision_config.image_size == 320
+    model.config["fusion_typ"] = "none"
     with pytest.raises(ValueError, match="did you mean 'fusion_type'"):
-        build_model(arguments)
+        build_model(model, 0)
     arguments = small_recipe(tmp_path, data={"augmentation": {"flip": 1}})
     with pytest.raises(ValueError, match=r"unknown key 'data.augmentation.flip'"):
         build_trainer(arguments)
@@ -332,11 +332,12 @@ def test_the_real_network_gives_the_same_update_however_its_frames_are_shared(tm
 
 
 def test_the_recipe_sets_the_processor(tmp_path):
-    arguments = small_recipe(tmp_path, model={"processor": {"superpoint_color_blur": 0.016}})
-    processor = build_processor(arguments, build_model(arguments).config)
+    model = small_recipe(tmp_path, model={"processor": {"superpoint_color_blur": 0.016}}).model
+    config = build_model(model, 0).config
+    processor = build_processor(model, config)
     assert processor.superpoint_color_blur == 0.016
     processor.save_pretrained(tmp_path / "saved")
     assert BiFusionProcessor.from_pretrained(tmp_path / "saved").superpoint_color_blur == 0.016
-    arguments = small_recipe(tmp_path, model={"processor": {"superpoint_colour_blur": 0.016}})
+    model.processor = {"superpoint_colour_blur": 0.016}
     with pytest.raises(ValueError, match=r"'model.processor.superpoint_colour_blur'.*superpoint_color_blur"):
-        build_processor(arguments, build_model(arguments).config)
+        build_processor(model, config)
