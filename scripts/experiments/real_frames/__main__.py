@@ -1,0 +1,142 @@
+"""The real benchmark: `measure` checkpoints on real frames, `pictures` of them, and the card from both (`report`)."""
+
+import argparse
+import hashlib
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from .card import PREFIX, summary_table, write_card
+from .folder import read_real_frames
+
+
+EXAMPLES = """examples:
+  python -m scripts.experiments.real_frames measure --frames real --checkpoint sample --name sample
+  python -m scripts.experiments.real_frames pictures --frames real --checkpoint sample --name sample
+  python -m scripts.experiments.real_frames report
+
+The layout of the frames' folder is in scripts/experiments/real_frames/folder.py.
+"""
+_PACKAGES = ("bifusion_hf", "torch", "transformers", "numpy", "scipy", "scikit-image")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Raises:
+        SystemExit: An argument or a frame is wrong, with the reason.
+    """
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.execute(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"{parser.prog}: error: {error}") from error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `main`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.experiments.real_frames",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    measure = commands.add_parser(
+        "measure",
+        help="measure a checkpoint on the labelled frames",
+        description="Average precision, mean best IoU and the superpoints' ceiling of each group of frames, without a "
+        "pose and with the true up, with intervals over frames; written as JSON and printed.",
+    )
+    _add_checkpoint(measure)
+    _add_results(measure)
+    measure.set_defaults(execute=measure_checkpoint)
+
+    pictures = commands.add_parser(
+        "pictures",
+        help="draw a checkpoint's instances over all frames",
+        description="Draws instances above score 0.5 over every frame, without a pose, as one mosaic a group.",
+    )
+    _add_checkpoint(pictures)
+    pictures.add_argument("--labelled", action="store_true", help="leave the frames without labels out")
+    pictures.add_argument(
+        "--output", type=Path, default=Path("model_cards/real"), metavar="FOLDER", help="default: %(default)s"
+    )
+    pictures.set_defaults(execute=draw_checkpoint)
+
+    report = commands.add_parser("report", help="write the card", description="Writes the card from the JSON files.")
+    _add_results(report)
+    report.add_argument(
+        "--output", type=Path, default=Path("model_cards/real/README.md"), metavar="FILE", help="default: %(default)s"
+    )
+    report.set_defaults(execute=lambda arguments: write_card(arguments.results, arguments.output))
+    return parser
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frames", type=Path, required=True, metavar="FOLDER", help="of the real frames")
+    parser.add_argument("--checkpoint", default="sample", help="folder, id on the Hub, or 'sample' (default)")
+    parser.add_argument("--name", required=True, help="of the result, for instance sample")
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("model_cards/results"),
+        metavar="FOLDER",
+        help="of the JSON files (default: %(default)s)",
+    )
+
+
+def measure_checkpoint(arguments: argparse.Namespace) -> None:
+    """`measure`."""
+    from bifusion_hf.hub.pretrained import load_pretrained
+
+    from ..running import write_json
+    from .measurement import measure
+
+    frames = list(read_real_frames(arguments.frames, labelled=True))
+    model, processor = load_pretrained(arguments.checkpoint)
+    result = {
+        "checkpoint": Path(arguments.checkpoint).name,
+        "weights": _weights_hash(model),
+        "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {name: version(name) for name in _PACKAGES},
+        **measure(model.eval(), processor, frames),
+    }
+    print(summary_table({arguments.name: result}))
+    path = arguments.results / f"{PREFIX}{arguments.name}.json"
+    write_json(path, result)
+    print(f"-> {path}")
+
+
+def _weights_hash(model) -> str:
+    """sha256 of all weights by name, so that a result tells which ones it is of."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def draw_checkpoint(arguments: argparse.Namespace) -> None:
+    """`pictures`."""
+    from bifusion_hf.hub.pretrained import load_pretrained
+
+    from .pictures import draw_mosaics
+
+    model, processor = load_pretrained(arguments.checkpoint)
+    frames = read_real_frames(arguments.frames, labelled=arguments.labelled)
+    for path in draw_mosaics(model.eval(), processor, frames, arguments.output, arguments.name):
+        print(f"-> {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The card of the real benchmark: tables from the results' JSON files alone, and the pictures beside it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..report import percent, table
+from .folder import ROOMS, SINGLE, SOURCES, TABLE_TOPS
+from .measurement import CONDITIONS, NO_POSE, TRUE_UP
+
+
+PREFIX = "real_frames_"
+# Written by hand, taken into the card as they are: what the pictures show.
+NOTES_FILE = "notes.md"
+# Groups in the order of the tables; others follow by name.
+_ORDER = (ROOMS, TABLE_TOPS, SINGLE)
+_INTRODUCTION = """# Real frames
+
+How well checkpoints do on single frames of real cameras. The frames are for measuring: nothing was trained on them,
+and they are not part of the package. Class-agnostic average precision by ScanNet's protocol over the points sampled
+from a frame, in percent; points without a label are void. *Mean IoU* is that of each object with the best instance
+above score {score}. In brackets: 95 % of {draws} bootstrap draws of a group's frames. They are few, so differences
+inside the intervals say little.
+
+This page is made by `python -m scripts.experiments.real_frames report`.
+"""
+
+
+def write_card(results: str | Path, output: str | Path) -> None:
+    """Writes the card.
+
+    Args:
+        results: Folder of `real_frames_NAME.json`.
+        output: The Markdown file; pictures `NAME-GROUP.jpg` and `notes.md` are looked for beside it.
+
+    Raises:
+        ValueError: There are no results.
+    """
+    output = Path(output)
+    found = read_results(results)
+    protocol = next(iter(found.values()))["protocol"]
+    sections = [_INTRODUCTION.format(score=protocol["score_of_mean_iou"], draws=protocol["draws"])]
+    sections += [f"## {group}\n\n{group_table(found, group)}\n" for group in group_names(found)]
+    sections.append(f"## What the superpoints allow\n\n{ceiling_table(found)}\n")
+    notes = output.parent / NOTES_FILE
+    if notes.is_file():
+        sections.append(notes.read_text(encoding="utf-8"))
+    sections.append(_pictures(found, output.parent))
+    sections.append(f"## Frames\n\n{sources_table(found)}\n")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("\n".join(section for section in sections if section), encoding="utf-8")
+
+
+def read_results(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The results of a folder: name -> content, in the order in which they were measured.
+
+    Raises:
+        ValueError: There are none.
+    """
+    paths = Path(folder).glob(f"{PREFIX}*.json")
+    contents = {path.stem.removeprefix(PREFIX): json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    found = {name: content for name, content in contents.items() if "groups" in content}
+    if not found:
+        raise ValueError(f"{folder} has no {PREFIX}NAME.json; expected results of `measure`")
+    return dict(sorted(found.items(), key=lambda entry: (entry[1]["measured"], entry[0])))
+
+
+def group_names(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The groups of all results, in the order of the tables."""
+    names = {group for result in results.values() for group in result["groups"]}
+    return [name for name in _ORDER if name in names] + sorted(names.difference(_ORDER))
+
+
+def group_table(results: Mapping[str, Mapping[str, Any]], group: str) -> str:
+    """Every checkpoint under every condition on one group."""
+    header = ["checkpoint", "given", "frames", "objects", "AP", "AP50", "AP25", "mean IoU"]
+    rows = []
+    for name, result in results.items():
+        if group not in result["groups"]:
+            continue
+        values = result["groups"][group]
+        for condition in CONDITIONS:
+            given = f"{condition} ({values['frames_with_up']} frames)" if condition == TRUE_UP else condition
+            cells = [with_interval(values[condition][metric]) for metric in ("ap", "ap50", "ap25", "mean_iou")]
+            rows.append([f"`{name}`", given, str(values["frames"]), str(values["objects"]), *cells])
+    return table(header, rows)
+
+
+def ceiling_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a perfect choice of superpoints reaches: mean IoU, and objects above 0.5."""
+    header = ["checkpoint", *(f"{group}: {what}" for group in group_names(results) for what in ("mean IoU", "found"))]
+    rows = []
+    for name, result in results.items():
+        cells = []
+        for group in group_names(results):
+            values = result["groups"].get(group, {}).get(NO_POSE, {})
+            cells += [percent(values.get(metric, {}).get("value")) for metric in ("ceiling_iou", "ceiling_found")]
+        rows.append([f"`{name}`", *cells])
+    return table(header, rows)
+
+
+def sources_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Where the frames come from."""
+    names = sorted({name for result in results.values() for name in result["frames"]})
+    rows = []
+    for source in sorted({name.partition("/")[0] for name in names}):
+        count = str(sum(name.startswith(f"{source}/") for name in names))
+        known = SOURCES.get(source)
+        rows.append([source, count, *((known.origin, known.camera, known.licence) if known else ("–",) * 3)])
+    return table(["source", "labelled frames", "from", "camera", "licence"], rows)
+
+
+def with_interval(found: Mapping[str, float | None]) -> str:
+    """A value with its interval, in percent."""
+    return f"{percent(found['value'])} ({percent(found['low'])}–{percent(found['high'])})"
+
+
+def summary_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line a group and checkpoint, for the terminal."""
+    header = ["group", "checkpoint", "frames", "AP", "AP50", "AP25", "mean IoU", "AP50, true up", "superpoints allow"]
+    rows = []
+    for group in group_names(results):
+        for name, result in results.items():
+            if group in result["groups"]:
+                values = result["groups"][group]
+                rows.append(
+                    [
+                        group,
+                        name,
+                        str(values["frames"]),
+                        *(with_interval(values[NO_POSE][metric]) for metric in ("ap", "ap50", "ap25", "mean_iou")),
+                        with_interval(values[TRUE_UP]["ap50"]),
+                        percent(values[NO_POSE]["ceiling_found"]["value"]),
+                    ]
+                )
+    return table(header, rows)
+
+
+def _pictures(results: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
+    lines = []
+    for name, result in results.items():
+        shown = [path for path in sorted(folder.glob(f"{name}-*.jpg")) if path.is_file()]
+        if shown:
+            lines.append(f"\n`{name}` ({result['checkpoint']}), without a pose; labelled frames beside their truth:\n")
+        lines += [f"![{path.stem}]({path.name})\n" for path in shown]
+    return "\n".join(["## Pictures", *lines]) if lines else ""

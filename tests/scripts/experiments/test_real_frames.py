@@ -1,0 +1,179 @@
+import json
+
+import numpy as np
+import pytest
+from frame_factory import POSE, make_frame
+from PIL import Image
+
+from scripts.experiments.real_frames import card
+from scripts.experiments.real_frames.__main__ import main
+from scripts.experiments.real_frames.folder import read_real_frames
+from scripts.experiments.real_frames.measurement import NO_POSE, TRUE_UP, best_ious, ceiling_ious, measure
+
+
+def write_frame(folder, seed, *, labels=True, gravity=True):
+    """A synthetic frame in the layout of the real ones."""
+    frame = make_frame(60, 80, seed=seed)
+    folder.mkdir(parents=True)
+    Image.fromarray(frame.image).save(folder / "colour.png")
+    Image.fromarray(np.rint(frame.depth * 5000).astype(np.uint16)).save(folder / "depth.png")
+    focal = {"fx": frame.intrinsics[0, 0], "fy": frame.intrinsics[1, 1]}
+    centre = {"cx": frame.intrinsics[0, 2], "cy": frame.intrinsics[1, 2]}
+    settings = {**focal, **centre, "width": 80, "height": 60, "depth_scale": 5000}
+    (folder / "intrinsics.json").write_text(json.dumps(settings))
+    if labels:
+        # The floor carries id 40 in the synthetic frame; here it is void, as in the real ones.
+        ids = np.where(frame.instance == 40, -1, frame.instance // 7)
+        Image.fromarray((ids + 1).astype(np.uint16)).save(folder / "instance.png")
+        (folder / "instance_names.json").write_text('["chair", "table", "bed"]')
+    if gravity:
+        np.savetxt(folder / "pose_gravity.txt", POSE)
+    return frame
+
+
+@pytest.fixture
+def real_folder(tmp_path):
+    folder = tmp_path / "real"
+    write_frame(folder / "open3d_tum" / "a", 0)
+    write_frame(folder / "mine" / "b", 1, gravity=False)
+    write_frame(folder / "mine" / "c", 2, labels=False)
+    (folder / "groups.json").write_text('{"drawers": ["mine"]}')
+    return folder
+
+
+class PaintedNetwork:
+    """Instances are the truth of the sampled points, but for those of the frames named in `blind`."""
+
+    device = "cpu"
+
+    def __init__(self, frames, blind=()):
+        self.truth = {frame.name: frame.frame.instance for frame in frames}
+        self.blind = blind
+        self.poses = []
+
+    def prepare_frame(self, frame):
+        self.poses.append(frame.camera_to_world)
+        pixels = np.flatnonzero(frame.depth)
+        instance = frame.instance.reshape(-1)[pixels]
+        return {
+            "frame_id": frame.frame_id,
+            "pixel_indices": pixels,
+            "instance": instance,
+            "class_labels": np.zeros(instance.max() + 1, np.int64),
+            # Two superpoints an object, one for all void.
+            "superpoint_ids": np.where(instance < 0, 0, 2 * instance + 1 + pixels % 2),
+        }
+
+
+def test_the_frames_of_a_folder_are_read_with_labels_group_and_up(real_folder):
+    frames = list(read_real_frames(real_folder))
+    assert [frame.name for frame in frames] == ["mine/b", "mine/c", "open3d_tum/a"]
+    assert [frame.group for frame in frames] == ["drawers", "drawers", "rooms"]
+    expected = make_frame(60, 80, seed=0)
+    read = frames[2]
+    np.testing.assert_array_equal(read.frame.image, expected.image)
+    np.testing.assert_allclose(read.frame.depth, expected.depth, atol=1e-4)
+    np.testing.assert_allclose(read.frame.intrinsics, expected.intrinsics)
+    assert np.unique(read.frame.instance).tolist() == [-1, 0, 1, 2]
+    assert read.names == ("chair", "table", "bed")
+    # The true up is kept beside the frame: without it the frame has no pose.
+    assert read.frame.camera_to_world is None
+    np.testing.assert_allclose(read.gravity, POSE)
+    assert frames[0].gravity is None
+    assert frames[1].frame.instance is None
+    assert [frame.name for frame in read_real_frames(real_folder, labelled=True)] == ["mine/b", "open3d_tum/a"]
+
+
+def test_a_labelled_frame_without_a_group_and_an_empty_folder_are_refused(real_folder, tmp_path):
+    (real_folder / "groups.json").unlink()
+    with pytest.raises(ValueError, match=r"mine/b belongs to no group.*groups.json"):
+        list(read_real_frames(real_folder, labelled=True))
+    with pytest.raises(ValueError, match="has no frames"):
+        list(read_real_frames(tmp_path / "nothing"))
+
+
+def test_intrinsics_of_another_size_are_refused(real_folder):
+    path = real_folder / "mine" / "b" / "intrinsics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "width": 640}))
+    with pytest.raises(ValueError, match=r"640.*\(60, 80\)"):
+        list(read_real_frames(real_folder))
+
+
+def test_best_iou_counts_the_void_points_of_a_mask():
+    instance = np.array([0, 0, 0, 0, 1, 1, -1, -1])
+    masks = np.zeros((2, 8), bool)
+    masks[0, [0, 1, 2, 6, 7]] = True  # 3 of 4 points of object 0, and two void: 3 / 6
+    masks[1, [3, 4]] = True
+    np.testing.assert_allclose(best_ious(masks, instance, 2), [3 / 6, 1 / 3])
+    np.testing.assert_array_equal(best_ious(masks[:0], instance, 2), [0, 0])
+
+
+def test_the_ceiling_gives_each_superpoint_to_its_majority():
+    instance = np.array([0, 0, 0, 1, 1, 1, -1, -1, -1])
+    superpoints = np.array([0, 0, 1, 1, 1, 1, 1, 2, 2])
+    # Superpoint 1 is object 1's, with one point of object 0 and one void.
+    np.testing.assert_allclose(ceiling_ious(superpoints, instance, 2), [2 / 3, 3 / 5])
+
+
+def test_a_perfect_network_measures_one_and_a_blind_frame_is_in_the_interval(real_folder, monkeypatch):
+    from scripts.experiments.real_frames import measurement
+
+    frames = list(read_real_frames(real_folder, labelled=True))
+    network = PaintedNetwork(frames, blind=["mine/b"])
+
+    def predict(model, processor, frame, condition=NO_POSE, options=None, *, threshold=0.0):
+        given = frame.frame if condition == NO_POSE or frame.gravity is None else frame.gravity
+        sample = network.prepare_frame(frame.frame)
+        network.poses[-1] = given
+        instance = sample["instance"]
+        masks = instance == np.arange(3)[:, None]
+        if frame.name in network.blind:
+            masks = masks[:0]
+        tensors = {"point_masks": masks, "scores": np.linspace(0.9, 0.6, 3)[: len(masks)], "labels": [0] * len(masks)}
+        return sample, {name: measurement.torch.as_tensor(np.asarray(value)) for name, value in tensors.items()}
+
+    monkeypatch.setattr(measurement, "predict", predict)
+    processor = type("Processor", (), {"num_points": 4000, "min_instance_points": 20.0})
+    both = [frames[1], frames[0]]
+    object.__setattr__(both[1], "group", "rooms")
+    result = measure(None, processor, both)
+    values = result["groups"]["rooms"]
+    assert (values["frames"], values["objects"], values["frames_with_up"]) == (2, 6, 1)
+    assert values[NO_POSE]["ap50"]["value"] == pytest.approx(0.5)
+    assert (values[NO_POSE]["ap50"]["low"], values[NO_POSE]["ap50"]["high"]) == pytest.approx((0, 1))
+    assert values[NO_POSE]["mean_iou"]["value"] == pytest.approx(0.5)
+    assert values[NO_POSE]["ceiling_iou"]["value"] == values[NO_POSE]["ceiling_found"]["value"] == 1
+    assert result["frames"]["open3d_tum/a"][NO_POSE]["ap50"] == 1
+    assert result["frames"]["mine/b"][TRUE_UP]["ap50"] == 0
+    # Only the frame that has one is given its true up.
+    assert [pose is both[0].gravity for pose in network.poses] == [False, False, True, False]
+
+
+def test_measure_report_and_pictures_from_the_command_line(real_folder, tmp_path, capsys):
+    words = ["--frames", str(real_folder), "--checkpoint", "sample", "--name", "first"]
+    main(["measure", *words, "--results", str(tmp_path / "results")])
+    path = tmp_path / "results" / "real_frames_first.json"
+    later = {**json.loads(path.read_text()), "measured": "2999-01-01T00:00:00Z"}
+    (path.parent / "real_frames_a_second.json").write_text(json.dumps(later))
+    found = card.read_results(tmp_path / "results")
+    assert list(found) == ["first", "a_second"]
+    assert 0 <= found["first"]["groups"]["rooms"][NO_POSE]["ap50"]["value"] <= 1
+    assert found["first"]["protocol"]["min_points"] == 40
+    assert "| rooms | first | 1 |" in capsys.readouterr().out
+    output = tmp_path / "card" / "README.md"
+    output.parent.mkdir()
+    (output.parent / "notes.md").write_text("What the pictures show.\n")
+    main(["pictures", *words, "--output", str(output.parent)])
+    main(["report", "--results", str(tmp_path / "results"), "--output", str(output)])
+    text = output.read_text()
+    assert "## rooms" in text and "## drawers" in text and "What the pictures show." in text
+    assert "![first-unlabelled](first-unlabelled.jpg)" in text
+    assert "| open3d_tum | 1 | isl-org/Open3D" in text
+    # A labelled frame beside its truth, a frame without labels alone.
+    widths = {group: Image.open(output.parent / f"first-{group}.jpg").width for group in ("rooms", "unlabelled")}
+    assert widths == {"rooms": 800, "unlabelled": 400}
+
+
+def test_the_card_without_results_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match=r"has no real_frames_NAME.json"):
+        main(["report", "--results", str(tmp_path), "--output", str(tmp_path / "README.md")])
