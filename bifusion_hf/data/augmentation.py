@@ -4,20 +4,23 @@ Moving the points never touches `point_pixels`; flipping or cropping the image c
 together. `camera_rotation` follows every rotation and mirroring, of the points or of the image, so that it keeps
 mapping the axes of the image (x right, y down, z into it) to those of the points.
 
-The point part has ESAM's values (flips, rotation, scale, translation, elastic distortion).
+The point part has ESAM's values (flips, rotation, scale, translation, elastic distortion). What is off by default is
+for frames of other cameras than those of the training frames: other colours, which image and points share, other
+directions of "up", other sizes, and what is done to a frame before its points are taken.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from .distortion import LUMA, apply_colors, cut_holes, hue_rotation, noisy_depth, recolor_objects, saturation_matrix
+from .frames import RGBDFrame
+
 
 Sample = dict[str, Any]
-# Weights of the luma of ITU-R BT.601, as Pillow's own "L" conversion has them.
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,25 @@ class AugmentationConfig:
         brightness: Half width of the factor around 1; 0 = off.
         contrast: As `brightness`, around the mean grey.
         saturation: As `brightness`, around the pixel's own grey.
+        pose_dropout: Probability of taking a frame's pose away, so that its points are as those of a frame without
+            one; 0 = off.
+        depth_noise_probability: Of noise of the depth; 0 = off.
+        depth_noise: Largest standard deviation at one metre, in metres; it grows with the square of the depth.
+        hole_probability: Of holes in the depth; 0 = off.
+        hole_share: Largest part of the picture without depth.
+        recolor_probability: Of other colours for objects of a frame; 0 = off.
+        recolor_share: Probability of each object then.
+        tilt_probability: Of turning the points about a horizontal axis; 0 = off.
+        tilt_range: Largest angle in radians.
+        rescale_probability: Of another size of the scene; 0 = off.
+        rescale_range: Bounds of its factor, whose logarithm is uniform.
+        color_probability: Of another colouring of image and points together: what follows; 0 = off.
+        color_cast: Standard deviation of the logarithm of each channel's gain.
+        color_exposure: Largest logarithm of the exponent (gamma) and of the common gain.
+        color_contrast: As `contrast`.
+        color_saturation: As `saturation`.
+        hue_probability: Of turning the hue of the whole frame by any angle, where it is coloured otherwise.
+        grey_probability: Of a frame without colour, where it is coloured otherwise.
 
     Raises:
         ValueError: A value is out of range.
@@ -58,15 +80,35 @@ class AugmentationConfig:
     brightness: float = 0.2
     contrast: float = 0.2
     saturation: float = 0.2
+    pose_dropout: float = 0.0
+    depth_noise_probability: float = 0.0
+    depth_noise: float = 0.005
+    hole_probability: float = 0.0
+    hole_share: float = 0.3
+    recolor_probability: float = 0.0
+    recolor_share: float = 0.5
+    tilt_probability: float = 0.0
+    tilt_range: float = float(np.pi / 6)
+    rescale_probability: float = 0.0
+    rescale_range: tuple[float, float] = (1 / 3, 2.0)
+    color_probability: float = 0.0
+    color_cast: float = 0.2
+    color_exposure: float = 0.4
+    color_contrast: float = 0.3
+    color_saturation: float = 0.5
+    hue_probability: float = 0.2
+    grey_probability: float = 0.15
 
     def __post_init__(self):
-        for name in ("flip_probability", "elastic_probability", "image_flip_probability", "crop_probability"):
-            self._check(name, 0 <= getattr(self, name) <= 1, "a probability in [0, 1]")
-        for name in ("brightness", "contrast", "saturation"):
+        for name in self.__dataclass_fields__:
+            if name.endswith(("_probability", "_dropout", "recolor_share")):
+                self._check(name, 0 <= getattr(self, name) <= 1, "a probability in [0, 1]")
+        for name in ("brightness", "contrast", "saturation", "color_contrast", "color_saturation", "hole_share"):
             self._check(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
-        for name in ("rotation_range", "translation_std"):
+        lengths = ("rotation_range", "translation_std", "depth_noise", "tilt_range", "color_cast", "color_exposure")
+        for name in lengths:
             self._check(name, getattr(self, name) >= 0, "a number that is not negative")
-        for name in ("scale_range", "crop_scale"):
+        for name in ("scale_range", "crop_scale", "rescale_range"):
             bounds = getattr(self, name)
             self._check(name, len(bounds) == 2 and 0 < bounds[0] <= bounds[1], "two positive bounds in order")
         self._check("crop_scale", self.crop_scale[1] <= 1, "at most 1")
@@ -139,6 +181,18 @@ def elastic_displacement(points: np.ndarray, cell: float, magnitude: float, rng:
     return np.stack(field, axis=1) * magnitude
 
 
+def horizontal_rotation(direction: float, angle: float) -> np.ndarray:
+    """Rotation [3, 3] by `angle` about the horizontal axis at `direction` from x; radians."""
+    x, y = np.cos(direction), np.sin(direction)
+    cross = np.array([[0, 0, y], [0, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def _happens(probability: float, rng: np.random.Generator) -> bool:
+    """Draws only where there is a choice."""
+    return probability > 0 and rng.random() < probability
+
+
 def _move_points(sample: Sample, matrix: np.ndarray) -> None:
     """Applies an orthogonal matrix to points and camera axes."""
     sample["points"] = sample["points"] @ matrix.T.astype(np.float32)
@@ -172,12 +226,35 @@ def _crop_image(sample: Sample, scale: float, place: np.ndarray) -> None:
 class JointAugmentation:
     """Draws and applies an augmentation; the same generator state gives the same result.
 
+    What is off by default draws nothing while it is off, so that the draws of the rest stay as they are.
+
     Args:
         config: What to do; the defaults of `AugmentationConfig` if None.
     """
 
     def __init__(self, config: AugmentationConfig | None = None):
         self.config = config or AugmentationConfig()
+
+    def frame(self, frame: RGBDFrame, rng: np.random.Generator) -> RGBDFrame:
+        """What is done before points are taken: the pose taken away, other colours of objects, noise and holes.
+
+        Args:
+            frame: The frame; left untouched.
+            rng: Source of all draws.
+
+        Returns:
+            A new frame, or the one given where nothing changes. Labels and superpoints stay, also where a hole is.
+        """
+        config, changes = self.config, {}
+        if _happens(config.pose_dropout, rng):
+            changes["camera_to_world"] = None
+        if frame.instance is not None and _happens(config.recolor_probability, rng):
+            changes["image"] = recolor_objects(frame.image, frame.instance, config.recolor_share, rng)
+        if _happens(config.depth_noise_probability, rng):
+            changes["depth"] = noisy_depth(frame.depth, config.depth_noise * rng.random(), rng)
+        if _happens(config.hole_probability, rng):
+            changes["depth"] = cut_holes(changes.get("depth", frame.depth), config.hole_share * rng.random(), rng)
+        return replace(frame, **changes) if changes else frame
 
     def __call__(self, sample: Mapping[str, Any], rng: np.random.Generator) -> Sample:
         """`geometric`, then `photometric`; the sample given is left untouched."""
@@ -204,6 +281,8 @@ class JointAugmentation:
             angle = rng.uniform(-config.rotation_range, config.rotation_range)
             cos, sin = np.cos(angle), np.sin(angle)
             _move_points(sample, np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]))
+        if _happens(config.tilt_probability, rng):
+            _move_points(sample, horizontal_rotation(rng.uniform(0, 2 * np.pi), rng.uniform(0, config.tilt_range)))
         points = sample["points"].astype(np.float64)
         points *= rng.uniform(*config.scale_range)
         points += rng.normal(0, config.translation_std, 3)
@@ -211,6 +290,9 @@ class JointAugmentation:
             unit = config.elastic_voxel_size
             for cell, magnitude in zip(config.elastic_granularity, config.elastic_magnitude, strict=True):
                 points = points + elastic_displacement(points, cell * unit, magnitude * unit, rng)
+        # Last, so that the displacements, which are lengths, scale with the scene.
+        if _happens(config.rescale_probability, rng):
+            points = points * np.exp(rng.uniform(*np.log(config.rescale_range)))
         sample["points"] = points.astype(np.float32)
         if sample.get("image") is not None:
             if rng.random() < config.image_flip_probability:
@@ -220,19 +302,38 @@ class JointAugmentation:
         return sample
 
     def photometric(self, sample: Mapping[str, Any], rng: np.random.Generator) -> Sample:
-        """Jitters brightness, contrast and saturation of the image, not of the points.
+        """Colours image and points anew, together; jitters brightness, contrast and saturation of the image alone.
 
         It comes after the alignment check, which compares the two.
         """
         config, sample = self.config, dict(sample)
+        if _happens(config.color_probability, rng):
+            self._color(sample, rng)
         if sample.get("image") is None or not (config.brightness or config.contrast or config.saturation):
             return sample
         widths = np.array([config.brightness, config.contrast, config.saturation])
         brightness, contrast, saturation = (1 + widths * rng.uniform(-1, 1, 3)).astype(np.float32)
         image = sample["image"].astype(np.float32) * brightness
-        mean_grey = (image.reshape(-1, 3).mean(axis=0) @ _LUMA).astype(np.float32)
+        mean_grey = (image.reshape(-1, 3).mean(axis=0) @ LUMA).astype(np.float32)
         image = mean_grey + (image - mean_grey) * contrast
-        grey = (image @ _LUMA)[..., None]
+        grey = (image @ LUMA)[..., None]
         image = grey + (image - grey) * saturation
         sample["image"] = np.clip(np.rint(image), 0, 255).astype(np.uint8)
         return sample
+
+    def _color(self, sample: Sample, rng: np.random.Generator) -> None:
+        config = self.config
+        gamma, gain = np.exp(config.color_exposure * rng.uniform(-1, 1, 2))
+        gains = gain * np.exp(rng.normal(0, config.color_cast, 3))
+        contrast, factor = 1 + np.array([config.color_contrast, config.color_saturation]) * rng.uniform(-1, 1, 2)
+        matrix = np.eye(3)
+        if rng.random() < config.hue_probability:
+            matrix = hue_rotation(rng.uniform(-np.pi, np.pi))
+        grey = rng.random() < config.grey_probability
+        # Hue and saturation are of the scene, the cast of its light, exposure and contrast of the camera.
+        matrix = contrast * (gains[:, None] * saturation_matrix(0.0 if grey else factor)) @ matrix
+        offset = (1 - contrast) * 127.5
+        # One map for both, or they would no longer belong together.
+        for name in ("image", "point_rgb"):
+            if sample.get(name) is not None:
+                sample[name] = apply_colors(sample[name], matrix, offset, gamma)

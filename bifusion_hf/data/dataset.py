@@ -105,6 +105,8 @@ class SampleMaker:
             sample["alignment_error"] = alignment_error(sample)
             return sample
         rng = np.random.default_rng([self.seed, epoch, index])
+        if self.augmentation is not None:
+            frame = self.augmentation.frame(frame, rng)
         sample = self.processor.prepare_frame(frame, rng)
         if self.augmentation is not None:
             sample = self.augmentation.geometric(sample, rng)

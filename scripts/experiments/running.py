@@ -131,6 +131,7 @@ def keeps_images(data: DataArguments) -> bool:
     """Whether a recipe's augmentation leaves every image as it is."""
     augmentation = AugmentationConfig(**data.augmentation)
     changes = ("image_flip_probability", "crop_probability", "brightness", "contrast", "saturation")
+    changes += ("recolor_probability", "color_probability")
     return not data.augment or not any(getattr(augmentation, name) for name in changes)
 
 

@@ -11,6 +11,16 @@ from bifusion_hf.data.augmentation import (
     elastic_displacement,
     resize_image,
 )
+from bifusion_hf.data.dataset import SampleMaker
+from bifusion_hf.data.distortion import (
+    LUMA,
+    apply_colors,
+    cut_holes,
+    hue_rotation,
+    noisy_depth,
+    recolor_objects,
+    saturation_matrix,
+)
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 
 
@@ -56,6 +66,8 @@ def test_unaugmented_sample_fits(sample):
         {"rotation_range": np.pi},
         {"scale_range": (0.8, 1.2)},
         {"translation_std": 0.1},
+        {"tilt_probability": 1.0, "tilt_range": 0.7},
+        {"rescale_probability": 1.0},
         {"image_flip_probability": 1.0},
         {"crop_probability": 1.0, "crop_scale": (0.5, 0.6)},
         {
@@ -63,6 +75,8 @@ def test_unaugmented_sample_fits(sample):
             "rotation_range": np.pi,
             "scale_range": (0.8, 1.2),
             "translation_std": 0.1,
+            "tilt_probability": 0.5,
+            "rescale_probability": 0.5,
             "image_flip_probability": 0.5,
             "crop_probability": 0.5,
         },
@@ -256,6 +270,11 @@ def test_samples_without_an_image_are_augmented_too(sample):
         ("brightness", 1.0),
         ("rotation_range", -1.0),
         ("elastic_granularity", (6.0,)),
+        ("pose_dropout", -0.1),
+        ("recolor_share", 1.2),
+        ("rescale_range", (0.0, 2.0)),
+        ("hole_share", 1.0),
+        ("color_cast", -1.0),
         ("elastic_voxel_size", 0.0),
     ],
 )
@@ -279,3 +298,143 @@ def test_defaults_are_those_of_the_baseline():
             "elastic_voxel_size": 0.02,
         }.items()
     )
+
+
+# What the version before the parts below gave for `test_what_is_off_draws_nothing`.
+POINT_SUM, IMAGE_SUM, NEXT_DRAW = [931.8625, -1186.0568, -504.1726], 25837689, 290950323
+NEW_PARTS = {
+    "pose_dropout": 1.0,
+    "depth_noise_probability": 1.0,
+    "hole_probability": 1.0,
+    "recolor_probability": 1.0,
+    "tilt_probability": 1.0,
+    "rescale_probability": 1.0,
+    "color_probability": 1.0,
+}
+
+
+def test_what_is_off_draws_nothing(sample):
+    """Recipes from before these parts existed keep every draw: the numbers were taken from that version."""
+    rng = np.random.default_rng(5)
+    frame = make_frame()
+    augmentation = JointAugmentation()
+    assert augmentation.frame(frame, rng) is frame
+    augmented = augmentation(sample, rng)
+    np.testing.assert_allclose(augmented["points"].sum(axis=0), POINT_SUM, rtol=1e-4)
+    assert int(augmented["image"].astype(np.int64).sum()) == IMAGE_SUM
+    assert int(rng.integers(2**32)) == NEXT_DRAW
+
+
+def test_every_part_changes_what_it_is_about(sample):
+    frame = make_frame(120, 160)
+    frame_parts = {
+        "pose_dropout": "camera_to_world",
+        "depth_noise_probability": "depth",
+        "hole_probability": "depth",
+        "recolor_probability": "image",
+    }
+    for name, part in frame_parts.items():
+        options = AugmentationConfig.disabled(**{name: 1.0})
+        changed = JointAugmentation(options).frame(frame, np.random.default_rng(0))
+        different = [
+            field.name
+            for field in dataclasses.fields(frame)
+            if not np.array_equal(getattr(changed, field.name), getattr(frame, field.name))
+        ]
+        assert different == [part], name
+    assert frame.camera_to_world is not None
+
+
+def test_a_tilt_turns_up_by_at_most_its_range(sample):
+    angles = []
+    for seed in range(40):
+        augmented = augment(sample, seed, tilt_probability=1.0, tilt_range=0.5)
+        turned = augmented["camera_rotation"] @ sample["camera_rotation"].T
+        assert np.linalg.det(turned) == pytest.approx(1, abs=1e-5)
+        angles.append(np.arccos(np.clip(turned[2, 2], -1, 1)))
+        # Vertical goes to the side that the axis asks for, but nothing turns about the vertical.
+        assert turned[0, 1] == pytest.approx(turned[1, 0], abs=1e-5)
+    assert 0.4 < max(angles) <= 0.5 and min(angles) < 0.1
+
+
+def test_rescaling_is_uniform_in_the_logarithm(sample):
+    spread = sample["points"].std()
+    options = {"rescale_probability": 1.0, "rescale_range": (0.25, 4.0)}
+    factors = np.array([augment(sample, seed, **options)["points"].std() / spread for seed in range(200)])
+    assert factors.min() > 0.249 and factors.max() < 4.01
+    assert 0.35 < (factors < 1).mean() < 0.65
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_image_and_points_are_coloured_together(sample, seed):
+    augmented = augment(sample, seed, color_probability=1.0, hue_probability=0.5, grey_probability=0.3)
+    assert np.abs(augmented["image"].astype(int) - sample["image"]).mean() > 2
+    assert np.abs(augmented["point_rgb"].astype(int) - sample["point_rgb"]).mean() > 2
+    # The points of a frame at its native size have the colours of their pixels, whatever these are now.
+    assert alignment_error(augmented) < 1e-6
+    np.testing.assert_array_equal(augmented["points"], sample["points"])
+
+
+def test_grey_hue_and_cast_are_what_they_say():
+    rng = np.random.default_rng(0)
+    colors = rng.integers(60, 180, (500, 3)).astype(np.uint8)
+    grey = apply_colors(colors, saturation_matrix(0.0)).astype(int)
+    assert np.ptp(grey, axis=1).max() == 0
+    np.testing.assert_allclose(grey[:, 0], colors @ LUMA, atol=0.51)
+    np.testing.assert_array_equal(apply_colors(colors, np.eye(3)), colors)
+    third = np.abs(apply_colors(colors, hue_rotation(2 * np.pi / 3)).astype(int) - np.roll(colors, 1, axis=1))
+    assert third.max() <= 1
+    np.testing.assert_allclose(hue_rotation(0.7) @ hue_rotation(-0.7), np.eye(3), atol=1e-12)
+    darker = apply_colors(colors, np.eye(3), gamma=2.0)
+    np.testing.assert_allclose(darker, 255 * (colors / 255) ** 2, atol=0.51)
+
+
+def test_objects_get_other_colours_and_the_rest_keeps_its_own():
+    frame = make_frame(120, 160, image_scale=2)
+    changed = recolor_objects(frame.image, frame.instance, 1.0, np.random.default_rng(1))
+    labels = frame.instance.repeat(2, 0).repeat(2, 1)
+    difference = np.abs(changed.astype(int) - frame.image).max(axis=2)
+    assert (difference[labels < 0] == 0).all()
+    for index in np.unique(labels[labels >= 0]):
+        assert difference[labels == index].mean() > 5
+    same = recolor_objects(frame.image, frame.instance, 0.0, np.random.default_rng(1))
+    assert same is frame.image
+    some = [recolor_objects(frame.image, frame.instance, 0.5, np.random.default_rng(seed)) for seed in range(10)]
+    counts = {sum((image != frame.image)[labels == index].any() for index in (3, 10, 17, 40)) for image in some}
+    assert len(counts) > 1
+
+
+def test_noise_grows_with_the_square_of_the_depth_and_keeps_holes():
+    depth = np.full((200, 200), 1.0, np.float32)
+    depth[:, 100:] = 3.0
+    depth[:20] = 0
+    noisy = noisy_depth(depth, 0.004, np.random.default_rng(0))
+    assert (noisy[:20] == 0).all()
+    near, far = (noisy - depth)[20:, :100], (noisy - depth)[20:, 100:]
+    assert near.std() == pytest.approx(0.004, rel=0.05) and far.std() == pytest.approx(0.036, rel=0.05)
+    # However strong, a measurement stays one.
+    assert noisy_depth(depth, 5.0, np.random.default_rng(0))[20:].min() > 0
+
+
+def test_holes_are_connected_and_cover_their_share():
+    from scipy import ndimage
+
+    depth = np.full((240, 320), 2.0, np.float32)
+    for share in (0.05, 0.3):
+        cut = cut_holes(depth, share, np.random.default_rng(3))
+        assert (cut == 0).mean() == pytest.approx(share, abs=0.02)
+        assert ndimage.label(cut == 0)[1] < 25
+
+
+def test_a_frame_with_everything_on_is_prepared_and_aligned():
+    frame = make_frame(120, 160, superpoints=np.arange(120 * 160).reshape(120, 160) // 300)
+    options = AugmentationConfig.disabled(**NEW_PARTS)
+    maker = SampleMaker(
+        BiFusionProcessor(num_points=2000), training=True, augmentation=JointAugmentation(options), seed=1
+    )
+    first, again = (maker(frame, 0, "row 0", epoch=3) for _ in range(2))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    # It is measured before colours change; afterwards it holds as well, since they change together.
+    assert first["alignment_error"] < 1e-6 and alignment_error(first) < 1e-6
+    assert len(first["class_labels"]) > 0
+    assert_image_axes_fit_the_points(first)

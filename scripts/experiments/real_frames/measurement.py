@@ -71,7 +71,7 @@ def measure(
 
     Returns:
         `protocol`; `groups`: group -> `frames`, `objects` and condition -> metric -> `value`, `low`, `high`
-        (fractions, 95 % intervals); `frames`: name -> `group`, `objects`, `superpoints` and condition -> `ap50`, `mean_iou`, ...
+        (fractions, 95 % intervals); `frames`: name -> `group`, `objects`, `superpoints` and condition -> `ap50`, ...
     """
     conditions: dict[str, tuple[list[FrameMeasure], FrameDetections]] = {}
     for condition in CONDITIONS:
