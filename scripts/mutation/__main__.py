@@ -1,0 +1,192 @@
+"""`python -m scripts.mutation`: puts small faults into the package and tells which of them the tests let pass."""
+
+import argparse
+import hashlib
+import json
+import random
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from .faults import Fault, find_faults
+from .runner import PACKAGE, ROOT, TestRunner, copy_tree, tests_of
+
+
+# What is looked at.
+TARGETS = (
+    "layers",
+    "losses",
+    "sparse",
+    "evaluation",
+    "training",
+    "postprocessing.py",
+    "processing_bifusion.py",
+    "weights",
+    "data",
+)
+# Seconds that the tests of a folder may take when they are run once without a fault.
+BASELINE_SECONDS = 3600
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.mutation",
+        description="Puts faults into a copy of the package, one at a time, and runs the mirrored tests that reach "
+        "the line. The faults are drawn by a seed, file by file in turn, and what RESULTS knows is not run again: a "
+        "larger --count goes on where a smaller one ended, as does a run that was stopped.",
+    )
+    parser.add_argument("results", type=Path, metavar="RESULTS", help="JSON lines, one a fault; appended to")
+    parser.add_argument("--count", type=int, default=60, help="faults of the sample, default: 60")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample, default: 0")
+    parser.add_argument("--minutes", type=float, help="stop after so long")
+    parser.add_argument("--only", nargs="+", default=TARGETS, metavar="PART", help=f"default: {' '.join(TARGETS)}")
+    parser.add_argument("--tests_seconds", type=float, default=60, help="of tests for one fault, the fastest first")
+    parser.add_argument("--again", action="store_true", help="run the survivors of RESULTS again")
+    parser.add_argument("--report", action="store_true", help="run nothing, report RESULTS")
+    arguments = parser.parse_args(argv)
+    if not arguments.report:
+        run(arguments)
+    print(report(read_results(arguments.results), arguments.only))
+
+
+def sample_faults(parts: Sequence[str], seed: int, root: Path = ROOT) -> list[tuple[Fault, bytes]]:
+    """All faults of the parts in the order of the sample: one of each file in turn, each file's in a random order."""
+    files = []
+    for part in parts:
+        path = root / PACKAGE / part
+        files += [path] if path.is_file() else sorted(path.rglob("*.py"))
+    columns = []
+    for path in files:
+        source, name = path.read_bytes(), path.relative_to(root).as_posix()
+        faults = find_faults(name, source)
+        random.Random(f"{seed} {name}").shuffle(faults)
+        columns.append([(fault, source) for fault in faults])
+    random.Random(seed).shuffle(columns)
+    longest = max((len(column) for column in columns), default=0)
+    return [column[turn] for turn in range(longest) for column in columns if turn < len(column)]
+
+
+def read_results(path: Path) -> dict[str, dict]:
+    """The last result of each fault."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {line["key"]: line for line in map(json.loads, lines)}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the faults of the sample that have no result yet."""
+    deadline = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
+    known = read_results(arguments.results)
+    todo = []
+    for fault, source in sample_faults(arguments.only, arguments.seed)[: arguments.count]:
+        result = known.get(fault.key(source))
+        if result is None or (arguments.again and result["outcome"] == "survived"):
+            todo.append((fault, source))
+    if not todo:
+        return
+    results = arguments.results.resolve()
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder, results.open("a", encoding="utf-8") as file:
+        copy = Path(folder) / "main"
+        copy_tree(copy)
+        runner = TestRunner(copy, Path(folder) / "log.txt")
+        baselines = Baselines(runner, results.with_suffix(".reached.json"))
+        for number, (fault, source) in enumerate(todo, 1):
+            if deadline is not None and time.monotonic() > deadline:
+                print(f"stopped after {arguments.minutes:g} minutes with {len(todo) - number + 1} faults left")
+                return
+            start = time.monotonic()
+            tests, expected = baselines.choose(fault, source, arguments.tests_seconds)
+            with runner.fault(fault, source):
+                noticed = bool(tests) and not runner.passes(tests, 30 + 4 * expected)
+            result = {
+                "key": fault.key(source),
+                "path": fault.path,
+                "outcome": "noticed" if noticed else "survived",
+                "tests": len(tests),
+                "seconds": round(time.monotonic() - start, 1),
+                "fault": fault.describe(source),
+            }
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+            print(f"{number}/{len(todo)} {result['outcome']:<8} {result['seconds']:>5}s {result['fault']}", flush=True)
+
+
+class Baselines:
+    """Which lines each test reaches without a fault, kept in a file as long as nothing changes.
+
+    Args:
+        runner: Runs the tests.
+        path: The file.
+    """
+
+    def __init__(self, runner: TestRunner, path: Path):
+        self.runner = runner
+        self.path = path
+        self.found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def choose(self, fault: Fault, source: bytes, seconds: float) -> tuple[list[str], float]:
+        """The tests of a fault, the fastest first, up to `seconds` of them, and how long they take."""
+        reached = self._reached(tests_of(fault.path, self.runner.root))
+        name = fault.path.removeprefix(f"{PACKAGE}/")
+        last = fault.line + source[fault.start : fault.end].count(b"\n")
+        passing = [test for test in reached["lines"] if test not in reached["failed"]]
+        tests = [
+            test
+            for test in passing
+            if any(file == name and fault.line <= line <= last for file, line in reached["lines"][test])
+        ]
+        # Definitions run at import, and other processes are not seen: any test may notice those.
+        tests = sorted(tests or passing, key=reached["seconds"].get)
+        chosen, total = [], 0.0
+        for test in tests:
+            total += reached["seconds"][test]
+            if total > seconds and chosen:
+                break
+            chosen.append(test)
+        return chosen, total
+
+    def _reached(self, tests: list[str]) -> dict:
+        key = hashlib.sha256()
+        for test in tests:
+            path = self.runner.root / test
+            for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+                key.update(file.read_bytes())
+        for file in sorted((self.runner.root / PACKAGE).rglob("*.py")):
+            key.update(file.read_bytes())
+        name = " ".join(tests) + " " + key.hexdigest()[:16]
+        if name not in self.found:
+            print(f"running without a fault: {' '.join(tests)}", flush=True)
+            reached = self.runner.reached(tests, BASELINE_SECONDS)
+            if reached["failed"]:
+                print(f"left out, as they fail without a fault: {' '.join(reached['failed'])}", flush=True)
+            self.found[name] = reached
+            self.path.write_text(json.dumps(self.found), encoding="utf-8")
+        return self.found[name]
+
+
+def report(results: dict[str, dict], parts: Sequence[str]) -> str:
+    """A table of files, worst first, and the survivors."""
+    by_file = defaultdict(list)
+    for result in results.values():
+        if any(result["path"].startswith(f"{PACKAGE}/{part}") for part in parts):
+            by_file[result["path"]].append(result)
+    rows = sorted(
+        (sum(r["outcome"] == "noticed" for r in found) / len(found), path) for path, found in by_file.items()
+    )
+    lines = [f"{share:6.1%} of {len(by_file[path]):>3}  {path}" for share, path in rows]
+    every = [result for found in by_file.values() for result in found]
+    noticed = sum(result["outcome"] == "noticed" for result in every)
+    survivors = sorted(result["fault"] for result in every if result["outcome"] == "survived")
+    share = noticed / max(len(every), 1)
+    return "\n".join([*lines, f"{share:.1%}: {noticed} of {len(every)} faults noticed", "survivors:", *survivors])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Runs tests on a copy of the repository that has a fault in it.
+
+Importing torch and transformers takes longer than most tests, so this process imports what the package needs from
+elsewhere once, and every run is a fork of it that imports the package anew.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from .faults import Fault
+
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "bifusion_hf"
+# Tests that look at a file whatever their folder is; the rest of a file's tests lie where the source tree says.
+GENERAL_TESTS = (
+    "tests/test_slow_network.py",
+    "tests/test_initialisation.py",
+    "tests/test_configuration_fields.py",
+    "tests/recipe/test_recipe_keys.py",
+    "tests/cli/test_options.py",
+)
+# First folders or files below the package -> tests that belong to them beside the mirrored ones.
+NEIGHBOURS = {
+    "layers": ["tests/test_modeling_bifusion.py", *GENERAL_TESTS[:3]],
+    "losses": ["tests/test_modeling_bifusion.py", "tests/test_configuration_fields.py"],
+    "sparse": ["tests/test_slow_network.py", "tests/test_initialisation.py"],
+    "training": ["tests/recipe/test_recipe_keys.py"],
+    "evaluation": ["tests/cli/test_options.py"],
+    "data": ["tests/recipe/test_recipe_keys.py", "tests/test_processing_bifusion.py", "tests/cli/test_options.py"],
+    "postprocessing.py": ["tests/test_processing_bifusion.py", "tests/test_configuration_fields.py"],
+    "processing_bifusion.py": ["tests/test_configuration_fields.py"],
+    "weights": ["tests/weights"],
+}
+
+
+def tests_of(path: str, root: Path) -> list[str]:
+    """Test files and folders of a source file, those of its mirrored folder included."""
+    parts = Path(path).relative_to(PACKAGE).parts
+    mirrored = ["/".join(("tests", *parts[:-1]))] if len(parts) > 1 else [f"tests/test_{parts[0]}"]
+    found = [*mirrored, *NEIGHBOURS.get(parts[0], ())]
+    return list(dict.fromkeys(test for test in found if (root / test).exists()))
+
+
+def copy_tree(target: Path) -> None:
+    """A copy of the repository as git sees it, uncommitted files included; nothing lies beside it."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in listed:
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
+class TestRunner:
+    """Runs tests in a copy of the repository, each time in a fork.
+
+    Args:
+        root: The copy.
+        log: Where the last run's output goes.
+    """
+
+    def __init__(self, root: Path, log: Path):
+        self.root = root
+        self.log = log
+        os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(root))
+        os.chdir(root)
+        sys.path[:0] = [str(root)]
+        self._context = multiprocessing.get_context("fork")
+        self._stamp = time.time()
+        self._import_others()
+
+    def _import_others(self) -> None:
+        names = self.call(_imported_names, 600)
+        for name in names:
+            with contextlib.suppress(Exception):
+                __import__(name)
+
+    def call(self, function: Callable, seconds: float, *arguments: object) -> object:
+        """`function(*arguments)` in a fork; None where it takes too long or the process ends early."""
+        receiver, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_answer, args=(sender, str(self.log), function, arguments))
+        process.start()
+        sender.close()
+        answer = None
+        if receiver.poll(seconds):
+            with contextlib.suppress(EOFError):
+                answer = receiver.recv()
+        process.join(5)
+        # The tests' own processes are in the group of the fork.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        return answer
+
+    def reached(self, tests: Sequence[str], seconds: float) -> dict:
+        """What `tests` reach: {"lines": {test: [[file, line], ...]}, "seconds": {test: float}, "failed": [...]}."""
+        found = self.call(_run_recorded, seconds, list(tests), str(self.root / PACKAGE))
+        if found is None:
+            raise RuntimeError(f"the tests {list(tests)} did not come to an end: {self.tail()}")
+        return found
+
+    @contextlib.contextmanager
+    def fault(self, fault: Fault, source: bytes) -> Iterator[None]:
+        """The fault is in the copy's file within the context."""
+        path = self.root / fault.path
+        try:
+            self._write(path, fault.apply(source))
+            yield
+        finally:
+            self._write(path, source)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        # Compiled files are found by time and size: no two contents may share a time.
+        self._stamp += 2
+        os.utime(path, (self._stamp, self._stamp))
+
+    def passes(self, tests: Sequence[str], seconds: float) -> bool:
+        """Whether all tests pass; one that takes too long has noticed the fault too."""
+        return self.call(_run, seconds, list(tests)) == 0
+
+    def tail(self) -> str:
+        """The end of the last run's output."""
+        return self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
+
+
+def _answer(sender, log: str, function: Callable, arguments: Sequence[object]) -> None:
+    os.setsid()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sender.send(function(*arguments))
+    sender.close()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _imported_names() -> list[str]:
+    """What the package, the scripts and the tests import from elsewhere, in its order."""
+    import pytest
+
+    before = set(sys.modules)
+    pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "tests"])
+    own = (PACKAGE, "scripts", "tests", "conftest", "test_")
+    files = {name: getattr(sys.modules[name], "__file__", None) or "" for name in sys.modules if name not in before}
+    here = str(Path.cwd())
+    return [name for name, file in files.items() if not name.startswith(own) and not file.startswith(here)]
+
+
+def _run(tests: list[str]) -> int:
+    import pytest
+
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+
+
+def _run_recorded(tests: list[str], folder: str) -> dict:
+    import pytest
+
+    import bifusion_hf
+
+    from .reached import ReachedLines
+
+    if not Path(bifusion_hf.__file__).is_relative_to(folder):
+        raise RuntimeError(f"the tests would import {bifusion_hf.__file__}; expected the copy in {folder}")
+    plugin = ReachedLines(folder)
+    pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[plugin])
+    lines = {test: sorted(reached) for test, reached in plugin.lines.items()}
+    return json.loads(json.dumps({"lines": lines, "seconds": plugin.seconds, "failed": plugin.failed}))
