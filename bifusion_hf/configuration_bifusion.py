@@ -1,5 +1,12 @@
-"""Configuration of the BiFusion network and its presets."""
+"""Configuration of the BiFusion network and its losses.
 
+What belongs to the frames (number of points, size and statistics of the image, post-processing) is the processor's.
+"""
+
+import copy
+from collections.abc import Iterable
+from operator import attrgetter
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -7,12 +14,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .labels import INSTANCE_CLASS_NAMES, SCANNET200_CLASS_NAMES
+from .old_names import MOVED_FIELDS, PROCESSOR_FIELDS, UNUSED_FIELDS, rename_fields
+from .presets import PRESETS, clip_tower
 from .version import __version__, check_checkpoint_version
-
-
-# The image statistics of CLIP's training.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @strict
@@ -59,9 +63,96 @@ class BiFusionPointConfig(PreTrainedConfig):
             raise ValueError(f"stem_kernel_size must be 3 or 5, got {self.stem_kernel_size}")
 
 
-def _vision_tower(num_hidden_layers: int) -> dict[str, Any]:
-    """CLIP ViT-B/16, cut after `num_hidden_layers` blocks."""
-    return {"model_type": "clip_vision_model", "patch_size": 16, "num_hidden_layers": num_hidden_layers}
+@strict
+class BiFusionLossConfig(PreTrainedConfig):
+    r"""What the network is trained for: weights and settings of the loss terms, handed whole to the criterion.
+
+    A weight of 0 switches a term off. The consistency loss is `loss_clip`: it ties the point branch to the image
+    branch, whatever its tower.
+
+    Args:
+        no_object_weight (`float`): Weight of "no object" in the classification loss.
+        class_weight, mask_weight (`float`): Weights of the instance losses of every head.
+        dice_weight (`float` or `list[float]`): Weight of the Dice loss, of all heads or one for each head.
+        semantic_weight (`float`): Weight of the semantic loss.
+        image_semantic_weight (`float`): Weight of the semantic loss of the image features alone, through a linear
+            classifier that is only there for it. A tower that starts from scratch needs it.
+        consistency_loss_weight (`float`): Weight of the consistency loss.
+        consistency_loss_mode (`str`): `"contrastive"`, or `"positive"` for the original form without negatives.
+        consistency_temperature (`float`): Its temperature.
+        consistency_gradient_flow_ratio (`float`): Fraction of its gradient that reaches the image branch.
+        consistency_negatives_across_batch (`bool`): Take negatives from the whole batch instead of from the sample.
+        consistency_coverage_gate (`str`): How the consistency loss of a sample follows the share of its points that
+            are visible: `"none"`, `"soft"` (in proportion, up to the threshold) or `"hard"` (all or nothing).
+        consistency_coverage_threshold (`float`): Share of visible points at which that gate is open.
+        consistency_warmup (`list[float]`): Start and length of a linear warm-up of its weight, as fractions of
+            training.
+        spatial_loss_weight (`float`): Weight of the spatial consistency loss.
+        noview_loss_weight (`float`): Weight of the no-view supervision.
+        noview_similarity_threshold (`float`): Cosine below which a point without a view has no teacher.
+        balance_loss_weight (`float`): Weight of the fusion balance loss.
+        balance_target (`float`): Mean gate weight that the balance loss asks for.
+        stage_schedule (`str`): `"bifusion"`, `"original"` or `"none"`: how loss weights follow progress.
+    """
+
+    model_type = "bifusion_loss"
+    base_config_key = "loss_config"
+
+    no_object_weight: float | int = 0.1
+    class_weight: float | int = 0.5
+    mask_weight: float | int = 1.0
+    dice_weight: float | int | list[float] | tuple[float, ...] = 1.0
+    semantic_weight: float | int = 0.5
+    image_semantic_weight: float | int = 0.0
+    consistency_loss_weight: float | int = 0.02
+    consistency_loss_mode: Literal["contrastive", "positive"] = "contrastive"
+    consistency_temperature: float | int = 0.07
+    consistency_gradient_flow_ratio: float | int = 0.01
+    consistency_negatives_across_batch: bool = False
+    consistency_coverage_gate: Literal["none", "soft", "hard"] = "soft"
+    consistency_coverage_threshold: float | int = 0.6
+    consistency_warmup: list[float] | tuple[float, float] = (0.0, 0.0)
+    spatial_loss_weight: float | int = 0.02
+    noview_loss_weight: float | int = 0.01
+    noview_similarity_threshold: float | int = 0.8
+    balance_loss_weight: float | int = 0.0
+    balance_target: float | int = 0.4
+    stage_schedule: Literal["bifusion", "original", "none"] = "bifusion"
+
+    def __post_init__(self, **kwargs):
+        # transformers would keep any other name, and nothing would ever read it.
+        unknown = sorted(name for name in kwargs if name not in _PLAIN_ENTRIES)
+        if unknown:
+            raise ValueError(f"loss_config has no {', '.join(unknown)}; there are {sorted(self.own_fields())}")
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def own_fields(cls) -> list[str]:
+        """Names of the settings, without what every configuration of transformers has."""
+        return [name for name in cls.__dataclass_fields__ if name not in PreTrainedConfig.__dataclass_fields__]
+
+    def validate_values(self):
+        """Part of `@strict` validation: ranges."""
+        for name in self.own_fields():
+            value = getattr(self, name)
+            if name.endswith("_weight") and min([value] if isinstance(value, (int, float)) else value) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
+        if self.consistency_temperature <= 0:
+            raise ValueError(f"consistency_temperature must be positive, got {self.consistency_temperature}")
+        if not 0 <= self.consistency_gradient_flow_ratio <= 1:
+            raise ValueError(
+                f"consistency_gradient_flow_ratio must lie in [0, 1], got {self.consistency_gradient_flow_ratio}"
+            )
+        if not 0 < self.consistency_coverage_threshold <= 1:
+            raise ValueError(
+                f"consistency_coverage_threshold must lie in (0, 1], got {self.consistency_coverage_threshold}"
+            )
+        if len(self.consistency_warmup) != 2 or min(self.consistency_warmup) < 0:
+            raise ValueError(f"consistency_warmup must be a start and a length, got {self.consistency_warmup}")
+
+
+# What a sub-configuration's `to_dict` and `from_dict` hold beside its fields.
+_PLAIN_ENTRIES = {"model_type", "_name_or_path", "name_or_path", "output_attentions", "attn_implementation"}
 
 
 @strict
@@ -76,6 +167,7 @@ class BiFusionConfig(PreTrainedConfig):
             builds and that yields patch tokens (ViT) or one map of features (ResNet, ConvNeXt). `None` with
             `fusion_type="none"`; otherwise `None` means CLIP ViT-B/16 with 4 blocks.
         point_config (`dict` or `BiFusionPointConfig`, *optional*): Sparse U-Net of the point branch.
+        loss_config (`dict` or `BiFusionLossConfig`, *optional*): Weights and settings of the losses.
         voxel_size (`float`): Edge of a voxel in metres.
         sparse_backend (`str`): `"auto"`, `"torch"`, `"compiled"` or `"spconv"`.
         hidden_size (`int`): Width of the fused point features, input of pooling and decoder. `none` and `residual`
@@ -97,45 +189,26 @@ class BiFusionConfig(PreTrainedConfig):
         use_tiny_sa_3d (`bool`): Local self-attention over the point features before fusion.
         tiny_sa_radius (`float`): Radius in metres of the 3D form.
         gate_warmup_steps (`int`): Optimizer updates during which the gate is held at 0.5.
-        freeze_clip_early_layers (`bool`): Freeze the first 3 blocks of the tower.
-        freeze_clip_patch_embedding (`bool`): Freeze patch, position and class embedding and the norm behind them.
+        freeze_tower_early_layers (`bool`): Freeze the first 3 blocks of the tower.
+        freeze_tower_embeddings (`bool`): Freeze patch, position and class embedding and the norm behind them.
         semantic_id2label (`dict`, *optional*): Names of the semantic classes; ScanNet200's by default.
         num_semantic_labels (`int`): Classes of the semantic head (a background class is added).
         min_query_fraction (`float`): In training a random part of the superpoints, at least this, become queries.
-        no_object_weight (`float`): Weight of "no object" in the classification loss.
-        class_weight, mask_weight (`float`): Weights of the instance losses.
-        dice_weight (`float` or `list[float]`): Weight of the Dice loss, of all heads or one for each head.
-        semantic_weight, clip_loss_weight, spatial_loss_weight, noview_loss_weight, balance_loss_weight (`float`):
-            Weights of the other losses; 0 switches one off.
-        image_semantic_weight (`float`): Weight of the semantic loss of the image features alone, through a linear
-            classifier that is only there for it. A tower that starts from scratch needs it.
-        clip_loss_mode (`str`): `"contrastive"`, or `"positive"` for the original form without negatives.
-        clip_temperature (`float`): Temperature of the CLIP consistency loss.
-        clip_gradient_flow_ratio (`float`): Fraction of its gradient that reaches the image branch.
-        clip_negatives_across_batch (`bool`): Take negatives from the whole batch instead of from the sample.
-        clip_coverage_gate (`str`): How the CLIP consistency loss of a sample follows the share of its points that are
-            visible: `"none"`, `"soft"` (in proportion, up to the threshold) or `"hard"` (all or nothing).
-        clip_coverage_threshold (`float`): Share of visible points at which that gate is open.
-        clip_warmup (`list[float]`): Start and length of a linear warm-up of its weight, as fractions of training.
-        noview_similarity_threshold (`float`): Cosine below which a point without a view has no teacher.
-        balance_target (`float`): Mean gate weight that the balance loss asks for.
-        stage_schedule (`str`): `"bifusion"`, `"original"` or `"none"`: how loss weights follow progress.
-        image_size (`int`, *optional*): Shorter side of the image that the network sees; `None` keeps each frame's own.
-        image_mean, image_std (`list[float]`): Statistics with which the image tower's input is normalised, RGB as
-            fractions of 255; those of CLIP's training by default.
-        num_points (`int`): Points a frame.
-        score_threshold (`float`), mask_threshold (`float`), max_instances (`int`): Post-processing values; instances
-            need more than `num_points / 200` points.
     """
 
     model_type = "bifusion"
     sub_configs_defaults: ClassVar = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model", optional=True),
         "point_config": BiFusionPointConfig,
+        "loss_config": BiFusionLossConfig,
     }
+    attribute_map: ClassVar = {"clip_num_layers": "tower_num_layers"}
+    # What a `config.json` of release 0.1 holds for the processor; `BiFusionProcessor.from_config` takes it.
+    old_processor_fields: ClassVar[dict[str, Any]] = {}
 
     vision_config: dict | PreTrainedConfig | None = None
     point_config: dict | PreTrainedConfig | None = None
+    loss_config: dict | PreTrainedConfig | None = None
 
     voxel_size: float = 0.02
     sparse_backend: Literal["auto", "torch", "compiled", "spconv"] = "auto"
@@ -158,47 +231,24 @@ class BiFusionConfig(PreTrainedConfig):
     use_tiny_sa_3d: bool = False
     tiny_sa_radius: float = 0.2
     gate_warmup_steps: int = 3000
-    freeze_clip_early_layers: bool = True
-    freeze_clip_patch_embedding: bool = True
+    freeze_tower_early_layers: bool = True
+    freeze_tower_embeddings: bool = True
 
     num_semantic_labels: int = 200
     semantic_id2label: dict | None = None
-
     min_query_fraction: float | int = 0.5
-    no_object_weight: float | int = 0.1
-    class_weight: float | int = 0.5
-    mask_weight: float | int = 1.0
-    dice_weight: float | int | list[float] | tuple[float, ...] = 1.0
-    semantic_weight: float | int = 0.5
-    clip_loss_weight: float | int = 0.02
-    clip_loss_mode: Literal["contrastive", "positive"] = "contrastive"
-    clip_temperature: float | int = 0.07
-    clip_gradient_flow_ratio: float | int = 0.01
-    clip_negatives_across_batch: bool = False
-    clip_coverage_gate: Literal["none", "soft", "hard"] = "soft"
-    clip_coverage_threshold: float | int = 0.6
-    clip_warmup: list[float] | tuple[float, float] = (0.0, 0.0)
-    noview_similarity_threshold: float | int = 0.8
-    balance_target: float | int = 0.4
-    spatial_loss_weight: float | int = 0.02
-    noview_loss_weight: float | int = 0.01
-    balance_loss_weight: float | int = 0.0
-    image_semantic_weight: float | int = 0.0
-    stage_schedule: Literal["bifusion", "original", "none"] = "bifusion"
-
-    image_size: int | None = None
-    image_mean: list[float] | tuple[float, ...] = CLIP_MEAN
-    image_std: list[float] | tuple[float, ...] = CLIP_STD
-    num_points: int = 20000
-    score_threshold: float | int = 0.0
-    mask_threshold: float | int = 0.4
-    max_instances: int = 100
-
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        _refuse_processor_fields(kwargs)
+        old = {name: kwargs.pop(name) for name in MOVED_FIELDS if name in kwargs}
+        fields = rename_fields({**old, **({} if self.loss_config is None else {"loss_config": self.loss_config})})
+        for name, value in fields.items():
+            if name != "loss_config" and getattr(self, name) not in (value, self.__dataclass_fields__[name].default):
+                raise ValueError(f"{name} is given under its old name too, with another value; expected the new one")
+            setattr(self, name, value)
         if self.vision_config is None and self.fusion_type != "none":
-            self.vision_config = _vision_tower(4)
+            self.vision_config = clip_tower(4)
         if self.id2label is None:
             names = {1: ("object",), len(INSTANCE_CLASS_NAMES): INSTANCE_CLASS_NAMES}.get(kwargs.get("num_labels", 1))
             if names is not None:
@@ -216,51 +266,85 @@ class BiFusionConfig(PreTrainedConfig):
 
         Args:
             name: `"sv3d"`, `"simple"`, `"full"`, `"residual"` or `"tiny"`.
-            overrides: Fields that replace the preset's.
+            overrides: Fields that replace the preset's; a dict as `loss_config` only those that it has.
 
         Raises:
             ValueError: There is no preset, or no field, of that name.
         """
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}; there are {sorted(PRESETS)}")
+        _refuse_processor_fields(overrides)
+        overrides = rename_fields(overrides)
         unknown = sorted(set(overrides) - set(cls.__dataclass_fields__) - {"num_labels"})
         if unknown:
             raise ValueError(f"BiFusionConfig has no {', '.join(unknown)}")
-        return cls(**{**PRESETS[name], **overrides})
+        preset = copy.deepcopy(PRESETS[name])
+        if isinstance(overrides.get("loss_config"), dict):
+            overrides["loss_config"] = {**preset.get("loss_config", {}), **overrides["loss_config"]}
+        return cls(**{**preset, **overrides})
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "BiFusionConfig":
         """The configuration of a checkpoint's `config.json`.
 
         Args:
-            config_dict: Content of the file.
+            config_dict: Content of the file, of this release or of 0.1; what 0.1 kept here for the processor is handed
+                on by `BiFusionProcessor.from_config`.
             kwargs: As in `PreTrainedConfig.from_dict`; `id2label` alone is enough for other classes.
 
         Raises:
-            ValueError: A later release of the package wrote it.
+            ValueError: A later release of the package wrote it, or `kwargs` has a field of the processor.
         """
+        _refuse_processor_fields(kwargs)
         # First of all: an unknown value of a later release would raise a message that explains nothing.
         check_checkpoint_version(config_dict.get("bifusion_hf_version"))
         # Where the code comes from belongs to a release, not to the checkpoints that are made of it.
-        left_out = ("bifusion_hf_version", "auto_map")
-        values = {key: value for key, value in config_dict.items() if key not in left_out}
+        left_out = ("bifusion_hf_version", "auto_map", *PROCESSOR_FIELDS, *UNUSED_FIELDS)
+        values = rename_fields({key: value for key, value in config_dict.items() if key not in left_out})
         if kwargs.get("id2label") is not None:
             # All at once: transformers would hold the new number of labels against the names of the old ones.
             values["id2label"] = kwargs.pop("id2label")
             values["label2id"] = {name: label for label, name in values["id2label"].items()}
             kwargs.pop("label2id", None)
-        return super().from_dict(values, **kwargs)
+        loaded = super().from_dict(values, **kwargs)
+        old = {name: config_dict[name] for name in PROCESSOR_FIELDS if name in config_dict}
+        if old:
+            config = loaded[0] if isinstance(loaded, tuple) else loaded
+            config.old_processor_fields = old
+        return loaded
+
+    @classmethod
+    def from_json_file(cls, json_file: str | Path) -> "BiFusionConfig":
+        """The configuration in a file; see `from_dict`."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
+
+    def __getattr__(self, name: str) -> Any:
+        # Only asked for what is not there.
+        if name not in MOVED_FIELDS:
+            raise AttributeError(f"{type(self).__name__} has no {name}")
+        return attrgetter(MOVED_FIELDS[name])(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A processor's field would be kept, and nothing would ever read it.
+        _refuse_processor_fields((name,))
+        section, _, field = MOVED_FIELDS.get(name, name).rpartition(".")
+        if section:
+            setattr(getattr(self, section), field, value)
+        else:
+            super().__setattr__(field, value)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, and the version of the package."""
-        return {**super().to_dict(), "bifusion_hf_version": __version__}
+        values = super().to_dict()
+        values.pop("old_processor_fields", None)
+        return {**values, "bifusion_hf_version": __version__}
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Does nothing: releases carry `hub/remote_code_shim.py`, not copies of the package's modules."""
 
     @property
-    def clip_num_layers(self) -> int:
+    def tower_num_layers(self) -> int:
         """Blocks of the image tower, stages of one whose resolution falls; 0 without one."""
         return 0 if self.vision_config is None else tower_depth(self.vision_config)
 
@@ -281,11 +365,6 @@ class BiFusionConfig(PreTrainedConfig):
     def num_hidden_layers(self) -> int:
         """Layers whose states `output_hidden_states` returns: those of the query decoder."""
         return self.decoder_layers
-
-    @property
-    def min_instance_points(self) -> float:
-        """Instances of fewer points are neither predicted nor evaluated: 100 at 20,000 points a frame."""
-        return self.num_points / 200
 
     def validate_architecture(self):
         """Part of `@strict` validation: fields that contradict each other."""
@@ -308,8 +387,8 @@ class BiFusionConfig(PreTrainedConfig):
             raise ValueError("use_spatial_attention belongs to fusion_type 'enhanced_gate'")
         if self.fusion_type == "none" and (self.use_film or self.use_tiny_sa_2d):
             raise ValueError("use_film and use_tiny_sa_2d need an image branch, fusion_type is 'none'")
-        if self.fusion_type == "none" and self.image_semantic_weight:
-            raise ValueError("image_semantic_weight needs an image branch, fusion_type is 'none'")
+        if self.fusion_type == "none" and self.loss_config.image_semantic_weight:
+            raise ValueError("loss_config.image_semantic_weight needs an image branch, fusion_type is 'none'")
         if self.decoder_size % self.decoder_attention_heads:
             raise ValueError(
                 f"decoder_size {self.decoder_size} is not a multiple of decoder_attention_heads "
@@ -322,14 +401,22 @@ class BiFusionConfig(PreTrainedConfig):
             )
         if self.decoder_mask_levels[-1] != "point":
             raise ValueError("the last head's masks are the result: decoder_mask_levels must end with 'point'")
-        if not isinstance(self.dice_weight, (int, float)) and len(self.dice_weight) != heads:
-            raise ValueError(f"dice_weight needs one number or {heads}, got {self.dice_weight}")
+        dice_weight = self.loss_config.dice_weight
+        if not isinstance(dice_weight, (int, float)) and len(dice_weight) != heads:
+            raise ValueError(f"loss_config.dice_weight needs one number or {heads}, got {dice_weight}")
         if not 0 < self.min_query_fraction <= 1:
             raise ValueError(f"min_query_fraction must lie in (0, 1], got {self.min_query_fraction}")
         if not self.voxel_size > 0:
             raise ValueError(f"voxel_size must be positive, got {self.voxel_size}")
-        if self.num_points < 1:
-            raise ValueError(f"num_points must be positive, got {self.num_points}")
+
+
+def _refuse_processor_fields(names: Iterable[str]) -> None:
+    found = [name for name in names if name in PROCESSOR_FIELDS]
+    if found:
+        raise ValueError(
+            f"{', '.join(found)}: no field of BiFusionConfig but of BiFusionProcessor; give it to the processor "
+            "(`BiFusionProcessor.from_config(config, ...)`; in a recipe `model.processor`)"
+        )
 
 
 def tower_depth(vision_config: PreTrainedConfig) -> int:
@@ -340,73 +427,3 @@ def tower_depth(vision_config: PreTrainedConfig) -> int:
 def tower_width(vision_config: PreTrainedConfig) -> int:
     """Channels of an image tower's features."""
     return getattr(vision_config, "hidden_size", None) or vision_config.hidden_sizes[-1]
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "sv3d": {
-        "fusion_type": "none",
-        "use_film": False,
-        "hidden_size": 96,
-        "gate_warmup_steps": 0,
-        # The original's 4 on the last head and 4 / batch size on the others, at its batch size of 16.
-        "dice_weight": [0.25, 0.25, 0.25, 4.0],
-        "clip_loss_weight": 0.0,
-        "spatial_loss_weight": 0.0,
-        "noview_loss_weight": 0.0,
-        "stage_schedule": "none",
-    },
-    "simple": {
-        "fusion_type": "lite_gate",
-        "vision_config": _vision_tower(4),
-        "clip_loss_weight": 0.02,
-        "clip_gradient_flow_ratio": 0.01,
-    },
-    "full": {
-        "fusion_type": "enhanced_gate",
-        "use_spatial_attention": True,
-        "vision_config": _vision_tower(6),
-        "freeze_clip_patch_embedding": False,
-        "clip_loss_weight": 0.1,
-        "clip_gradient_flow_ratio": 0.05,
-    },
-    "residual": {
-        "fusion_type": "residual",
-        "hidden_size": 96,
-        "vision_config": _vision_tower(6),
-        "freeze_clip_patch_embedding": False,
-        "clip_loss_weight": 0.02,
-        "clip_gradient_flow_ratio": 0.05,
-    },
-    "tiny": {
-        "fusion_type": "residual",
-        "voxel_size": 0.04,
-        "hidden_size": 48,
-        "projection_dim": 96,
-        "projection_hidden_size": 96,
-        "decoder_size": 96,
-        "decoder_attention_heads": 4,
-        "decoder_intermediate_size": 288,
-        "point_config": {
-            "stem_channels": 24,
-            "planes": [24, 32, 48, 64, 48, 48, 48, 48],
-            "blocks": [1, 1, 1, 1, 1, 1, 1, 1],
-        },
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": 96,
-            "intermediate_size": 288,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "image_size": 320,
-            "patch_size": 16,
-            "hidden_act": "gelu",
-        },
-        "freeze_clip_early_layers": False,
-        "freeze_clip_patch_embedding": False,
-        "gate_warmup_steps": 100,
-        "clip_loss_weight": 0.02,
-        "clip_gradient_flow_ratio": 0.05,
-        "image_size": 240,
-        "num_points": 8000,
-    },
-}

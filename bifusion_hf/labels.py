@@ -7,6 +7,7 @@ The order is the benchmark's with its indices 1 and 2 exchanged, so that the two
 1 floor, 2 chair, 3 table, ... ESAM's ScanNet200 checkpoints use the same order. Frames mark an unlabelled pixel by -1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -276,3 +277,61 @@ def raw_id_to_index(raw_ids: np.ndarray) -> np.ndarray:
         raise ValueError(f"raw_ids has dtype {raw_ids.dtype}; expected integers")
     known = (raw_ids >= 0) & (raw_ids < len(_RAW_ID_TO_INDEX))
     return np.where(known, _RAW_ID_TO_INDEX[np.where(known, raw_ids, 0)], -1)
+
+
+def point_instances_from_labels(
+    instance: np.ndarray, semantic: np.ndarray, stuff_classes: Sequence[int] = (0, 1)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Instances of things, numbered without gaps, from raw instance and semantic labels.
+
+    Points of stuff (wall, floor) and points without a class belong to no instance, whatever id they carry. The rest
+    is renumbered in the order of the raw ids; an instance has the class of its first point. The rule is that of
+    ESAM's data pipeline, except that a frame without any background point keeps its first instance.
+
+    Args:
+        instance: int [...]; negative = none.
+        semantic: int [...], class index; negative = unlabelled.
+        stuff_classes: Class indices that have no instances; they come before all others.
+
+    Returns:
+        int64 [...], -1 = none, else 0..M-1; and int64 [M], instance labels (class index minus the number of stuff
+        classes).
+
+    Raises:
+        ValueError: The shapes differ, or the stuff classes are not the first ones.
+    """
+    instance, semantic = np.asarray(instance), np.asarray(semantic)
+    if instance.shape != semantic.shape:
+        raise ValueError(f"instance has shape {instance.shape} and semantic {semantic.shape}; expected the same")
+    if sorted(stuff_classes) != list(range(len(stuff_classes))):
+        raise ValueError(f"stuff_classes is {tuple(stuff_classes)}; expected the first class indices 0, 1, ...")
+    is_thing = (instance >= 0) & (semantic >= len(stuff_classes))
+    _, first, number = np.unique(instance[is_thing], return_index=True, return_inverse=True)
+    point_instance = np.full(instance.shape, -1, dtype=np.int64)
+    point_instance[is_thing] = number.reshape(-1)
+    return point_instance, semantic[is_thing][first].astype(np.int64) - len(stuff_classes)
+
+
+def thing_classes(
+    semantic: np.ndarray,
+    num_classes: int,
+    stuff_classes: Sequence[int] = (0, 1),
+    class_to_label: Sequence[int] | None = None,
+) -> np.ndarray:
+    """The classes of points that may have instances.
+
+    Args:
+        semantic: int [...], class index; negative = unlabelled.
+        num_classes: Number of classes.
+        stuff_classes: Classes that have no instances.
+        class_to_label: Label of each class, negative for classes whose instances are left out; None keeps all.
+
+    Returns:
+        The shape of `semantic`; -1 at all other points.
+    """
+    is_thing = np.ones(num_classes + 1, dtype=bool)
+    # The last entry answers for -1.
+    is_thing[[*stuff_classes, -1]] = False
+    if class_to_label is not None:
+        is_thing[:-1] &= np.asarray(class_to_label) >= 0
+    return np.where(is_thing[np.maximum(semantic, -1)], semantic, -1)

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -14,16 +16,25 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_bifusion import BiFusionConfig
 from .io.hub_files import verify_pulled_weights
 from .layers.encoder import BiFusionEncoder, PointEncoding
+from .layers.frame_batch import FrameBatch, superpoints_present
 from .layers.fusion import Fusion, SqueezeExcite
 from .layers.geometry import FiLM, GeometricEncoding
-from .layers.input_checks import check_inputs, superpoints_present
 from .layers.local_attention import TinySA2D, TinySA3D
 from .layers.query_decoder import QueryCrossAttention, QueryDecoder, QueryDecoderLayer, select_queries
 from .layers.superpoint_pooling import SuperpointPooling
+from .layers.training_progress import OLD_BUFFERS, TrainingProgress, rename_old_buffers
 from .losses.criterion import BiFusionCriterion, FusionOutput
 from .losses.functional import group_means
 from .losses.targets import BatchTargets, batch_targets
 from .sparse import StridedConv3d, SubmanifoldConv3d, TransposedConv3d, radius_neighbors, set_sparse_backend
+
+
+# `load_state_dict` reads the names of release 0.1 by a hook, `from_pretrained` by this.
+register_checkpoint_conversion_mapping(
+    BiFusionConfig.model_type,
+    [WeightRenaming(old, f"training_progress.{name}") for name, old in OLD_BUFFERS.items()],
+    overwrite=True,
+)
 
 
 @dataclass
@@ -37,15 +48,20 @@ class BiFusionModelOutput(ModelOutput):
             Pooled features, 0 at padding.
         fusion_weights (`torch.FloatTensor` of shape `(batch_size, num_points, 1)`, *optional*):
             How much of the image feature each point takes; 0 where it is not visible.
+        point_weights (`torch.FloatTensor` of shape `(batch_size, num_points, 1)`):
+            Weight of each point in its superpoint, 0 at padding.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*): Of the image tower.
         attentions (`tuple(torch.FloatTensor)`, *optional*): Of the image tower.
+        encoding (`PointEncoding`, *optional*): The checked inputs, and what was found for their real points.
     """
 
     point_features: torch.FloatTensor | None = None
     superpoint_features: torch.FloatTensor | None = None
     fusion_weights: torch.FloatTensor | None = None
+    point_weights: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    encoding: PointEncoding | None = None
 
 
 @dataclass
@@ -98,7 +114,8 @@ class BiFusionPreTrainedModel(PreTrainedModel):
     main_input_name = "points"
     input_modalities = ("image", "point_cloud")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["QueryDecoderLayer", "ResidualBlock"]
+    # Their parts share tensors beside their arguments (voxels, skip connections, masks): each stays on one device.
+    _no_split_modules = ["BiFusionModel", "BiFusionEncoder", "QueryDecoder"]
     _supports_sdpa = True
 
     @classmethod
@@ -140,9 +157,9 @@ class BiFusionPreTrainedModel(PreTrainedModel):
             init.normal_(module.kernel, std=module.initial_std)
         elif isinstance(module, (GeometricEncoding, FiLM, Fusion, SqueezeExcite, TinySA2D, TinySA3D)):
             module.reset_parameters()
-        elif isinstance(module, BiFusionModel):
-            init.constant_(module.training_update, -1)
-            init.constant_(module.training_total, -1)
+        elif isinstance(module, TrainingProgress):
+            init.constant_(module.update, -1)
+            init.constant_(module.total, -1)
 
     def set_training_progress(self, update: int, total: int) -> None:
         """Tells the model how far training is; call it after each optimizer update.
@@ -157,11 +174,7 @@ class BiFusionPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: `update` is negative or beyond `total`.
         """
-        if not 0 <= update <= total:
-            raise ValueError(f"update must lie in 0..{total}, got {update}")
-        base = self.base_model
-        base.training_update.fill_(update)
-        base.training_total.fill_(total)
+        self.base_model.training_progress.set(update, total)
 
 
 class BiFusionModel(BiFusionPreTrainedModel):
@@ -171,70 +184,10 @@ class BiFusionModel(BiFusionPreTrainedModel):
         super().__init__(config)
         self.encoder = BiFusionEncoder(config)
         self.superpoint_pooling = SuperpointPooling(config.hidden_size)
-        # -1: never told. Buffers, so that they are saved with the weights and follow them between devices.
-        self.register_buffer("training_update", torch.tensor(-1))
-        self.register_buffer("training_total", torch.tensor(-1))
+        self.training_progress = TrainingProgress()
+        self.register_load_state_dict_pre_hook(rename_old_buffers)
         self.post_init()
         set_sparse_backend(self, config.sparse_backend)
-
-    @property
-    def gate_held(self) -> torch.Tensor:
-        """bool []: training progress says that the gate is in its warm-up."""
-        return (self.training_update >= 0) & (self.training_update < self.config.gate_warmup_steps)
-
-    def encode(
-        self,
-        points: torch.Tensor,
-        point_colors: torch.Tensor,
-        point_mask: torch.Tensor,
-        superpoint_ids: torch.Tensor,
-        pixel_values: torch.Tensor | None = None,
-        point_pixels: torch.Tensor | None = None,
-        point_visible: torch.Tensor | None = None,
-        camera_rotations: torch.Tensor | None = None,
-        **kwargs,
-    ) -> tuple[PointEncoding, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Features of the real points and of the superpoints; arguments as in `forward`.
-
-        Returns:
-            The encoding of the P real points, superpoint features [B, S, D], the superpoints' mask [B, S] and the
-            pooling weight of each real point [P, 1].
-        """
-        superpoint_mask = check_inputs(
-            self.config,
-            points,
-            point_colors,
-            point_mask,
-            superpoint_ids,
-            pixel_values,
-            point_pixels,
-            point_visible,
-            camera_rotations,
-        )
-        sample = point_mask.nonzero(as_tuple=True)[0]
-        # Positions keep float32 in a half-precision network.
-        real_points = points[point_mask].to(torch.promote_types(self.dtype, torch.float32))
-        encoding = self.encoder(
-            real_points,
-            point_colors[point_mask].to(self.dtype),
-            sample,
-            point_mask,
-            None if pixel_values is None else pixel_values.to(self.dtype),
-            point_pixels,
-            None if point_visible is None else point_visible[point_mask],
-            camera_rotations,
-            self.gate_held,
-            **kwargs,
-        )
-        batch_size, num_superpoints = superpoint_mask.shape
-        pooled, weights = self.superpoint_pooling(
-            real_points,
-            encoding.features,
-            sample * num_superpoints + superpoint_ids[point_mask],
-            batch_size * num_superpoints,
-        )
-        pooled = pooled.unflatten(0, (batch_size, num_superpoints)) * superpoint_mask.unsqueeze(2)
-        return encoding, pooled, superpoint_mask, weights
 
     @can_return_tuple
     def forward(
@@ -249,6 +202,7 @@ class BiFusionModel(BiFusionPreTrainedModel):
         camera_rotations: torch.FloatTensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        output_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BiFusionModelOutput:
         """Point and superpoint features.
@@ -264,6 +218,7 @@ class BiFusionModel(BiFusionPreTrainedModel):
             camera_rotations: [B, 3, 3], camera axes to point axes; needed with FiLM.
             output_hidden_states: Return the image tower's hidden states; None = as the configuration says.
             output_attentions: Return the image tower's attentions; None = as the configuration says.
+            output_encoding: Return the encoding too, which heads and losses need.
             kwargs: For transformers.
 
         Raises:
@@ -273,53 +228,35 @@ class BiFusionModel(BiFusionPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        encoding, pooled, _, _ = self.encode(
+        frames = FrameBatch(
             points, point_colors, point_mask, superpoint_ids, pixel_values, point_pixels, point_visible,
-            camera_rotations, output_hidden_states=output_hidden_states, output_attentions=output_attentions,
+            camera_rotations,
         )  # fmt: skip
+        frames.check(self.config)
+        encoding = self.encoder(
+            frames.cast(self.dtype),
+            self.training_progress(self.config.gate_warmup_steps),
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        frames = encoding.frames
+        pooled, weights = self.superpoint_pooling(
+            frames.real(frames.points),
+            encoding.features,
+            frames.point_superpoints,
+            frames.superpoint_mask.numel(),
+        )
+        real = frames.superpoint_mask.to(pooled.device)
+        pooled = pooled.unflatten(0, real.shape) * real.unsqueeze(2)
         return BiFusionModelOutput(
-            point_features=pad_points(encoding.features, point_mask),
+            point_features=frames.pad(encoding.features),
             superpoint_features=pooled,
-            fusion_weights=None
-            if encoding.fusion_weights is None
-            else pad_points(encoding.fusion_weights, point_mask),
+            fusion_weights=None if encoding.fusion_weights is None else frames.pad(encoding.fusion_weights),
+            point_weights=frames.pad(weights),
             hidden_states=encoding.hidden_states,
             attentions=encoding.attentions,
+            encoding=encoding if output_encoding else None,
         )
-
-
-def pad_points(features: torch.Tensor, point_mask: torch.Tensor) -> torch.Tensor:
-    """Rows of the real points [P, C] to [B, N, C], 0 at padding."""
-    padded = features.new_zeros(*point_mask.shape, features.shape[1])
-    padded[point_mask] = features
-    return padded
-
-
-# Fields of the configuration that the criterion takes under the same name.
-CRITERION_FIELDS = (
-    "num_labels",
-    "num_semantic_labels",
-    "class_weight",
-    "mask_weight",
-    "dice_weight",
-    "semantic_weight",
-    "clip_loss_weight",
-    "spatial_loss_weight",
-    "noview_loss_weight",
-    "balance_loss_weight",
-    "image_semantic_weight",
-    "no_object_weight",
-    "clip_loss_mode",
-    "clip_temperature",
-    "clip_gradient_flow_ratio",
-    "clip_negatives_across_batch",
-    "clip_coverage_gate",
-    "clip_coverage_threshold",
-    "clip_warmup",
-    "noview_similarity_threshold",
-    "balance_target",
-    "stage_schedule",
-)
 
 
 class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
@@ -336,9 +273,9 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         self.decoder = QueryDecoder(config)
         # Of its loss alone: what the tower learns then passes through no gate, and no matrix that starts at zero.
         self.image_classifier = None
-        if config.image_semantic_weight:
+        if config.loss_config.image_semantic_weight:
             self.image_classifier = nn.Linear(config.projection_dim, config.num_semantic_labels)
-        self.criterion = BiFusionCriterion(**{name: getattr(config, name) for name in CRITERION_FIELDS})
+        self.criterion = BiFusionCriterion(config.loss_config, config.num_labels, config.num_semantic_labels)
         self.post_init()
 
     @can_return_tuple
@@ -382,35 +319,28 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         Raises:
             ValueError: An input is missing or has a wrong shape; the message names it.
         """
-        encoding, pooled, superpoint_mask, point_weights = self.model.encode(
+        base = self.model(
             points, point_colors, point_mask, superpoint_ids, pixel_values, point_pixels, point_visible,
-            camera_rotations,
+            camera_rotations, output_hidden_states=False, output_attentions=False, output_encoding=True,
+            return_dict=True,
         )  # fmt: skip
-        point_features = pad_points(encoding.features, point_mask)
-        query_superpoints = self._select_queries(superpoint_mask, query_seeds)
-        heads, semantic_logits, _ = self.decoder(
-            pooled,
-            superpoint_mask,
-            points,
-            point_features,
-            pad_points(point_weights, point_mask),
-            superpoint_ids,
-            point_mask,
-            query_superpoints,
+        frames = base.encoding.frames
+        queries = self._select_queries(frames.superpoint_mask, query_seeds)
+        heads, semantic_logits = self.decoder(
+            frames, base.superpoint_features, base.point_features, base.point_weights, queries
         )
         losses = None
         if mask_labels is not None:
             targets = self._targets(
-                mask_labels, class_labels, semantic_labels, superpoint_ids, point_mask, superpoint_mask
+                mask_labels, class_labels, semantic_labels, superpoint_ids, point_mask, frames.superpoint_mask
             )
             losses = self.criterion(
                 heads,
                 semantic_logits,
                 targets,
-                query_superpoints,
-                query_superpoints >= 0,
-                fusion=self._fusion_output(encoding, targets, point_visible),
-                progress=self._progress(),
+                queries,
+                fusion=self._fusion_output(base.encoding, targets),
+                progress=self.model.training_progress.fraction(),
                 loss_counts=loss_counts,
             )
         return BiFusionForInstanceSegmentationOutput(
@@ -420,17 +350,15 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
             class_queries_logits=heads[-1].class_logits,
             masks_queries_logits=heads[-1].mask_logits,
             semantic_queries_logits=semantic_logits,
-            query_mask=query_superpoints >= 0,
-            query_superpoints=query_superpoints,
+            query_mask=queries >= 0,
+            query_superpoints=queries,
             auxiliary_logits=[
                 {"class_queries_logits": head.class_logits, "masks_queries_logits": head.mask_logits}
                 for head in heads[:-1]
             ],
-            point_features=point_features,
-            superpoint_features=pooled,
-            fusion_weights=None
-            if encoding.fusion_weights is None
-            else pad_points(encoding.fusion_weights, point_mask),
+            point_features=base.point_features,
+            superpoint_features=base.superpoint_features,
+            fusion_weights=base.fusion_weights,
         )
 
     @torch.no_grad()
@@ -469,7 +397,7 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         targets = self._targets(
             mask_labels, class_labels, semantic_labels, superpoint_ids, point_mask, superpoint_mask
         )
-        return self.criterion.count_samples(targets, queries, queries >= 0, point_visible)
+        return self.criterion.count_samples(targets, queries, point_visible)
 
     def _select_queries(self, superpoint_mask: torch.Tensor, seeds: torch.Tensor | None) -> torch.Tensor:
         return select_queries(superpoint_mask, self.config.min_query_fraction if self.training else None, seeds)
@@ -490,13 +418,7 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
             num_semantic_labels=self.config.num_semantic_labels,
         )
 
-    def _progress(self) -> float | None:
-        update, total = self.model.training_update.item(), self.model.training_total.item()
-        return None if update < 0 else update / max(total, 1)
-
-    def _fusion_output(
-        self, encoding: PointEncoding, targets: BatchTargets, point_visible: torch.Tensor | None
-    ) -> FusionOutput:
+    def _fusion_output(self, encoding: PointEncoding, targets: BatchTargets) -> FusionOutput:
         extra = {}
         if "loss_spatial" in self.criterion.active_terms:
             extra = {
@@ -506,12 +428,13 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
             }
         if self.image_classifier is not None:
             size = targets.superpoint_mask.shape
-            means = group_means(encoding.image_embeds, targets.point_superpoints(point_visible), size.numel())
+            rows = targets.point_superpoints(encoding.frames.point_visible)
+            means = group_means(encoding.image_embeds, rows, size.numel())
             # Features of length 1 in D dimensions would need weights of a size that training takes long to reach.
             scaled = (math.sqrt(means.shape[1]) * means).to(self.image_classifier.weight.dtype)
             extra["image_semantic_logits"] = self.image_classifier(scaled).unflatten(0, size)
         return FusionOutput(
-            point_visible=point_visible,
+            point_visible=encoding.frames.point_visible,
             features_3d=encoding.point_embeds,
             features_2d=encoding.image_embeds,
             fused_features=encoding.features,

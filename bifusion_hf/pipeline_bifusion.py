@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .data.collator import FORWARD_INPUTS, Sample
+from .data.collator import Sample
 from .data.frames import RGBDFrame
 from .data.inputs import frame_from_arrays
+from .layers.frame_batch import FORWARD_INPUTS
 from .modeling_bifusion import BiFusionForInstanceSegmentation
 from .postprocessing import unpad_frames
 

@@ -251,3 +251,57 @@ def describe_instances(
             }
         )
     return segments
+
+
+def instances_of_frame(
+    class_logits: torch.Tensor,
+    mask_logits: torch.Tensor,
+    frame: Mapping[str, Any],
+    names: Mapping[int, str],
+    **settings,
+) -> dict[str, Any]:
+    """What `BiFusionProcessor.post_process_instance_segmentation` gives for one frame.
+
+    Args:
+        class_logits: [Q, C + 1], of the frame's queries.
+        mask_logits: [Q, N] or more, over its points and padding.
+        frame: Of `unpad_frames`.
+        names: Name of each label.
+        settings: For `select_instances`.
+    """
+    found = select_instances(class_logits, mask_logits[:, : frame["count"]], **settings)
+    found = {name: value.cpu() for name, value in found.items()}
+    segmentation = None
+    if frame["superpoint_map"] is not None:
+        segmentation = instance_map(
+            found["masks"], frame["superpoint_ids"], frame["pixel_indices"], frame["superpoint_map"]
+        )
+    return {
+        "segmentation": segmentation,
+        "segments_info": describe_instances(found, frame["points"], names, segmentation),
+        "point_masks": found["masks"],
+        "scores": found["scores"],
+        "labels": found["labels"],
+    }
+
+
+def semantics_of_frame(
+    semantic_logits: torch.Tensor, query_superpoints: torch.Tensor, frame: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `BiFusionProcessor.post_process_semantic_segmentation` gives for one frame.
+
+    Args:
+        semantic_logits: [Q, classes + 1], of the frame's queries.
+        query_superpoints: int64 [Q].
+        frame: Of `unpad_frames`.
+
+    Raises:
+        ValueError: A superpoint has no query.
+    """
+    num_superpoints = int(frame["superpoint_ids"].max()) + 1
+    classes = superpoint_classes(semantic_logits.cpu(), query_superpoints.cpu(), num_superpoints)
+    points = classes[frame["superpoint_ids"]]
+    segmentation = None
+    if frame["superpoint_map"] is not None:
+        segmentation = paint_map(points, classes, frame["pixel_indices"], frame["superpoint_map"])
+    return {"segmentation": segmentation, "point_labels": points}

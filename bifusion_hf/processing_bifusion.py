@@ -7,26 +7,41 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from .configuration_bifusion import CLIP_MEAN, CLIP_STD, BiFusionConfig
+from .configuration_bifusion import BiFusionConfig
 from .data.augmentation import resize_image
 from .data.collator import IGNORE, Sample, collate_samples
 from .data.frames import RGBDFrame
 from .data.inputs import frames_from_columns
-from .losses.targets import point_instances_from_labels
-from .postprocessing import (
-    NONE,
-    describe_instances,
-    instance_map,
-    paint_map,
-    select_instances,
-    superpoint_classes,
-    unpad_frames,
-)
+from .labels import point_instances_from_labels, thing_classes
+from .layers.frame_batch import FORWARD_INPUTS
+from .postprocessing import NONE, instances_of_frame, semantics_of_frame, unpad_frames
+from .presets import PROCESSOR_PRESETS
 
+
+# The image statistics of CLIP's training.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # The colour statistics of ScanNet's point clouds, as ESAM uses them.
 COLOR_MEAN = (0.47793125906962, 0.4303257521323044, 0.3749598901421883)
 COLOR_STD = (0.2834475483823543, 0.27566157565723015, 0.27018971370874995)
+# What a network in half precision takes in half precision.
+_CAST = ("point_colors", "pixel_values")
+
+
+class FrameFeatures(BatchFeature):
+    """A batch of the processor. `to(dtype)` casts colours and image alone: positions stay where they are."""
+
+    def to(self, *args, **kwargs) -> "FrameFeatures":
+        """Moves all tensors to a device, and casts what a network in half precision takes so; as in `BatchFeature`."""
+        cast = BatchFeature({name: self[name] for name in _CAST if name in self}).to(*args, **kwargs)
+        rest = BatchFeature({name: value for name, value in self.items() if name not in cast})
+        args = [value for value in args if not isinstance(value, torch.dtype)]
+        kwargs.pop("dtype", None)
+        if args or kwargs:
+            rest = rest.to(*args, **kwargs)
+        self.data = {name: cast[name] if name in cast else rest[name] for name in self.data}
+        return self
 
 
 class BiFusionProcessor(ProcessorMixin):
@@ -124,29 +139,24 @@ class BiFusionProcessor(ProcessorMixin):
 
     @classmethod
     def from_config(cls, config: BiFusionConfig, **overrides: Any) -> "BiFusionProcessor":
-        """The processor that belongs to a model.
+        """The processor that belongs to a network, with defaults for what the network does not say.
 
-        Takes the number of points, the image's size and statistics, the label names and the post-processing values.
-        With one label the processor is class-agnostic; with as many labels as there are classes beside stuff, the
-        labels are those classes in order.
+        Takes the label names and the patch size. With one label the processor is class-agnostic; with as many labels
+        as there are classes beside stuff, the labels are those classes in order.
 
         Args:
-            config: The model's configuration.
-            overrides: Arguments of the processor that replace what the configuration gives.
+            config: The network's configuration. One that was read from a file of release 0.1, which held them, gives
+                number of points, image size and statistics and post-processing values too.
+            overrides: Arguments of the processor that replace the others.
 
         Raises:
             ValueError: Any other number of labels without `class_to_label`.
         """
         values = {
-            "num_points": config.num_points,
-            "image_size": config.image_size,
-            "image_mean": config.image_mean,
-            "image_std": config.image_std,
+            **config.old_processor_fields,
             "size_divisor": max(config.image_patch_size),
             "num_semantic_labels": config.num_semantic_labels,
             "label_names": [config.id2label[label] for label in range(config.num_labels)],
-            "mask_threshold": config.mask_threshold,
-            "max_instances": config.max_instances,
             **overrides,
         }
         stuff = values.get("stuff_classes", (0, 1))
@@ -161,6 +171,45 @@ class BiFusionProcessor(ProcessorMixin):
                 things.index(index) if index in things else NONE for index in range(config.num_semantic_labels)
             ]
         return cls(**values)
+
+    @classmethod
+    def from_preset(cls, name: str, config: BiFusionConfig | None = None, **overrides: Any) -> "BiFusionProcessor":
+        """The processor of a named variant.
+
+        Args:
+            name: As in `BiFusionConfig.from_preset`.
+            config: Of the network, where it is not the preset's own.
+            overrides: Arguments of the processor that replace the preset's.
+
+        Raises:
+            ValueError: There is no preset of that name, or see `from_config`.
+        """
+        if name not in PROCESSOR_PRESETS:
+            raise ValueError(f"no preset {name!r}; there are {sorted(PROCESSOR_PRESETS)}")
+        config = BiFusionConfig.from_preset(name) if config is None else config
+        return cls.from_config(config, **{**PROCESSOR_PRESETS[name], **overrides})
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers, which gives a default processor where a checkpoint has none.
+
+        Raises:
+            OSError: There is no `processor_config.json`.
+        """
+        values, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if not values:
+            raise OSError(
+                f"{pretrained_model_name_or_path} has no processor_config.json: how frames were prepared for this "
+                "network is unknown. Save the processor that it was trained with there (`processor.save_pretrained`; "
+                "transformers' Trainer does it with processing_class=processor), or make one with "
+                "`BiFusionProcessor.from_config(config, num_points=..., image_size=...)` and save that"
+            )
+        return values, unused
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Arguments of the network's forward that a batch holds beside labels."""
+        return list(FORWARD_INPUTS)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
@@ -183,7 +232,7 @@ class BiFusionProcessor(ProcessorMixin):
         semantic_masks: Any = None,
         frame_ids: str | Sequence[str] | None = None,
         return_tensors: str = "pt",
-    ) -> BatchFeature:
+    ) -> FrameFeatures:
         """Prepares one frame or a batch of frames; sampling is deterministic.
 
         Every argument is one frame's value, or a list (or stacked array) of them. Optional ones may be None for some
@@ -225,7 +274,7 @@ class BiFusionProcessor(ProcessorMixin):
         batch = self.collate([self.prepare_frame(frame) for frame in frames_from_columns(columns)])
         if return_tensors == "np":
             batch = {name: _to_numpy(value) for name, value in batch.items()}
-        return BatchFeature(batch)
+        return FrameFeatures(batch)
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Normalises colours and pads the samples into a batch; see `data.collator.collate_samples`."""
@@ -348,22 +397,15 @@ class BiFusionProcessor(ProcessorMixin):
             if semantic is None and self.class_to_label is not None:
                 raise ValueError(f"{frame_id}: semantic is missing; expected the classes of the instances")
             # Without classes every instance is a thing.
-            things = np.zeros_like(instance) if semantic is None else self._thing_classes(semantic)
+            things = np.zeros_like(instance)
+            if semantic is not None:
+                things = thing_classes(semantic, self.num_semantic_labels, self.stuff_classes, self.class_to_label)
             labels["instance"], classes = point_instances_from_labels(instance, things, stuff_classes=())
             if self.class_to_label is None:
                 labels["class_labels"] = np.zeros_like(classes)
             else:
                 labels["class_labels"] = np.asarray(self.class_to_label, dtype=np.int64)[classes]
         return labels
-
-    def _thing_classes(self, semantic: np.ndarray) -> np.ndarray:
-        """The classes of points that may have instances; -1 at all others."""
-        is_thing = np.ones(self.num_semantic_labels + 1, dtype=bool)
-        # The last entry answers for -1.
-        is_thing[[*self.stuff_classes, NONE]] = False
-        if self.class_to_label is not None:
-            is_thing[:-1] &= np.asarray(self.class_to_label) >= 0
-        return np.where(is_thing[np.maximum(semantic, NONE)], semantic, NONE)
 
     def _superpoints(self, frame: RGBDFrame) -> np.ndarray:
         """Integers [H, W]: the frame's own; measured pixels that they leave out, or all, are segmented here."""
@@ -425,35 +467,24 @@ class BiFusionProcessor(ProcessorMixin):
             raise ValueError(
                 f"label_names has {len(names)} names; the model's class_queries_logits have {num_labels} labels"
             )
-        results = []
-        for index, frame in enumerate(unpad_frames(inputs)):
-            queries = outputs.query_mask[index]
-            found = select_instances(
-                outputs.class_queries_logits[index][queries],
-                outputs.masks_queries_logits[index][queries][:, : frame["count"]],
-                threshold=threshold,
-                mask_threshold=self.mask_threshold if mask_threshold is None else mask_threshold,
-                min_points=self.min_instance_points if min_points is None else min_points,
-                max_instances=self.max_instances if max_instances is None else max_instances,
-                nms_kernel=self.nms_kernel,
-                nms_sigma=self.nms_sigma,
+        settings = {
+            "threshold": threshold,
+            "mask_threshold": self.mask_threshold if mask_threshold is None else mask_threshold,
+            "min_points": self.min_instance_points if min_points is None else min_points,
+            "max_instances": self.max_instances if max_instances is None else max_instances,
+            "nms_kernel": self.nms_kernel,
+            "nms_sigma": self.nms_sigma,
+        }
+        return [
+            instances_of_frame(
+                outputs.class_queries_logits[index][outputs.query_mask[index]],
+                outputs.masks_queries_logits[index][outputs.query_mask[index]],
+                frame,
+                names,
+                **settings,
             )
-            found = {name: value.cpu() for name, value in found.items()}
-            segmentation = None
-            if frame["superpoint_map"] is not None:
-                segmentation = instance_map(
-                    found["masks"], frame["superpoint_ids"], frame["pixel_indices"], frame["superpoint_map"]
-                )
-            results.append(
-                {
-                    "segmentation": segmentation,
-                    "segments_info": describe_instances(found, frame["points"], names, segmentation),
-                    "point_masks": found["masks"],
-                    "scores": found["scores"],
-                    "labels": found["labels"],
-                }
-            )
-        return results
+            for index, frame in enumerate(unpad_frames(inputs))
+        ]
 
     @torch.no_grad()
     def post_process_semantic_segmentation(self, outputs: Any, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -471,20 +502,14 @@ class BiFusionProcessor(ProcessorMixin):
         Raises:
             ValueError: A superpoint has no query.
         """
-        results = []
-        for index, frame in enumerate(unpad_frames(inputs)):
-            queries = outputs.query_mask[index]
-            classes = superpoint_classes(
-                outputs.semantic_queries_logits[index][queries].cpu(),
-                outputs.query_superpoints[index][queries].cpu(),
-                int(frame["superpoint_ids"].max()) + 1,
+        return [
+            semantics_of_frame(
+                outputs.semantic_queries_logits[index][outputs.query_mask[index]],
+                outputs.query_superpoints[index][outputs.query_mask[index]],
+                frame,
             )
-            points = classes[frame["superpoint_ids"]]
-            segmentation = None
-            if frame["superpoint_map"] is not None:
-                segmentation = paint_map(points, classes, frame["pixel_indices"], frame["superpoint_map"])
-            results.append({"segmentation": segmentation, "point_labels": points})
-        return results
+            for index, frame in enumerate(unpad_frames(inputs))
+        ]
 
 
 def renumber_superpoints(superpoints: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

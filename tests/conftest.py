@@ -71,10 +71,10 @@ def _small_config(fusion_type="residual", **overrides):
         "decoder_intermediate_size": 32,
         "point_config": {"stem_channels": 8, "planes": [8, 8, 12, 12, 12, 12, 12, 12], "blocks": [1] * 8},
         "gate_warmup_steps": 0,
-        "num_points": 600,
     }
     if fusion_type == "none":
-        values.update(use_film=False, clip_loss_weight=0.0, spatial_loss_weight=0.0, noview_loss_weight=0.0)
+        off = ("consistency_loss_weight", "spatial_loss_weight", "noview_loss_weight")
+        values.update(use_film=False, loss_config=dict.fromkeys(off, 0.0))
     else:
         values["vision_config"] = {
             "model_type": "clip_vision_model",

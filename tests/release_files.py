@@ -23,7 +23,7 @@ EVALUATION_DATA = DataDescription("Kitchens", "cc-by-4.0")
 def small_model(**overrides) -> BiFusionForInstanceSegmentation:
     torch.manual_seed(0)
     point_config = {"stem_channels": 8, "planes": [8] * 8, "blocks": [1] * 8}
-    values = {"num_points": 900, "point_config": point_config, "hidden_size": 8, **overrides}
+    values = {"point_config": point_config, "hidden_size": 8, **overrides}
     return BiFusionForInstanceSegmentation(BiFusionConfig.from_preset("tiny", **values))
 
 
@@ -31,7 +31,7 @@ def save_checkpoint(folder):
     """A run's folder: `best` with model and processor, and the recipe beside it."""
     model = small_model()
     model.save_pretrained(folder / "best")
-    BiFusionProcessor.from_config(model.config).save_pretrained(folder / "best")
+    BiFusionProcessor.from_preset("tiny", model.config, num_points=900).save_pretrained(folder / "best")
     recipe(folder).save(folder / "recipe.yaml")
     return folder / "best"
 

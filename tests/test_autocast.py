@@ -13,7 +13,7 @@ from bifusion_hf import BiFusionForInstanceSegmentation
 from bifusion_hf.layers.point_encoder import sample_mean
 from bifusion_hf.layers.query_decoder import blocked_share
 from bifusion_hf.layers.superpoint_pooling import SuperpointPooling
-from bifusion_hf.losses.clip_consistency import ClipConsistencyLoss
+from bifusion_hf.losses.branch_consistency import BranchConsistencyLoss
 
 
 DTYPES = [torch.bfloat16, torch.float16]
@@ -22,8 +22,7 @@ EVERYTHING = {
     "use_tiny_sa_2d": True,
     "use_tiny_sa_3d": True,
     "use_spatial_attention": True,
-    "balance_loss_weight": 0.1,
-    "clip_loss_weight": 0.1,
+    "loss_config": {"balance_loss_weight": 0.1, "consistency_loss_weight": 0.1},
 }
 
 
@@ -153,13 +152,13 @@ def test_softmax_and_contrastive_logits_are_float32(dtype, device, small_config,
     # The fused kernels keep their softmax to themselves; the plain form shows it.
     config._attn_implementation = "eager"
     model = BiFusionForInstanceSegmentation(config).train().to(device)
-    contrast, logits = ClipConsistencyLoss._contrast, []
+    contrast, logits = BranchConsistencyLoss._contrast, []
 
     def watched(self, pooled_3d, pooled_2d, *rest):
         logits.append(((pooled_3d @ pooled_2d.transpose(1, 2)).dtype, pooled_3d.dtype, pooled_2d.dtype))
         return contrast(self, pooled_3d, pooled_2d, *rest)
 
-    monkeypatch.setattr(ClipConsistencyLoss, "_contrast", watched)
+    monkeypatch.setattr(BranchConsistencyLoss, "_contrast", watched)
     batch = to(make_batch((300, 200)), device)
     with torch.no_grad(), torch.autocast(device, dtype=dtype):
         model(**batch, query_seeds=torch.tensor([1, 2]))  # once before: what is tried only once is no part of it

@@ -11,6 +11,7 @@ from bifusion_hf.labels import (
     SCANNET200_CLASS_NAMES,
     SPLIT_OF_CLASS,
     STUFF_CLASSES,
+    point_instances_from_labels,
     raw_id_to_index,
 )
 
@@ -65,3 +66,22 @@ def test_raw_ids_of_any_shape_and_size():
     assert raw_id_to_index(np.zeros((0,), dtype=np.int64)).shape == (0,)
     with pytest.raises(ValueError, match="raw_ids has dtype float64"):
         raw_id_to_index(np.array([1.0]))
+
+
+def test_raw_labels_of_an_image():
+    instance = np.array([[7, 7, -1], [3, 9, 9]])
+    semantic = np.array([[5, 4, 8], [0, -1, 12]])
+    point_instance, labels = point_instances_from_labels(instance, semantic)
+    # 3 is a wall's id, one point of 9 has no class, and -1 is no instance although its class is a thing's.
+    assert point_instance.tolist() == [[0, 0, -1], [-1, -1, 1]]
+    assert labels.tolist() == [3, 10]
+    nothing, no_labels = point_instances_from_labels(np.full(4, -1), np.full(4, -1))
+    assert nothing.tolist() == [-1] * 4
+    assert no_labels.shape == (0,)
+
+
+def test_raw_labels_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"instance has shape \(3,\) and semantic \(2,\)"):
+        point_instances_from_labels(np.zeros(3, int), np.zeros(2, int))
+    with pytest.raises(ValueError, match="stuff_classes"):
+        point_instances_from_labels(np.zeros(3, int), np.zeros(3, int), stuff_classes=(0, 2))

@@ -8,9 +8,8 @@ from accelerate import debug_launcher
 from accelerate.state import AcceleratorState, GradientState
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation
-from bifusion_hf.configuration_bifusion import PRESETS
 from bifusion_hf.layers.fusion import SqueezeExcite
-from bifusion_hf.modeling_bifusion import pad_points
+from bifusion_hf.presets import PRESETS
 from bifusion_hf.recipe.arguments import OptimizerArguments, TrainArguments
 from bifusion_hf.sparse import voxelize
 from bifusion_hf.training.audit import EXEMPTIONS
@@ -44,7 +43,6 @@ def narrow(preset, **changes):
         "decoder_attention_heads": 2,
         "decoder_intermediate_size": 32,
         "point_config": {"stem_channels": 8, "planes": [8, 8, 12, 12, 12, 12, 12, 12], "blocks": [1] * 8},
-        "num_points": 1200,
     }
     if "vision_config" in options:
         widths["vision_config"] = {**options["vision_config"], **NARROW_TOWER}
@@ -58,7 +56,7 @@ def tower(model_type, **options):
 
 CONVOLUTIONAL = {"hidden_sizes": [8, 16], "depths": [1, 1]}
 CONVNEXT = {**CONVOLUTIONAL, "layer_scale_init_value": 1.0}
-UNFROZEN = {"freeze_clip_early_layers": False, "freeze_clip_patch_embedding": False}
+UNFROZEN = {"freeze_tower_early_layers": False, "freeze_tower_embeddings": False}
 CASES = {
     **{name: (name, {}) for name in PRESETS},
     "no FiLM": ("simple", {"use_film": False}),
@@ -69,21 +67,24 @@ CASES = {
     "TinySA both, residual": ("residual", {"use_tiny_sa_2d": True, "use_tiny_sa_3d": True}),
     "TinySA 3D, no image": ("sv3d", {"use_tiny_sa_3d": True}),
     "frame adapters": ("sv3d", {"point_config": {"use_frame_adapters": True}}),
-    "embeddings frozen": ("residual", {"freeze_clip_patch_embedding": True}),
-    "blocks not frozen": ("full", {"freeze_clip_early_layers": False}),
+    "embeddings frozen": ("residual", {"freeze_tower_embeddings": True}),
+    "blocks not frozen": ("full", {"freeze_tower_early_layers": False}),
     "nothing frozen": ("simple", UNFROZEN),
-    "positive mode": ("simple", {"clip_loss_mode": "positive"}),
-    "positive mode, residual": ("residual", {"clip_loss_mode": "positive"}),
-    "negatives across the batch": ("full", {"clip_negatives_across_batch": True}),
-    "hard coverage gate": ("simple", {"clip_coverage_gate": "hard"}),
-    "no gradient of the CLIP loss to the image": ("residual", {"clip_gradient_flow_ratio": 0.0}),
-    "balance loss": ("full", {"balance_loss_weight": 0.1}),
-    "semantic loss of the image": ("simple", {"image_semantic_weight": 0.5}),
-    "semantic loss of the image, residual": ("residual", {"image_semantic_weight": 0.5}),
-    "no CLIP loss": ("residual", {"clip_loss_weight": 0.0}),
+    "positive mode": ("simple", {"loss_config": {"consistency_loss_mode": "positive"}}),
+    "positive mode, residual": ("residual", {"loss_config": {"consistency_loss_mode": "positive"}}),
+    "negatives across the batch": ("full", {"loss_config": {"consistency_negatives_across_batch": True}}),
+    "hard coverage gate": ("simple", {"loss_config": {"consistency_coverage_gate": "hard"}}),
+    "no gradient of the consistency loss to the image": (
+        "residual",
+        {"loss_config": {"consistency_gradient_flow_ratio": 0.0}},
+    ),
+    "balance loss": ("full", {"loss_config": {"balance_loss_weight": 0.1}}),
+    "semantic loss of the image": ("simple", {"loss_config": {"image_semantic_weight": 0.5}}),
+    "semantic loss of the image, residual": ("residual", {"loss_config": {"image_semantic_weight": 0.5}}),
+    "no consistency loss": ("residual", {"loss_config": {"consistency_loss_weight": 0.0}}),
     "only the baseline's losses": (
         "residual",
-        {"clip_loss_weight": 0.0, "spatial_loss_weight": 0.0, "noview_loss_weight": 0.0, "stage_schedule": "none"},
+        {"loss_config": PRESETS["sv3d"]["loss_config"]},
     ),
     "class-aware": ("simple", {"num_labels": 198}),
     "SigLIP": ("simple", {"vision_config": tower("siglip_vision_model")}),
@@ -183,7 +184,7 @@ def test_frozen_parts_are_those_that_the_configuration_names():
 
 
 def test_the_loss_is_the_sum_of_its_weighted_terms(make_batch):
-    model = build(narrow("full", balance_loss_weight=0.1, noview_similarity_threshold=0.0))
+    model = build(narrow("full", loss_config={"balance_loss_weight": 0.1, "noview_similarity_threshold": 0.0}))
     model.set_training_progress(8, 10)
     with torch.no_grad():
         output = model(**make_batch((300, 200)), query_seeds=torch.tensor([1, 2]))
@@ -194,14 +195,15 @@ def test_the_loss_is_the_sum_of_its_weighted_terms(make_batch):
 
 
 def test_the_semantic_loss_of_the_image_is_that_of_each_superpoints_visible_points(make_batch):
-    model = build(narrow("residual", image_semantic_weight=0.5, freeze_clip_early_layers=False))
+    model = build(narrow("residual", loss_config={"image_semantic_weight": 0.5}, freeze_tower_early_layers=False))
     batch = make_batch((300, 200))
     batch["semantic_labels"] = torch.where(batch["point_mask"], batch["superpoint_ids"] % 5, -100)
     losses = []
     with torch.no_grad():
         output = model(**batch, query_seeds=torch.tensor([1, 2]))
         inputs = {name: value for name, value in batch.items() if not name.endswith("_labels")}
-        embeds = pad_points(model.model.encode(**inputs)[0].image_embeds, batch["point_mask"])
+        encoding = model.model(**inputs, output_encoding=True).encoding
+        embeds = encoding.frames.pad(encoding.image_embeds)
         for sample in range(2):
             values = []
             for superpoint in range(int(batch["superpoint_ids"][sample].max()) + 1):
@@ -215,7 +217,7 @@ def test_the_semantic_loss_of_the_image_is_that_of_each_superpoints_visible_poin
 
 
 def test_the_semantic_loss_of_the_image_teaches_the_tower_past_gate_and_residual_matrix(make_batch):
-    model = build(narrow("residual", image_semantic_weight=0.5, freeze_clip_early_layers=False))
+    model = build(narrow("residual", loss_config={"image_semantic_weight": 0.5}, freeze_tower_early_layers=False))
     output = model(**make_batch((300, 200)), query_seeds=torch.tensor([1, 2]))
     output.loss_dict["loss_image_sem"].backward()
     taught = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
@@ -295,7 +297,7 @@ def test_warm_up_counts_updates_not_batches(batch_size, accumulation, processes,
     held = [line["alpha_mean"] == 0.5 and line["alpha_std"] == 0 for line in lines if "alpha_mean" in line]
     assert held == [True, True, True, False, False]
     loaded = BiFusionForInstanceSegmentation.from_pretrained(tmp_path / "final")
-    assert loaded.model.training_update == loaded.model.training_total == 5
+    assert loaded.model.training_progress.update == loaded.model.training_progress.total == 5
 
 
 # Degenerate inputs
@@ -389,7 +391,7 @@ DEGENERATE = [
 @pytest.mark.parametrize("preset", ["sv3d", "full", "residual"])
 @pytest.mark.parametrize("change", DEGENERATE, ids=lambda change: change.__name__)
 def test_degenerate_input_gives_finite_loss_and_gradients(preset, change, make_batch):
-    options = {} if preset == "sv3d" else {"balance_loss_weight": 0.1, "use_tiny_sa_2d": True}
+    options = {} if preset == "sv3d" else {"loss_config": {"balance_loss_weight": 0.1}, "use_tiny_sa_2d": True}
     model = build(narrow(preset, use_tiny_sa_3d=True, min_query_fraction=1.0, **options))
     model.set_training_progress(model.config.gate_warmup_steps, model.config.gate_warmup_steps + 10)
     batch = make_batch((90, 60))

@@ -156,7 +156,7 @@ def test_missing_weights_are_initialised_not_left_as_garbage(small_config, tmp_p
     model = BiFusionForInstanceSegmentation.from_pretrained(None, config=config, state_dict={})
     for name, value in list(model.named_parameters()) + list(model.named_buffers()):
         assert torch.isfinite(value.float()).all(), name
-    assert model.model.training_update.item() == -1
+    assert model.model.training_progress.update.item() == -1
     encoding = model.model.encoder.geometric_encoding
     assert torch.all(encoding.log_frequencies.diff() > 0)
     assert model.model.encoder.fusion.residual_out.weight.abs().max() == 0

@@ -9,8 +9,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
-from bifusion_hf.data.collator import FORWARD_INPUTS
 from bifusion_hf.data.frames import frame_features, frame_to_row
+from bifusion_hf.layers.frame_batch import FORWARD_INPUTS
 from bifusion_hf.pipeline_bifusion import TASK, RGBDInstanceSegmentationPipeline, register
 
 
@@ -26,13 +26,13 @@ def registered():
 def model():
     torch.manual_seed(0)
     point_config = {"stem_channels": 8, "planes": [8] * 8, "blocks": [1] * 8}
-    config = BiFusionConfig.from_preset("tiny", num_points=900, point_config=point_config, hidden_size=8)
+    config = BiFusionConfig.from_preset("tiny", point_config=point_config, hidden_size=8)
     return BiFusionForInstanceSegmentation(config).eval()
 
 
 @pytest.fixture(scope="module")
 def processor(model):
-    return BiFusionProcessor.from_config(model.config)
+    return BiFusionProcessor.from_preset("tiny", model.config, num_points=900)
 
 
 @pytest.fixture(scope="module")

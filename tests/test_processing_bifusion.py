@@ -432,7 +432,7 @@ def test_save_and_load_restore_every_value(tmp_path):
 
 
 def test_from_config():
-    agnostic = BiFusionProcessor.from_config(BiFusionConfig.from_preset("tiny"), image_size=[240, 320])
+    agnostic = BiFusionProcessor.from_preset("tiny", image_size=[240, 320])
     assert (agnostic.num_points, agnostic.image_size, agnostic.class_to_label) == (8000, [240, 320], None)
     assert agnostic.label_names == ["object"]
     assert agnostic.min_instance_points == 40

@@ -214,7 +214,6 @@ def convert(arguments: argparse.Namespace) -> "WeightLoadReport":
         state,
         prefix,
         voxel_size=arguments.voxel_size,
-        num_points=arguments.num_points,
         decoder_attention_heads=arguments.decoder_attention_heads,
     )
     set_seed(SEED)
@@ -227,12 +226,13 @@ def convert(arguments: argparse.Namespace) -> "WeightLoadReport":
             f"{arguments.source}: holds only part of the network. Nothing was written; --allow_partial converts it, "
             f"with a random start for the rest\n{report}"
         )
-    processor = BiFusionProcessor.from_config(config)
+    processor = BiFusionProcessor.from_preset("sv3d", config, num_points=arguments.num_points)
     with new_folder(arguments.dest) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         report.save(folder / REPORT)
-        card = write_card(config, report, provenance, arguments.push_to_hub or arguments.dest.name, arguments.license)
+        place = arguments.push_to_hub or arguments.dest.name
+        card = write_card(config, processor.num_points, report, provenance, place, arguments.license)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return report
 
@@ -310,12 +310,18 @@ def find_provenance(source: str, path: Path, state: "dict[str, torch.Tensor]", p
 
 
 def write_card(
-    config: "BiFusionConfig", report: "WeightLoadReport", provenance: Provenance, place: str, license: str
+    config: "BiFusionConfig",
+    num_points: int,
+    report: "WeightLoadReport",
+    provenance: Provenance,
+    place: str,
+    license: str,
 ) -> str:
     """The card (README.md) of a converted checkpoint.
 
     Args:
         config: Of the model.
+        num_points: Points a frame, of its processor.
         report: What was loaded.
         provenance: Where it comes from.
         place: Repository or folder that the card's example loads.
@@ -353,7 +359,7 @@ def write_card(
         metadata=data.to_yaml().strip(),
         title=place.split("/")[-1],
         voxel=config.voxel_size * 100,
-        points=f"{config.num_points:,}",
+        points=f"{num_points:,}",
         labels=labels,
         extent=extent,
         place=place,

@@ -16,17 +16,6 @@ logger = logging.getLogger(__name__)
 Sample = dict[str, Any]
 # Semantic label of points that no loss and no metric counts.
 IGNORE = -100
-# Entries of a batch that the model's forward takes beside labels.
-FORWARD_INPUTS = (
-    "points",
-    "point_colors",
-    "point_mask",
-    "superpoint_ids",
-    "pixel_values",
-    "point_pixels",
-    "point_visible",
-    "camera_rotations",
-)
 
 
 def normalize(values: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm.auto import tqdm
 
-from ..data.collator import FORWARD_INPUTS, IGNORE, BiFusionCollator
+from ..data.collator import IGNORE, BiFusionCollator
+from ..layers.frame_batch import FORWARD_INPUTS
 from .arrays import mean_without_nan, to_array
 from .instance_average_precision import InstanceAveragePrecision
 from .semantic_mean_iou import SemanticMeanIoU

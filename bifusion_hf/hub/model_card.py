@@ -121,6 +121,7 @@ def model_card(
     repo_id: str,
     config: BiFusionConfig,
     num_parameters: int,
+    num_points: int,
     results: Mapping[str, Any],
     recipe: TrainArguments,
     training_data: DataDescription,
@@ -136,6 +137,7 @@ def model_card(
         repo_id: `"org/name"` on the Hub.
         config: Of the model.
         num_parameters: Of the model.
+        num_points: Points a frame, of its processor.
         results: In the form of `bifusion_hf.evaluation.results`.
         recipe: What it was trained with.
         training_data: What it was trained on.
@@ -176,7 +178,7 @@ def model_card(
         "repo_id": repo_id,
         "revision_argument": f', revision="{tag}"' if tag else "",
         "summary": _summary(config),
-        "description": _description(config, num_parameters),
+        "description": _description(config, num_parameters, num_points),
         "label_limit": _label_limit(config),
         "data_limit": f"Trained on {training_data.name}; expect less on frames of other cameras and places.",
         "training_data": f"{training_data.sentence()}.",
@@ -257,11 +259,11 @@ def _summary(config: BiFusionConfig) -> str:
     return f"RGB-D frame in, 3D object instances out ({labels}), by BiFusion."
 
 
-def _description(config: BiFusionConfig, num_parameters: int) -> str:
-    parts = [f"A sparse-convolution U-Net on {config.voxel_size * 100:g} cm voxels of {config.num_points} points."]
+def _description(config: BiFusionConfig, num_parameters: int, num_points: int) -> str:
+    parts = [f"A sparse-convolution U-Net on {config.voxel_size * 100:g} cm voxels of {num_points} points."]
     if config.vision_config is not None:
         parts.append(
-            f"An image tower of type `{config.vision_config.model_type}` with {config.clip_num_layers} "
+            f"An image tower of type `{config.vision_config.model_type}` with {config.tower_num_layers} "
             f"{'stages' if hasattr(config.vision_config, 'depths') else 'blocks'}."
         )
     parts.append(FUSION_TEXTS[config.fusion_type])

@@ -108,6 +108,7 @@ def write_model_release(
         repo_id=repo_id,
         config=model.config,
         num_parameters=model.num_parameters(),
+        num_points=processor.num_points,
         results=results,
         recipe=recipe,
         training_data=training_data,

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..configuration_bifusion import BiFusionConfig
 from ..sparse import VoxelGrid, voxelize
+from .frame_batch import FrameBatch
 from .fusion import EnhancedFusionGate, Fusion, LiteFusionGate, unit_length
 from .geometry import FiLM, GeometricEncoding, sample_tokens
 from .image_encoder import ImageEncoder
@@ -19,6 +20,7 @@ class PointEncoding:
     """What the encoder gives for the P real points of a batch.
 
     Args:
+        frames: The batch.
         features: [P, hidden_size], fused.
         grid: Voxels of the points, at stride 1.
         fusion_weights: [P, 1], or None without an image branch; so are the next two.
@@ -28,6 +30,7 @@ class PointEncoding:
         attentions: Of the image tower, where asked for.
     """
 
+    frames: FrameBatch
     features: torch.Tensor
     grid: VoxelGrid
     fusion_weights: torch.Tensor | None = None
@@ -71,51 +74,34 @@ class BiFusionEncoder(nn.Module):
             gate = LiteFusionGate(size)
         self.fusion = Fusion(gate, size, point_size, residual=config.fusion_type == "residual")
 
-    def forward(
-        self,
-        points: torch.Tensor,
-        colors: torch.Tensor,
-        sample: torch.Tensor,
-        point_mask: torch.Tensor,
-        pixel_values: torch.Tensor | None,
-        point_pixels: torch.Tensor | None,
-        visible: torch.Tensor | None,
-        camera_rotations: torch.Tensor | None,
-        hold_gate: torch.Tensor,
-        **kwargs,
-    ) -> PointEncoding:
-        """Encodes the P real points of a batch.
+    def forward(self, frames: FrameBatch, hold_gate: torch.Tensor, **kwargs) -> PointEncoding:
+        """Encodes the real points of a batch.
 
         Args:
-            points: [P, 3] metres, z up, float32 or finer.
-            colors: [P, 3], normalised.
-            sample: int64 [P].
-            point_mask: bool [B, N] with P True.
-            pixel_values: [B, 3, H, W].
-            point_pixels: [B, N, 2].
-            visible: bool [P].
-            camera_rotations: [B, 3, 3].
+            frames: In the network's precision (`FrameBatch.cast`).
             hold_gate: bool [], the gate is held at 0.5.
             kwargs: For the image tower.
         """
-        batch_size = point_mask.shape[0]
+        points, sample = frames.real(frames.points), frames.sample
         # One voxel for a point at every precision of the network: the coordinates are float32.
-        grid = voxelize(points.float(), sample, self.config.voxel_size, batch_size)
-        voxel_features = self.point_encoder(grid.mean(colors), grid)
+        grid = voxelize(points.float(), sample, self.config.voxel_size, frames.batch_size)
+        voxel_features = self.point_encoder(grid.mean(frames.real(frames.point_colors)), grid)
         if self.tiny_sa_3d is not None:
             voxel_features = self.tiny_sa_3d(voxel_features, grid)
         raw = grid.to_points(voxel_features)
         if self.fusion is None:
-            return PointEncoding(raw, grid)
+            return PointEncoding(frames, raw, grid)
 
-        tokens, hidden_states, attentions = self.image_encoder(pixel_values, **kwargs)
+        tokens, hidden_states, attentions = self.image_encoder(frames.pixel_values, **kwargs)
         if self.tiny_sa_2d is not None:
             tokens = self.tiny_sa_2d(tokens)
-        image_embeds = unit_length(sample_tokens(tokens, point_pixels, self.image_encoder.shift)[point_mask])
+        sampled = sample_tokens(tokens, frames.point_pixels, self.image_encoder.shift)
+        image_embeds = unit_length(frames.real(sampled))
         point_embeds = unit_length(self.point_projection_norm(self.point_projection(raw)))
         modulated = (image_embeds, point_embeds)
         if self.film is not None:
-            condition = self.geometric_encoding(points, sample, camera_rotations).to(raw.dtype)
+            condition = self.geometric_encoding(points, sample, frames.camera_rotations).to(raw.dtype)
             modulated = self.film(condition, *modulated)
+        visible = frames.real(frames.point_visible)
         features, weights = self.fusion(raw, *modulated, points, grid, visible, sample, hold_gate)
-        return PointEncoding(features, grid, weights, image_embeds, point_embeds, hidden_states, attentions)
+        return PointEncoding(frames, features, grid, weights, image_embeds, point_embeds, hidden_states, attentions)

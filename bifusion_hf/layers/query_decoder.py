@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_bifusion import BiFusionConfig
 from .attention import MultiHeadAttention
+from .frame_batch import FrameBatch
 
 
 @dataclass
@@ -96,68 +97,53 @@ class QueryDecoder(nn.Module):
 
     def forward(
         self,
+        frames: FrameBatch,
         superpoint_features: torch.Tensor,
-        superpoint_mask: torch.Tensor,
-        points: torch.Tensor,
         point_features: torch.Tensor,
         point_weights: torch.Tensor,
-        superpoint_ids: torch.Tensor,
-        point_mask: torch.Tensor,
         query_superpoints: torch.Tensor,
-    ) -> tuple[list[QueryHeadOutput], torch.Tensor, torch.Tensor]:
+    ) -> tuple[list[QueryHeadOutput], torch.Tensor]:
         """Predictions of all heads.
 
         Args:
+            frames: The batch.
             superpoint_features: [B, S, D].
-            superpoint_mask: bool [B, S], False = padding.
-            points: [B, N, 3] metres.
             point_features: [B, N, D].
             point_weights: [B, N, 1], weights of the superpoint pooling.
-            superpoint_ids: int64 [B, N], -1 at padding.
-            point_mask: bool [B, N].
             query_superpoints: int64 [B, Q], the superpoint of each query, -1 = padding.
 
         Returns:
-            The outputs of all heads, the semantic logits [B, Q, num_semantic_labels + 1] and the normed queries.
+            The outputs of all heads and the semantic logits [B, Q, num_semantic_labels + 1].
         """
         query_mask = query_superpoints >= 0
         size = superpoint_features.shape[-1]
         start = superpoint_features.gather(1, query_superpoints.clamp(min=0).unsqueeze(2).expand(-1, -1, size))
         queries = self.query_proj(start)
         keys = torch.relu(self.key_norm(self.key_proj(superpoint_features)))
-        point_masks = self.point_mask_proj(torch.cat([points.to(point_features.dtype), point_features], dim=2))
-        mask_features = {"point": point_masks}
+        positioned = torch.cat([frames.points.to(point_features.dtype), point_features], dim=2)
+        mask_features = {"point": self.point_mask_proj(positioned)}
         if self.superpoint_mask_proj is not None:
             mask_features["superpoint"] = self.superpoint_mask_proj(superpoint_features)
 
         heads = []
         for index, level in enumerate(self.mask_levels):
             if index > 0:
-                cross_mask = self._attention_mask(
-                    heads[-1], superpoint_mask, superpoint_ids, point_mask, point_weights
-                )
+                cross_mask = self._attention_mask(heads[-1], frames, point_weights)
                 queries = self.layers[index - 1](queries, keys, cross_mask, query_mask.unsqueeze(1))
             normed = self.out_norm(queries)
             mask_logits = normed @ mask_features[level].transpose(1, 2)
             heads.append(QueryHeadOutput(self.class_head(normed), mask_logits, level))
-        return heads, self.semantic_head(normed), normed
+        return heads, self.semantic_head(normed)
 
     @torch.no_grad()
-    def _attention_mask(
-        self,
-        head: QueryHeadOutput,
-        superpoint_mask: torch.Tensor,
-        superpoint_ids: torch.Tensor,
-        point_mask: torch.Tensor,
-        point_weights: torch.Tensor,
-    ) -> torch.Tensor:
+    def _attention_mask(self, head: QueryHeadOutput, frames: FrameBatch, point_weights: torch.Tensor) -> torch.Tensor:
         """Which superpoints a query may attend to: those in its mask; bool [B, Q, S], True = allowed."""
-        real = superpoint_mask.unsqueeze(1)
+        real = frames.superpoint_mask.unsqueeze(1)
         if head.level == "superpoint":
             allowed = (head.mask_logits >= 0) & real
             nothing = ~allowed.any(dim=2, keepdim=True)
             return allowed | (nothing & real)
-        blocked = blocked_share(head.mask_logits < 0, point_weights, superpoint_ids, point_mask, real.shape[2])
+        blocked = blocked_share(head.mask_logits < 0, point_weights, frames)
         # Each query keeps the superpoints that are blocked least, so that no row is left without any.
         least = blocked.masked_fill(~real, float("inf")).amin(dim=2, keepdim=True)
         return ((blocked <= 0.5) | (blocked == least)) & real
@@ -189,31 +175,24 @@ def select_queries(
     return nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-1).to(superpoint_mask.device)
 
 
-def blocked_share(
-    blocked: torch.Tensor,
-    point_weights: torch.Tensor,
-    superpoint_ids: torch.Tensor,
-    point_mask: torch.Tensor,
-    num_superpoints: int,
-) -> torch.Tensor:
+def blocked_share(blocked: torch.Tensor, point_weights: torch.Tensor, frames: FrameBatch) -> torch.Tensor:
     """How much of each superpoint lies outside each query's point mask.
 
     Args:
         blocked: bool [B, Q, N], point outside the mask.
         point_weights: [B, N, 1].
-        superpoint_ids: int64 [B, N].
-        point_mask: bool [B, N].
-        num_superpoints: S.
+        frames: The batch.
 
     Returns:
         [B, Q, S]: sum of the blocked points' weights over the number of points (weights reach 2, so may this).
     """
-    batch_size, num_queries, _ = blocked.shape
-    sample, point = point_mask.nonzero(as_tuple=True)
-    index = sample * num_superpoints + superpoint_ids[sample, point]
+    batch_size, num_superpoints = frames.superpoint_mask.shape
+    num_groups = batch_size * num_superpoints
+    index = frames.point_superpoints
     # One row a point, so that superpoints are sums of rows; half precision could not sum them.
-    weights = point_weights[sample, point].to(torch.promote_types(point_weights.dtype, torch.float32))
-    rows = blocked.transpose(1, 2)[sample, point] * weights
-    total = rows.new_zeros(batch_size * num_superpoints, num_queries).index_add_(0, index, rows)
-    count = torch.bincount(index, minlength=batch_size * num_superpoints).clamp(min=1).unsqueeze(1)
+    weights = frames.real(point_weights)
+    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    rows = frames.real(blocked.transpose(1, 2)) * weights
+    total = rows.new_zeros(num_groups, rows.shape[1]).index_add_(0, index, rows)
+    count = torch.bincount(index, minlength=num_groups).clamp(min=1).unsqueeze(1)
     return (total / count.to(total.dtype)).unflatten(0, (batch_size, num_superpoints)).transpose(1, 2)

@@ -1,21 +1,20 @@
 """Losses of BiFusion: plain functions of predictions and labels, without parameters."""
 
-from .clip_consistency import ClipConsistencyLoss
+from .branch_consistency import BranchConsistencyLoss
 from .criterion import BiFusionCriterion, CriterionOutput, FusionOutput
 from .instance import QueryHeadOutput
 from .matcher import Matches, SparseMatcher
-from .targets import BatchTargets, batch_targets, point_instances_from_labels
+from .targets import BatchTargets, batch_targets
 
 
 __all__ = [
     "BatchTargets",
     "BiFusionCriterion",
-    "ClipConsistencyLoss",
+    "BranchConsistencyLoss",
     "CriterionOutput",
     "FusionOutput",
     "Matches",
     "QueryHeadOutput",
     "SparseMatcher",
     "batch_targets",
-    "point_instances_from_labels",
 ]

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..configuration_bifusion import BiFusionLossConfig
 from ..layers.query_decoder import QueryHeadOutput
 from .auxiliary import fusion_balance_loss, no_view_loss, no_view_samples, spatial_consistency_loss
-from .clip_consistency import ClipConsistencyLoss
+from .branch_consistency import BranchConsistencyLoss
 from .functional import no_autocast
 from .instance import classification_loss, mask_losses, match_batch
 from .matcher import Matches, SparseMatcher
@@ -61,14 +61,12 @@ class CriterionOutput:
         loss_dict: Raw terms, scalars; the instance terms are sums over the heads. A term that is switched off is 0,
             and those of `OPTIONAL_TERMS` are there only if they are on.
         weighted_loss_dict: The parts of `loss`.
-        head_losses: Raw instance terms of each head, [H], detached.
         matches: Matched pairs of each head.
     """
 
     loss: Tensor
     loss_dict: dict[str, Tensor]
     weighted_loss_dict: dict[str, Tensor]
-    head_losses: dict[str, Tensor]
     matches: list[Matches]
 
 
@@ -83,92 +81,29 @@ class BiFusionCriterion(nn.Module):
     is exactly 0 and still part of the graph.
 
     Args:
+        config: Weights and settings.
         num_labels: Number C of instance labels.
         num_semantic_labels: Number of semantic classes.
-        class_weight: Weight of the classification loss of every head.
-        mask_weight: Weight of the mask binary cross entropy of every head.
-        dice_weight: Weight of the Dice loss, of every head or one for each.
-        semantic_weight: Weight of the semantic loss.
-        clip_loss_weight: Weight of the CLIP consistency loss.
-        spatial_loss_weight: Weight of the spatial consistency loss.
-        noview_loss_weight: Weight of the no-view supervision.
-        balance_loss_weight: Weight of the fusion balance loss.
-        image_semantic_weight: Weight of the semantic loss of the image features. Any weight of 0 switches a term off.
-        no_object_weight: Weight of "no object" in the classification loss.
-        clip_loss_mode: "contrastive" or "positive".
-        clip_temperature: Temperature of the CLIP consistency loss.
-        clip_gradient_flow_ratio: Fraction of its gradient that reaches the image branch.
-        clip_negatives_across_batch: Take its negatives from the whole batch.
-        clip_coverage_gate: "none", "soft" or "hard", see `ClipConsistencyLoss`.
-        clip_coverage_threshold: Fraction of visible points at which that gate is fully open.
-        clip_warmup: (start, length) of a linear warm-up of its weight, as fractions of the updates.
-        noview_similarity_threshold: Cosine below which a point without a view has no teacher.
-        balance_target: Mean gate weight that costs nothing.
-        stage_schedule: "bifusion", "original" or "none": how weights follow progress.
-
-    Raises:
-        ValueError: An argument is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        num_labels: int = 1,
-        num_semantic_labels: int = 200,
-        class_weight: float = 0.5,
-        mask_weight: float = 1.0,
-        dice_weight: float | Sequence[float] = 1.0,
-        semantic_weight: float = 0.5,
-        clip_loss_weight: float = 0.0,
-        spatial_loss_weight: float = 0.0,
-        noview_loss_weight: float = 0.0,
-        balance_loss_weight: float = 0.0,
-        image_semantic_weight: float = 0.0,
-        no_object_weight: float = 0.1,
-        clip_loss_mode: Literal["contrastive", "positive"] = "contrastive",
-        clip_temperature: float = 0.07,
-        clip_gradient_flow_ratio: float = 0.05,
-        clip_negatives_across_batch: bool = False,
-        clip_coverage_gate: Literal["none", "soft", "hard"] = "soft",
-        clip_coverage_threshold: float = 0.6,
-        clip_warmup: tuple[float, float] = (0.0, 0.0),
-        noview_similarity_threshold: float = 0.8,
-        balance_target: float = 0.4,
-        stage_schedule: Literal["bifusion", "original", "none"] = "bifusion",
-    ):
+    def __init__(self, config: BiFusionLossConfig, num_labels: int = 1, num_semantic_labels: int = 200):
         super().__init__()
+        self.config = config
         self.num_labels = num_labels
         self.num_semantic_labels = num_semantic_labels
         self.weights = {
-            "loss_cls": class_weight,
-            "loss_mask": mask_weight,
-            "loss_dice": dice_weight,
-            "loss_sem": semantic_weight,
-            "loss_clip": clip_loss_weight,
-            "loss_spatial": spatial_loss_weight,
-            "loss_noview": noview_loss_weight,
-            "loss_balance": balance_loss_weight,
-            "loss_image_sem": image_semantic_weight,
+            "loss_cls": config.class_weight,
+            "loss_mask": config.mask_weight,
+            "loss_dice": config.dice_weight,
+            "loss_sem": config.semantic_weight,
+            "loss_clip": config.consistency_loss_weight,
+            "loss_spatial": config.spatial_loss_weight,
+            "loss_noview": config.noview_loss_weight,
+            "loss_balance": config.balance_loss_weight,
+            "loss_image_sem": config.image_semantic_weight,
         }
-        for term, weight in self.weights.items():
-            lowest = weight if isinstance(weight, (int, float)) else min(weight)
-            if lowest < 0:
-                raise ValueError(f"the weight of {term} is {weight}; expected 0 or more")
-        stage_multiplier(stage_schedule, "loss_cls", None)
-        self.no_object_weight = no_object_weight
-        self.clip_warmup = clip_warmup
-        self.noview_similarity_threshold = noview_similarity_threshold
-        self.balance_target = balance_target
-        self.stage_schedule = stage_schedule
         self.matcher = SparseMatcher()
-        self.clip_consistency = ClipConsistencyLoss(
-            temperature=clip_temperature,
-            gradient_flow_ratio=clip_gradient_flow_ratio,
-            mode=clip_loss_mode,
-            across_batch=clip_negatives_across_batch,
-            coverage_gate=clip_coverage_gate,
-            coverage_threshold=clip_coverage_threshold,
-        )
+        self.branch_consistency = BranchConsistencyLoss(config)
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -187,21 +122,20 @@ class BiFusionCriterion(nn.Module):
             term: Name of the term.
             progress: Fraction of the updates done, or None where nobody said.
         """
-        factor = stage_multiplier(self.stage_schedule, term, progress)
+        factor = stage_multiplier(self.config.stage_schedule, term, progress)
         if term == "loss_clip":
-            factor *= warmup_multiplier(progress, *self.clip_warmup)
+            factor *= warmup_multiplier(progress, *self.config.consistency_warmup)
         weight = self.weights[term]
         return weight * factor if isinstance(weight, (int, float)) else tuple(value * factor for value in weight)
 
     def count_samples(
-        self, targets: BatchTargets, query_superpoints: Tensor, query_mask: Tensor, point_visible: Tensor | None = None
+        self, targets: BatchTargets, query_superpoints: Tensor, point_visible: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Number of samples that each term applies to, known without the network.
 
         Args:
             targets: Targets of the batch.
             query_superpoints: int64 [B, Q], superpoint of each query, -1 at padding.
-            query_mask: bool [B, Q], False at padding.
             point_visible: bool [B, N]; needed by the terms on features.
 
         Returns:
@@ -210,8 +144,8 @@ class BiFusionCriterion(nn.Module):
         Raises:
             ValueError: A term needs `point_visible` and it is None.
         """
-        matched = torch.stack([queries.any() for queries in eligible_queries(targets, query_superpoints, query_mask)])
-        supervised = query_semantic_labels(targets, query_superpoints, query_mask) != IGNORE_INDEX
+        matched = torch.stack([queries.any() for queries in eligible_queries(targets, query_superpoints)])
+        supervised = query_semantic_labels(targets, query_superpoints) != IGNORE_INDEX
         every = torch.ones_like(matched)
         applies = {"loss_cls": every, "loss_mask": matched, "loss_dice": matched, "loss_sem": supervised.any(1)}
         active = self.active_terms
@@ -221,7 +155,7 @@ class BiFusionCriterion(nn.Module):
             if term in active and point_visible is None:
                 raise ValueError(f"{term} has a weight, so point_visible is needed; it is None")
         if "loss_clip" in active:
-            applies["loss_clip"] = self.clip_consistency.anchors(targets, point_visible).any(1)
+            applies["loss_clip"] = self.branch_consistency.anchors(targets, point_visible).any(1)
         if "loss_noview" in active:
             applies["loss_noview"] = no_view_samples(targets, point_visible)
         if "loss_balance" in active:
@@ -229,8 +163,7 @@ class BiFusionCriterion(nn.Module):
         if "loss_image_sem" in active:
             applies["loss_image_sem"] = (visible_semantic_labels(targets, point_visible) != IGNORE_INDEX).any(1)
         return {
-            term: applies[term].sum() if term in active else query_mask.new_zeros((), dtype=torch.int64)
-            for term in self.terms
+            term: applies[term].sum() if term in active else query_superpoints.new_zeros(()) for term in self.terms
         }
 
     def forward(
@@ -239,7 +172,6 @@ class BiFusionCriterion(nn.Module):
         semantic_logits: Tensor,
         targets: BatchTargets,
         query_superpoints: Tensor,
-        query_mask: Tensor,
         fusion: FusionOutput | None = None,
         progress: float | None = None,
         loss_counts: Mapping[str, Tensor] | None = None,
@@ -251,7 +183,6 @@ class BiFusionCriterion(nn.Module):
             semantic_logits: [B, Q, K], of the last head.
             targets: Targets of the batch.
             query_superpoints: int64 [B, Q], superpoint of each query, -1 at padding.
-            query_mask: bool [B, Q], False at padding.
             fusion: Needed by the terms on features.
             progress: Fraction of the updates done, or None where nobody said.
             loss_counts: What to divide each term by, `count_samples` summed over whatever the step covers; None takes
@@ -265,15 +196,14 @@ class BiFusionCriterion(nn.Module):
         with no_autocast(semantic_logits):
             if loss_counts is None:
                 visible = None if fusion is None else fusion.point_visible
-                loss_counts = self.count_samples(targets, query_superpoints, query_mask, visible)
-            head_sums, matches = self._instance_sums(heads, targets, query_superpoints, query_mask)
+                loss_counts = self.count_samples(targets, query_superpoints, visible)
+            head_sums, matches = self._instance_sums(heads, targets, query_superpoints)
             sums = {term: values.sum() for term, values in head_sums.items()}
-            labels = query_semantic_labels(targets, query_superpoints, query_mask)
+            labels = query_semantic_labels(targets, query_superpoints)
             sums["loss_sem"] = semantic_loss(semantic_logits, labels, self.num_semantic_labels).sum()
             sums.update(self._feature_sums(fusion, targets))
 
             loss_dict, weighted = {}, {}
-            head_losses = {term: torch.zeros_like(values) for term, values in head_sums.items()}
             for term in self.terms:
                 if term not in self.active_terms:
                     loss_dict[term] = weighted[term] = semantic_logits.new_zeros((), dtype=head_sums["loss_cls"].dtype)
@@ -283,11 +213,10 @@ class BiFusionCriterion(nn.Module):
                 weight = self.term_weight(term, progress)
                 if term in head_sums:
                     per_head = head_sums[term] / count
-                    head_losses[term] = per_head.detach()
                     weighted[term] = (per_head * torch.as_tensor(weight).to(per_head)).sum()
                 else:
                     weighted[term] = loss_dict[term] * weight
-        return CriterionOutput(sum(weighted.values()), loss_dict, weighted, head_losses, matches)
+        return CriterionOutput(sum(weighted.values()), loss_dict, weighted, matches)
 
     def _check_inputs(
         self, heads: list[QueryHeadOutput], fusion: FusionOutput | None, loss_counts: Mapping[str, Tensor] | None
@@ -318,10 +247,10 @@ class BiFusionCriterion(nn.Module):
                 raise ValueError(f"loss_counts has no {term}; it has {sorted(loss_counts)}")
 
     def _instance_sums(
-        self, heads: list[QueryHeadOutput], targets: BatchTargets, query_superpoints: Tensor, query_mask: Tensor
+        self, heads: list[QueryHeadOutput], targets: BatchTargets, query_superpoints: Tensor
     ) -> tuple[dict[str, Tensor], list[Matches]]:
         """Sums over the samples, [H] for each instance term, and each head's matches."""
-        eligible = eligible_queries(targets, query_superpoints, query_mask)
+        eligible = eligible_queries(targets, query_superpoints)
         sums: dict[str, list[Tensor]] = {term: [] for term in INSTANCE_TERMS}
         matches = []
         for head in heads:
@@ -330,7 +259,11 @@ class BiFusionCriterion(nn.Module):
                 head.mask_logits, head_matches, targets.masks(head.level), targets.valid(head.level)
             )
             classification = classification_loss(
-                head.class_logits, query_mask, head_matches, targets.class_labels, self.no_object_weight
+                head.class_logits,
+                query_superpoints >= 0,
+                head_matches,
+                targets.class_labels,
+                self.config.no_object_weight,
             )
             for term, values in zip(INSTANCE_TERMS, (classification, cross_entropy, dice), strict=True):
                 sums[term].append(values.sum())
@@ -341,7 +274,7 @@ class BiFusionCriterion(nn.Module):
         """Sums over the samples of the active terms on features."""
         active, sums = self.active_terms, {}
         if "loss_clip" in active:
-            values = self.clip_consistency(fusion.features_3d, fusion.features_2d, targets, fusion.point_visible)
+            values = self.branch_consistency(fusion.features_3d, fusion.features_2d, targets, fusion.point_visible)
             sums["loss_clip"] = values.sum()
         if "loss_spatial" in active:
             values = spatial_consistency_loss(
@@ -350,11 +283,12 @@ class BiFusionCriterion(nn.Module):
             sums["loss_spatial"] = values.sum()
         if "loss_noview" in active:
             values = no_view_loss(
-                fusion.fused_features, targets, fusion.point_visible, self.noview_similarity_threshold
+                fusion.fused_features, targets, fusion.point_visible, self.config.noview_similarity_threshold
             )
             sums["loss_noview"] = values.sum()
         if "loss_balance" in active:
-            values = fusion_balance_loss(fusion.fusion_weights, targets, fusion.point_visible, self.balance_target)
+            target = self.config.balance_target
+            values = fusion_balance_loss(fusion.fusion_weights, targets, fusion.point_visible, target)
             sums["loss_balance"] = values.sum()
         if "loss_image_sem" in active:
             labels = visible_semantic_labels(targets, fusion.point_visible)

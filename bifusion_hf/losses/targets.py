@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,39 +11,6 @@ from .functional import group_counts
 
 
 IGNORE_INDEX = -100
-
-
-def point_instances_from_labels(
-    instance: np.ndarray, semantic: np.ndarray, stuff_classes: Sequence[int] = (0, 1)
-) -> tuple[np.ndarray, np.ndarray]:
-    """Instances of things, numbered without gaps, from raw instance and semantic labels.
-
-    Points of stuff (wall, floor) and points without a class belong to no instance, whatever id they carry. The rest
-    is renumbered in the order of the raw ids; an instance has the class of its first point. The rule is that of
-    ESAM's data pipeline, except that a frame without any background point keeps its first instance.
-
-    Args:
-        instance: int [...]; negative = none.
-        semantic: int [...], class index; negative = unlabelled.
-        stuff_classes: Class indices that have no instances; they come before all others.
-
-    Returns:
-        int64 [...], -1 = none, else 0..M-1; and int64 [M], instance labels (class index minus the number of stuff
-        classes).
-
-    Raises:
-        ValueError: The shapes differ, or the stuff classes are not the first ones.
-    """
-    instance, semantic = np.asarray(instance), np.asarray(semantic)
-    if instance.shape != semantic.shape:
-        raise ValueError(f"instance has shape {instance.shape} and semantic {semantic.shape}; expected the same")
-    if sorted(stuff_classes) != list(range(len(stuff_classes))):
-        raise ValueError(f"stuff_classes is {tuple(stuff_classes)}; expected the first class indices 0, 1, ...")
-    is_thing = (instance >= 0) & (semantic >= len(stuff_classes))
-    _, first, number = np.unique(instance[is_thing], return_index=True, return_inverse=True)
-    point_instance = np.full(instance.shape, -1, dtype=np.int64)
-    point_instance[is_thing] = number.reshape(-1)
-    return point_instance, semantic[is_thing][first].astype(np.int64) - len(stuff_classes)
 
 
 @dataclass
@@ -168,24 +134,23 @@ def batch_targets(
     )
 
 
-def eligible_queries(targets: BatchTargets, query_superpoints: Tensor, query_mask: Tensor) -> list[Tensor]:
+def eligible_queries(targets: BatchTargets, query_superpoints: Tensor) -> list[Tensor]:
     """For each sample bool [M_i, Q]: whether the query's superpoint lies in the instance.
 
     Args:
         targets: Targets of the batch.
         query_superpoints: int64 [B, Q], superpoint of each query, -1 at padding.
-        query_mask: bool [B, Q], False at padding.
     """
     return [
-        masks[:, superpoints.clamp(min=0)] & valid
-        for masks, superpoints, valid in zip(targets.superpoint_masks, query_superpoints, query_mask, strict=True)
+        masks[:, superpoints.clamp(min=0)] & (superpoints >= 0)
+        for masks, superpoints in zip(targets.superpoint_masks, query_superpoints, strict=True)
     ]
 
 
-def query_semantic_labels(targets: BatchTargets, query_superpoints: Tensor, query_mask: Tensor) -> Tensor:
+def query_semantic_labels(targets: BatchTargets, query_superpoints: Tensor) -> Tensor:
     """int64 [B, Q], the class of each query's superpoint, `IGNORE_INDEX` without one; arguments as above."""
     labels = targets.superpoint_semantic.gather(1, query_superpoints.clamp(min=0))
-    return torch.where(query_mask, labels, IGNORE_INDEX)
+    return torch.where(query_superpoints >= 0, labels, IGNORE_INDEX)
 
 
 def visible_semantic_labels(targets: BatchTargets, point_visible: Tensor) -> Tensor:

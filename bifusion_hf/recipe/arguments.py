@@ -15,6 +15,8 @@ from typing import Any, Literal, Union
 
 import yaml
 
+from ..old_names import rename_recipe
+
 
 @dataclass
 class ModelArguments:
@@ -23,9 +25,9 @@ class ModelArguments:
     Args:
         preset: `BiFusionConfig.from_preset` name.
         config: Fields of `BiFusionConfig` that differ from the preset.
-        processor: Arguments of `BiFusionProcessor` that differ from what the configuration gives.
+        processor: Arguments of `BiFusionProcessor` that differ from the preset's and from the configuration's.
         pretrained: Folder, or Hub id `org/name` or `org/name@revision`, of a bifusion checkpoint to start from; its
-            own configuration replaces the preset and may still be changed by `config`.
+            own configuration and processor replace the preset's and may still be changed by `config` and `processor`.
     """
 
     preset: str = "tiny"
@@ -278,7 +280,7 @@ class TrainArguments:
         Raises:
             ValueError: An unknown key (the message has the nearest valid one), a wrong type, or a value out of range.
         """
-        return _build(cls, values, "")
+        return _build(cls, rename_recipe(values) if isinstance(values, Mapping) else values, "")
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values, as YAML holds it."""

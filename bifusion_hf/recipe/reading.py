@@ -15,6 +15,7 @@ from typing import Any, Literal, Union
 
 import yaml
 
+from ..old_names import rename_key, rename_recipe
 from .arguments import (
     TrainArguments,
     check_key,
@@ -42,6 +43,7 @@ def load_arguments(recipe: str | Path | None, overrides: Sequence[str] = ()) -> 
     values = {} if recipe is None else _read_recipe(_recipe_path(recipe))
     for key, text in _parse_overrides(overrides):
         check_key(key)
+        key = rename_key(key)
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -63,6 +65,8 @@ def _read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+    # Before the layers are laid over each other: an old name of one and a new one of another are the same setting.
+    values = rename_recipe(values)
     base = values.pop("extends", None)
     if base is None:
         return values

@@ -36,8 +36,8 @@ def freeze_for_training(model: nn.Module, training: TrainingArguments) -> int:
 def frozen_prefixes(model: nn.Module) -> list[str]:
     """Names of the modules that the model's configuration freezes.
 
-    `freeze_clip_early_layers` is the first three blocks of the tower, counted through its stages where it has some;
-    `freeze_clip_patch_embedding` its patch, position and class embedding with the norm behind them.
+    `freeze_tower_early_layers` is the first three blocks of the tower, counted through its stages where it has some;
+    `freeze_tower_embeddings` its patch, position and class embedding with the norm behind them.
 
     Raises:
         ValueError: The configuration freezes a part that the tower does not have.
@@ -47,13 +47,13 @@ def frozen_prefixes(model: nn.Module) -> list[str]:
         return []
     tower = model.get_submodule(TOWER)
     prefixes = []
-    if config.freeze_clip_patch_embedding:
+    if config.freeze_tower_embeddings:
         found = sorted(name for name, _ in tower.named_modules() if name.rpartition(".")[2] in _EMBEDDINGS)
         found = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
         if not found:
-            raise ValueError(f"freeze_clip_patch_embedding: {type(tower).__name__} has none of {_EMBEDDINGS}")
+            raise ValueError(f"freeze_tower_embeddings: {type(tower).__name__} has none of {_EMBEDDINGS}")
         prefixes += found
-    if config.freeze_clip_early_layers:
+    if config.freeze_tower_early_layers:
         prefixes += _early_parts(tower)
     return [f"{TOWER}.{name}" for name in prefixes]
 
@@ -64,7 +64,7 @@ def _early_parts(tower: nn.Module) -> list[str]:
     names = [name for name, _ in tower.named_modules()]
     lists = [name for name in names for end in _BLOCK_LISTS if name == end or name.endswith(f".{end}")]
     if not lists:
-        raise ValueError(f"freeze_clip_early_layers: {type(tower).__name__} has no list of blocks {_BLOCK_LISTS}")
+        raise ValueError(f"freeze_tower_early_layers: {type(tower).__name__} has no list of blocks {_BLOCK_LISTS}")
     # Stages have a list each, of names that differ in the stage's number; blocks may have lists of their own.
     kinds = [re.sub(r"\d+", "*", name) for name in lists]
     outermost = min(kinds, key=len)

@@ -105,7 +105,7 @@ def explain_out_of_memory(error: Exception, batch: Mapping[str, Any], training: 
         f"{', '.join(batch.get('frame_ids', []))}. What needs less: training.batch_size {training.batch_size} -> "
         f"{max(1, training.batch_size // 2)} with training.accumulation {training.accumulation} -> "
         f"{2 * training.accumulation} (the same update), or training.find_batch_size; "
-        "training.gradient_checkpointing; training.mixed_precision bf16; model.config.num_points; on a GPU "
+        "training.gradient_checkpointing; training.mixed_precision bf16; model.processor.num_points; on a GPU "
         "training.empty_cache_every 1"
     ) from error
 
@@ -149,7 +149,7 @@ def largest_batch_size(
     sizes_found = accelerator.gather(torch.tensor([found], device=accelerator.device))
     if int(sizes_found.min()) == 0:
         raise OutOfMemoryError(
-            "not even one frame fits memory; lower model.config.num_points, or use training.gradient_checkpointing or "
-            "training.mixed_precision bf16"
+            "not even one frame fits memory; lower model.processor.num_points, or use "
+            "training.gradient_checkpointing or training.mixed_precision bf16"
         )
     return int(sizes_found.min())

@@ -46,8 +46,9 @@ def _schedule(trainer: BiFusionTrainer) -> str:
     if warmup:
         note = "; LONGER THAN THE RUN: alpha stays 0.5" if warmup >= total else ""
         lines.append(f"gate held at 0.5 for {warmup} updates{note}")
-    if getattr(config, "stage_schedule", "none") != "none":
-        lines.append(f"loss stages ({config.stage_schedule}) change at updates {int(0.3 * total)}, {int(0.7 * total)}")
+    stages = config.loss_config.stage_schedule if hasattr(config, "loss_config") else "none"
+    if stages != "none":
+        lines.append(f"loss stages ({stages}) change at updates {int(0.3 * total)}, {int(0.7 * total)}")
     for name, start in arguments.training.unfreeze_at.items():
         lines.append(f"{name} starts to train at update {int(start * total)}")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig
 
-from ..configuration_bifusion import PRESETS, BiFusionConfig
+from ..configuration_bifusion import BiFusionConfig, BiFusionLossConfig
 from ..data.augmentation import AugmentationConfig, JointAugmentation
 from ..data.collator import BiFusionCollator
 from ..data.dataset import FrameDataset, SampleMaker
@@ -26,6 +26,7 @@ from ..evaluation import evaluate_model, headline
 from ..io.hub_files import pinned_name
 from ..layers.image_encoder import UNUSED_TOWER_OPTIONS
 from ..modeling_bifusion import BiFusionForInstanceSegmentation
+from ..presets import PRESETS
 from ..processing_bifusion import BiFusionProcessor
 from ..recipe.arguments import (
     DataArguments,
@@ -135,13 +136,26 @@ def _resumed_config(arguments: ModelArguments, checkpoint: Path) -> BiFusionConf
     """
     saved, recipe = BiFusionConfig.from_pretrained(checkpoint), _recipe_config(arguments)
     different = [name for name in BiFusionConfig.__dataclass_fields__ if name not in _NO_SETTINGS]
-    different = [name for name in different if _plain(getattr(saved, name)) != _plain(getattr(recipe, name))]
+    different = _differences({name: getattr(saved, name) for name in different}, recipe)
     if different:
         raise ValueError(
             f"model.config: the recipe and {checkpoint} differ in {', '.join(different)}; a run goes on as it began. "
             f"To start a new one from its weights, set model.pretrained to {checkpoint}"
         )
     return saved
+
+
+def _differences(saved: Mapping[str, Any], recipe: PreTrainedConfig) -> list[str]:
+    """Names of the fields that differ; those of the losses one by one."""
+    found = []
+    for name, value in saved.items():
+        other = getattr(recipe, name)
+        if isinstance(value, BiFusionLossConfig):
+            fields = {field: getattr(value, field) for field in value.own_fields()}
+            found += [f"{name}.{field}" for field in _differences(fields, other)]
+        elif _plain(value) != _plain(other):
+            found.append(name)
+    return found
 
 
 # What saving adds to a configuration.
@@ -179,15 +193,35 @@ def load_initial_weights(model: BiFusionForInstanceSegmentation, init: InitArgum
     return reports
 
 
-def build_processor(arguments: ModelArguments, config: BiFusionConfig) -> BiFusionProcessor:
-    """The processor that belongs to the model, or the one saved with `model.pretrained`."""
+def build_processor(
+    arguments: ModelArguments, config: BiFusionConfig, checkpoint: Path | None = None
+) -> BiFusionProcessor:
+    """The processor of the preset, or the one saved with `model.pretrained`, with what the recipe changes.
+
+    Args:
+        arguments: Section of the recipe.
+        config: Of the network.
+        checkpoint: The run's own, which it goes on from.
+
+    Raises:
+        ValueError: The run resumes with another processor than it began with.
+    """
     check_names("model.processor", arguments.processor, inspect.signature(BiFusionProcessor).parameters)
     if arguments.pretrained is None:
-        return BiFusionProcessor.from_config(config, **arguments.processor)
-    source, pinned = pinned_name(arguments.pretrained)
-    processor = BiFusionProcessor.from_pretrained(source, **pinned, **arguments.processor)
-    for name in ("num_points", "mask_threshold", "max_instances"):
-        setattr(processor, name, getattr(config, name))
+        processor = BiFusionProcessor.from_preset(arguments.preset, config, **arguments.processor)
+    else:
+        source, pinned = pinned_name(arguments.pretrained)
+        # `model.config` may rename the labels.
+        names = {"label_names": [config.id2label[label] for label in range(config.num_labels)]}
+        processor = BiFusionProcessor.from_pretrained(source, **pinned, **{**names, **arguments.processor})
+    if checkpoint is not None:
+        saved = BiFusionProcessor.from_pretrained(checkpoint).to_dict()
+        different = [name for name, value in processor.to_dict().items() if saved.get(name) != value]
+        if different:
+            raise ValueError(
+                f"model.processor: the recipe and {checkpoint} differ in {', '.join(different)}; a run goes on as it "
+                f"began. To start a new one from its weights, set model.pretrained to {checkpoint}"
+            )
     return processor
 
 
@@ -202,7 +236,7 @@ def build_trainer(arguments: TrainArguments) -> BiFusionTrainer:
     )
     checkpoint = find_checkpoint(arguments.output_dir, arguments.resume_from_checkpoint)
     model = build_model(arguments.model, arguments.seed, checkpoint)
-    processor = build_processor(arguments.model, model.config)
+    processor = build_processor(arguments.model, model.config, checkpoint)
     # The last moment before the weights are copied, wrapped or resumed.
     reports = load_initial_weights(model, arguments.init) if checkpoint is None else []
     for report in reports:

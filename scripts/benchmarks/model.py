@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bifusion_hf.configuration_bifusion import PRESETS, BiFusionConfig
+from bifusion_hf.configuration_bifusion import BiFusionConfig
 from bifusion_hf.data.frames import (
     RGBDFrame,
     frame_from_row,
@@ -22,6 +22,7 @@ from bifusion_hf.data.frames import (
     scale_intrinsics,
 )
 from bifusion_hf.modeling_bifusion import BiFusionForInstanceSegmentation
+from bifusion_hf.presets import PRESETS
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 
 from .evaluation import peak_memory_mb
@@ -65,10 +66,10 @@ def resized_frame(frame: RGBDFrame, height: int, width: int) -> RGBDFrame:
 def build(args: argparse.Namespace) -> tuple[BiFusionForInstanceSegmentation, dict[str, torch.Tensor]]:
     """The network in eval mode, with random weights, and its inputs."""
     torch.manual_seed(0)
-    config = BiFusionConfig.from_preset(args.preset, num_points=args.num_points)
+    config = BiFusionConfig.from_preset(args.preset)
     model = BiFusionForInstanceSegmentation(config).eval().to(args.device)
     frame = resized_frame(frame_from_row(load_frames(args.data, "val")[0]), *args.image_size)
-    processor = BiFusionProcessor.from_config(config)
+    processor = BiFusionProcessor.from_preset(args.preset, config, num_points=args.num_points)
     inputs = processor.collate([processor.prepare_frame(frame)])
     names = inspect.signature(model.forward).parameters
     return model, {

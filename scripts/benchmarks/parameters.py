@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bifusion_hf.configuration_bifusion import PRESETS, BiFusionConfig
+from bifusion_hf.configuration_bifusion import BiFusionConfig
 from bifusion_hf.modeling_bifusion import BiFusionForInstanceSegmentation
+from bifusion_hf.presets import PRESETS
 from bifusion_hf.training.freezing import freeze, frozen_prefixes
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bifusion_hf.labels import INSTANCE_CLASS_NAMES
+from bifusion_hf.old_names import rename_key
 from bifusion_hf.recipe.arguments import TrainArguments
 from bifusion_hf.recipe.reading import load_arguments
 from bifusion_hf.rooms.dataset import SETTINGS_FILE
@@ -31,37 +32,37 @@ _NO_CONTENT = (
     "evaluation.num_workers",
 )
 _NO_CONTENT_SECTIONS = ("checkpoints.", "logging.")
-# Fields of the network's configuration that belong to the image branch and the fusion, or follow from them.
-IMAGE_BRANCH_FIELDS = (
-    "balance_loss_weight",
-    "balance_target",
-    "clip_coverage_gate",
-    "clip_coverage_threshold",
-    "clip_gradient_flow_ratio",
-    "clip_loss_mode",
-    "clip_loss_weight",
-    "clip_negatives_across_batch",
-    "clip_temperature",
-    "clip_warmup",
-    "freeze_clip_early_layers",
-    "freeze_clip_patch_embedding",
-    "fusion_type",
-    "gate_warmup_steps",
-    "hidden_size",
-    "image_mean",
-    "image_semantic_weight",
-    "image_size",
-    "image_std",
-    "noview_loss_weight",
-    "noview_similarity_threshold",
-    "projection_dim",
-    "projection_hidden_size",
-    "spatial_k",
-    "spatial_radius",
-    "use_film",
-    "use_spatial_attention",
-    "use_tiny_sa_2d",
-    "vision_config",
+# Keys below `model.` that belong to the image branch and the fusion, or follow from them.
+IMAGE_BRANCH_KEYS = (
+    "config.freeze_tower_early_layers",
+    "config.freeze_tower_embeddings",
+    "config.fusion_type",
+    "config.gate_warmup_steps",
+    "config.hidden_size",
+    "config.loss_config.balance_loss_weight",
+    "config.loss_config.balance_target",
+    "config.loss_config.consistency_coverage_gate",
+    "config.loss_config.consistency_coverage_threshold",
+    "config.loss_config.consistency_gradient_flow_ratio",
+    "config.loss_config.consistency_loss_mode",
+    "config.loss_config.consistency_loss_weight",
+    "config.loss_config.consistency_negatives_across_batch",
+    "config.loss_config.consistency_temperature",
+    "config.loss_config.consistency_warmup",
+    "config.loss_config.image_semantic_weight",
+    "config.loss_config.noview_loss_weight",
+    "config.loss_config.noview_similarity_threshold",
+    "config.projection_dim",
+    "config.projection_hidden_size",
+    "config.spatial_k",
+    "config.spatial_radius",
+    "config.use_film",
+    "config.use_spatial_attention",
+    "config.use_tiny_sa_2d",
+    "config.vision_config",
+    "processor.image_mean",
+    "processor.image_size",
+    "processor.image_std",
 )
 PHOTOMETRIC, SHAPE_DISTINCT = "photometric", "shape_distinct"
 _PHOTOMETRIC_NAMES = [name for names in PHOTOMETRIC_CLASSES.values() for name in names]
@@ -185,7 +186,11 @@ def content_of(arguments: TrainArguments) -> dict[str, Any]:
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Keys in which two `content_of` differ; one that only one of them knows has its default in the other."""
+    """Keys in which two `content_of` differ; one that only one of them knows has its default in the other.
+
+    Stored ones may have the names of release 0.1.
+    """
+    before, now = ({rename_key(key): value for key, value in content.items()} for content in (before, now))
     defaults = content_of(TrainArguments())
     keys = {**before, **now}
     return [key for key in keys if before.get(key, defaults.get(key)) != now.get(key, defaults.get(key))]
@@ -212,7 +217,6 @@ def check_comparable(contents: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _other_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[str]:
     for key in changed_keys(first, second):
-        section, _, rest = key.partition("model.config.")
-        of_image_branch = not section and rest.partition(".")[0] in IMAGE_BRANCH_FIELDS
+        of_image_branch = any(f"{key}.".startswith(f"model.{name}.") for name in IMAGE_BRANCH_KEYS)
         if not (of_image_branch or key.startswith("init.") or key == "training.freeze"):
             yield key

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from bifusion_hf.data.collator import FORWARD_INPUTS
 from bifusion_hf.data.dataset import FrameDataset
 from bifusion_hf.data.frames import RGBDFrame, frame_from_row
+from bifusion_hf.layers.frame_batch import FORWARD_INPUTS
 from bifusion_hf.modeling_bifusion import BiFusionForInstanceSegmentation
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 from bifusion_hf.visualization.overlay import draw_instances, side_by_side

@@ -56,7 +56,7 @@ def overrides(frames, tmp_path):
     values = {
         "data.train": frames,
         "data.val": frames,
-        "model.config.num_points": 800,
+        "model.processor.num_points": 800,
         "model.config.decoder_layers": 1,
         "model.config.decoder_mask_levels": "[superpoint, point]",
         "output_dir": tmp_path / "out",

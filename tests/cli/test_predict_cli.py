@@ -20,11 +20,12 @@ HEIGHT, WIDTH = 60, 80
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
-    config = BiFusionConfig.from_preset("tiny", num_points=1000)
+    config = BiFusionConfig.from_preset("tiny")
     config.vision_config.num_hidden_layers = 1
     model = BiFusionForInstanceSegmentation(config)
     model.save_pretrained(folder)
-    BiFusionProcessor.from_config(config, num_superpoints=40, image_size=(48, 64)).save_pretrained(folder)
+    processor = BiFusionProcessor.from_config(config, num_points=1000, num_superpoints=40, image_size=(48, 64))
+    processor.save_pretrained(folder)
     return str(folder)
 
 

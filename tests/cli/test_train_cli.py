@@ -36,7 +36,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     words = [
         "tiny_demo", "--dry_run", "--output_dir", str(tmp_path / "run"), "--data.max_train_frames", "4",
-        "--data.max_val_frames", "1", "--data.num_workers", "0", "--model.config.num_points", "500",
+        "--data.max_val_frames", "1", "--data.num_workers", "0", "--model.processor.num_points", "500",
     ]  # fmt: skip
     train.main(words)
     text = capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_the_script_trains(tmp_path):
     words = [
         "tiny_demo", "--output_dir", tmp_path / "run", "--data.max_train_frames", "2", "--data.max_val_frames", "1",
         "--training.batch_size", "2", "--training.epochs", "1", "--data.num_workers", "0",
-        "--model.config.num_points", "500",
+        "--model.processor.num_points", "500",
     ]  # fmt: skip
     environment = {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache"), "PATH": ""}
     command = [sys.executable, ROOT / "scripts" / "train.py", *words]

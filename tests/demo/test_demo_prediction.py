@@ -27,14 +27,14 @@ HEIGHT, WIDTH = 96, 128
 def make_segmenter(**overrides):
     torch.manual_seed(0)
     point_config = {"stem_channels": 8, "planes": [8] * 8, "blocks": [1] * 8}
-    values = {"num_points": 900, "point_config": point_config, "hidden_size": 8, **overrides}
+    values = {"point_config": point_config, "hidden_size": 8, **overrides}
     config = BiFusionConfig.from_preset("tiny", **values)
     model = BiFusionForInstanceSegmentation(config)
     # Untrained queries hardly differ; wider logits spread their scores.
     with torch.no_grad():
         for parameter in model.decoder.parameters():
             parameter.mul_(3)
-    processor = BiFusionProcessor.from_config(config, num_superpoints=40)
+    processor = BiFusionProcessor.from_preset("tiny", config, num_points=900, num_superpoints=40)
     return RGBDInstanceSegmentationPipeline(model=model, processor=processor, device=torch.device("cpu"))
 
 

@@ -15,6 +15,7 @@ def card_of(tmp_path, **overrides):
         "repo_id": "org/tiny-rooms",
         "config": BiFusionConfig.from_preset("tiny"),
         "num_parameters": 2_230_000,
+        "num_points": 8000,
         "results": RESULTS,
         "recipe": recipe(tmp_path),
         "training_data": TRAINING_DATA,

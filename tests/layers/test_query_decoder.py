@@ -1,5 +1,6 @@
 import torch
 
+from bifusion_hf.layers.frame_batch import FrameBatch
 from bifusion_hf.layers.query_decoder import QueryDecoder, blocked_share
 
 
@@ -12,21 +13,24 @@ def inputs(config, seed=0, superpoints=9, points=120):
     ids = torch.cat(
         [torch.arange(superpoints), torch.randint(superpoints, (points - superpoints,), generator=generator)]
     )
+    superpoint_features, positions = randn(1, superpoints, config.hidden_size), randn(1, points, 3)
     return {
-        "superpoint_features": randn(1, superpoints, config.hidden_size),
-        "superpoint_mask": torch.ones(1, superpoints, dtype=torch.bool),
-        "points": randn(1, points, 3),
+        "frames": FrameBatch(
+            points=positions,
+            point_colors=torch.zeros_like(positions),
+            point_mask=torch.ones(1, points, dtype=torch.bool),
+            superpoint_ids=ids.unsqueeze(0),
+        ),
+        "superpoint_features": superpoint_features,
         "point_features": randn(1, points, config.hidden_size),
         "point_weights": 2 * torch.rand(1, points, 1, generator=generator, dtype=torch.float64),
-        "superpoint_ids": ids.unsqueeze(0),
-        "point_mask": torch.ones(1, points, dtype=torch.bool),
         "query_superpoints": torch.arange(superpoints).unsqueeze(0),
     }
 
 
 def slow_mask(head, batch):
     """Attention masks by loops over queries, superpoints and points."""
-    num_queries, num_superpoints = head.mask_logits.shape[1], batch["superpoint_mask"].shape[1]
+    num_queries, num_superpoints = head.mask_logits.shape[1], batch["frames"].superpoint_mask.shape[1]
     allowed = torch.zeros(num_queries, num_superpoints, dtype=torch.bool)
     for query in range(num_queries):
         logits = head.mask_logits[0, query]
@@ -36,7 +40,7 @@ def slow_mask(head, batch):
             continue
         share = torch.zeros(num_superpoints, dtype=torch.float64)
         for superpoint in range(num_superpoints):
-            own = (batch["superpoint_ids"][0] == superpoint).nonzero().flatten()
+            own = (batch["frames"].superpoint_ids[0] == superpoint).nonzero().flatten()
             blocked = (torch.sigmoid(logits[own]) < 0.5).double() * batch["point_weights"][0, own, 0]
             share[superpoint] = blocked.mean()
         allowed[query] = (share <= 0.5) | (share == share.min())
@@ -48,16 +52,14 @@ def test_attention_masks_equal_the_slow_form(small_config):
     config = small_config("none")
     decoder = QueryDecoder(config).double()
     batch = inputs(config)
-    heads, semantic, queries = decoder(**batch)
+    heads, semantic = decoder(**batch)
     assert [head.level for head in heads] == ["superpoint", "superpoint", "point", "point"]
-    assert semantic.shape == (1, 9, 201) and queries.shape == (1, 9, config.decoder_size)
+    assert semantic.shape == (1, 9, 201)
     for head in heads:
         # Also the extreme cases: a query whose mask is empty, and one whose mask is everything.
         head.mask_logits[0, 0] = -1
         head.mask_logits[0, 1] = 1
-        mask = decoder._attention_mask(
-            head, batch["superpoint_mask"], batch["superpoint_ids"], batch["point_mask"], batch["point_weights"]
-        )
+        mask = decoder._attention_mask(head, batch["frames"], batch["point_weights"])
         assert torch.equal(mask[0], slow_mask(head, batch))
         assert mask.any(2).all()
 
@@ -66,7 +68,7 @@ def test_blocked_share_leaves_padding_out():
     blocked = torch.ones(1, 2, 5, dtype=torch.bool)
     weights = torch.full((1, 5, 1), 1.5)
     ids = torch.tensor([[0, 0, 1, -1, -1]])
-    share = blocked_share(blocked, weights, ids, ids >= 0, 2)
+    share = blocked_share(blocked, weights, FrameBatch(torch.zeros(1, 5, 3), torch.zeros(1, 5, 3), ids >= 0, ids))
     assert torch.equal(share, torch.full((1, 2, 2), 1.5))
 
 
@@ -77,8 +79,8 @@ def test_queries_follow_their_superpoints(small_config):
     decoder = QueryDecoder(config).double()
     batch = inputs(config)
     order = torch.randperm(9)
-    first, semantic, _ = decoder(**batch)
-    second, permuted, _ = decoder(**{**batch, "query_superpoints": batch["query_superpoints"][:, order]})
+    first, semantic = decoder(**batch)
+    second, permuted = decoder(**{**batch, "query_superpoints": batch["query_superpoints"][:, order]})
     torch.testing.assert_close(permuted, semantic[:, order])
     for head, other in zip(first, second, strict=True):
         torch.testing.assert_close(other.mask_logits, head.mask_logits[:, order])
@@ -88,5 +90,5 @@ def test_queries_follow_their_superpoints(small_config):
 def test_one_superpoint(small_config):
     config = small_config("none")
     decoder = QueryDecoder(config).double()
-    heads, _, _ = decoder(**inputs(config, superpoints=1, points=3))
+    heads, _ = decoder(**inputs(config, superpoints=1, points=3))
     assert all(torch.isfinite(head.mask_logits).all() for head in heads)

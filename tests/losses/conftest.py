@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from bifusion_hf.losses import BatchTargets, FusionOutput, QueryHeadOutput, batch_targets
+from bifusion_hf.configuration_bifusion import BiFusionLossConfig
+from bifusion_hf.losses import BatchTargets, BiFusionCriterion, FusionOutput, QueryHeadOutput, batch_targets
 
 
+INSTANCE_TERMS = ("loss_cls", "loss_mask", "loss_dice")
 LEVELS = ("superpoint", "superpoint", "point", "point")
 
 
@@ -20,14 +22,25 @@ def pad_rows(rows, value):
     return padded
 
 
+class HeadByHead:
+    """Losses of each head by itself."""
+
+    def head_losses(self, criterion) -> dict[str, list[torch.Tensor]]:
+        """Raw instance terms -> value of each head, from a criterion whose terms on features are off."""
+        alone = [
+            criterion([head], self.semantic_logits, self.targets, self.query_superpoints).loss_dict
+            for head in self.heads
+        ]
+        return {term: [values[term].detach() for values in alone] for term in INSTANCE_TERMS}
+
+
 @dataclass
-class ReferenceBatch:
+class ReferenceBatch(HeadByHead):
     data: dict
     heads: list[QueryHeadOutput]
     semantic_logits: torch.Tensor
     targets: BatchTargets
     query_superpoints: torch.Tensor
-    query_mask: torch.Tensor
 
 
 def load_reference_batch(path, padding=0.0) -> ReferenceBatch:
@@ -65,7 +78,6 @@ def load_reference_batch(path, padding=0.0) -> ReferenceBatch:
         padded("sem", padding).requires_grad_(),
         targets,
         query_superpoints,
-        query_superpoints >= 0,
     )
 
 
@@ -78,14 +90,13 @@ def reference_batch(reference):
 
 
 @dataclass
-class RandomBatch:
+class RandomBatch(HeadByHead):
     """A padded batch with random labels and leaf tensors as predictions; `call` runs a criterion on it."""
 
     heads: list[QueryHeadOutput]
     semantic_logits: torch.Tensor
     targets: BatchTargets
     query_superpoints: torch.Tensor
-    query_mask: torch.Tensor
     fusion: FusionOutput
     labels: dict
 
@@ -95,7 +106,6 @@ class RandomBatch:
             self.semantic_logits,
             self.targets,
             self.query_superpoints,
-            self.query_mask,
             self.fusion,
             **kwargs,
         )
@@ -109,7 +119,11 @@ class RandomBatch:
     def sample(self, b: int) -> "RandomBatch":
         """Sample b alone, without the padding that its mates caused."""
         mask = self.targets.point_mask
-        n, s, q = int(mask[b].sum()), int(self.targets.superpoint_mask[b].sum()), int(self.query_mask[b].sum())
+        n, s, q = (
+            int(mask[b].sum()),
+            int(self.targets.superpoint_mask[b].sum()),
+            int((self.query_superpoints[b] >= 0).sum()),
+        )
         labels = {
             **self.labels,
             "mask_labels": [self.labels["mask_labels"][b][:, :n]],
@@ -138,7 +152,6 @@ class RandomBatch:
             semantic_logits=self.semantic_logits[b : b + 1, :q],
             targets=batch_targets(**labels),
             query_superpoints=self.query_superpoints[b : b + 1, :q],
-            query_mask=self.query_mask[b : b + 1, :q],
             fusion=FusionOutput(
                 point_visible=fusion.point_visible[b : b + 1, :n],
                 features_3d=fusion.features_3d[rows],
@@ -227,7 +240,6 @@ def make_batch(
         semantic_logits=leaf(batch_size, num_queries, 201),
         targets=batch_targets(**labels),
         query_superpoints=query_superpoints,
-        query_mask=query_superpoints >= 0,
         fusion=FusionOutput(
             point_visible=torch.as_tensor(rng.random(point_mask.shape) < visible_fraction),
             features_3d=leaf(num_points, width),
@@ -248,11 +260,25 @@ def random_batch():
     return make_batch
 
 
+# Terms on features that only some tests switch on.
+OFF = dict.fromkeys(("consistency_loss_weight", "spatial_loss_weight", "noview_loss_weight"), 0.0)
+
+
+@pytest.fixture
+def make_criterion():
+    """Factory: `make_criterion(num_labels, **settings)`; terms on features are off unless they have a weight."""
+
+    def make(num_labels=1, **settings):
+        return BiFusionCriterion(BiFusionLossConfig(**{**OFF, **settings}), num_labels)
+
+    return make
+
+
 @pytest.fixture
 def every_term():
     """Weights under which every term is on."""
     return {
-        "clip_loss_weight": 0.1,
+        "consistency_loss_weight": 0.1,
         "spatial_loss_weight": 0.02,
         "noview_loss_weight": 0.01,
         "balance_loss_weight": 0.1,

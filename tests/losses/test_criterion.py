@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from bifusion_hf.configuration_bifusion import BiFusionLossConfig
 from bifusion_hf.losses import BiFusionCriterion
 
 
@@ -10,7 +11,7 @@ WEIGHTS = {
     "loss_mask": "mask_weight",
     "loss_dice": "dice_weight",
     "loss_sem": "semantic_weight",
-    "loss_clip": "clip_loss_weight",
+    "loss_clip": "consistency_loss_weight",
     "loss_spatial": "spatial_loss_weight",
     "loss_noview": "noview_loss_weight",
     "loss_balance": "balance_loss_weight",
@@ -18,8 +19,9 @@ WEIGHTS = {
 }
 
 
-def only(term, **options):
-    return BiFusionCriterion(**{**dict.fromkeys(WEIGHTS.values(), 0.0), WEIGHTS[term]: 1.0, **options})
+def only(term, num_labels=1, **options):
+    weights = {**dict.fromkeys(WEIGHTS.values(), 0.0), WEIGHTS[term]: 1.0}
+    return BiFusionCriterion(BiFusionLossConfig(**weights, **options), num_labels)
 
 
 def assert_finite(output, batch):
@@ -30,10 +32,10 @@ def assert_finite(output, batch):
         assert torch.isfinite(leaf.grad).all()
 
 
-def test_total_is_each_term_once(random_batch, every_term):
+def test_total_is_each_term_once(make_criterion, random_batch, every_term):
     batch = random_batch(num_labels=3)
     dice = (1.0, 2.0, 3.0, 4.0)
-    criterion = BiFusionCriterion(num_labels=3, dice_weight=dice, stage_schedule="bifusion", **every_term)
+    criterion = make_criterion(num_labels=3, dice_weight=dice, stage_schedule="bifusion", **every_term)
     output = batch.call(criterion, progress=0.1)
     weights = {"loss_cls": 0.5, "loss_mask": 1.0, "loss_sem": 0.5, "loss_clip": 0.1, "loss_spatial": 0.02}
     weights |= {"loss_noview": 0.01, "loss_balance": 0.1, "loss_image_sem": 0.2}
@@ -41,9 +43,10 @@ def test_total_is_each_term_once(random_batch, every_term):
     for term, weight in weights.items():
         expected = weight * stages.get(term, 1.0) * output.loss_dict[term].item()
         assert output.weighted_loss_dict[term].item() == pytest.approx(expected, rel=1e-5)
-    expected = 0.8 * sum(w * v.item() for w, v in zip(dice, output.head_losses["loss_dice"], strict=True))
+    heads = {term: torch.stack(values) for term, values in batch.head_losses(make_criterion(num_labels=3)).items()}
+    expected = 0.8 * (torch.tensor(dice) * heads["loss_dice"]).sum().item()
     assert output.weighted_loss_dict["loss_dice"].item() == pytest.approx(expected, rel=1e-5)
-    for term, values in output.head_losses.items():
+    for term, values in heads.items():
         assert output.loss_dict[term].item() == pytest.approx(values.sum().item(), rel=1e-5)
     assert output.loss.item() == pytest.approx(sum(v.item() for v in output.weighted_loss_dict.values()), rel=1e-5)
 
@@ -51,7 +54,7 @@ def test_total_is_each_term_once(random_batch, every_term):
 @pytest.mark.parametrize("term", WEIGHTS)
 def test_each_loss_falls_when_it_alone_is_optimised(random_batch, term):
     batch = random_batch(num_labels=3)
-    criterion = only(term, num_labels=3, noview_similarity_threshold=0.0, clip_gradient_flow_ratio=0.5)
+    criterion = only(term, num_labels=3, noview_similarity_threshold=0.0, consistency_gradient_flow_ratio=0.5)
     optimizer = torch.optim.Adam(batch.leaves(), lr=0.02)
     history = []
     for _ in range(30):
@@ -66,23 +69,21 @@ def test_each_loss_falls_when_it_alone_is_optimised(random_batch, term):
     assert history[0] > 1e-3
 
 
-def test_losses_of_parts_add_up_with_common_counts(random_batch, every_term):
+def test_losses_of_parts_add_up_with_common_counts(make_criterion, random_batch, every_term):
     # Sample 0 has no instance, sample 1 everything, sample 2 nothing out of view, sample 3 one superpoint.
     sizes = ((40, 5, 0), (60, 8, 3), (50, 6, 2), (20, 1, 1))
-    criterion = BiFusionCriterion(num_labels=3, stage_schedule="none", **every_term)
+    criterion = make_criterion(num_labels=3, stage_schedule="none", **every_term)
     batch = random_batch(sizes=sizes, num_labels=3)
     batch.fusion.point_visible[2] = True
     whole = batch.call(criterion)
-    counts = criterion.count_samples(
-        batch.targets, batch.query_superpoints, batch.query_mask, batch.fusion.point_visible
-    )
+    counts = criterion.count_samples(batch.targets, batch.query_superpoints, batch.fusion.point_visible)
     assert counts["loss_noview"] == 3
     assert counts["loss_mask"] == counts["loss_dice"] < 4
     totals = dict.fromkeys(whole.loss_dict, 0.0)
     seen = dict.fromkeys(whole.loss_dict, 0)
     for b in range(4):
         part = batch.sample(b)
-        own = criterion.count_samples(part.targets, part.query_superpoints, part.query_mask, part.fusion.point_visible)
+        own = criterion.count_samples(part.targets, part.query_superpoints, part.fusion.point_visible)
         for term, value in part.call(criterion, loss_counts=counts).loss_dict.items():
             totals[term] += value.item()
             seen[term] += own[term].item()
@@ -101,10 +102,12 @@ def test_losses_of_parts_add_up_with_common_counts(random_batch, every_term):
         ("everything visible", ((40, 5, 2), (30, 4, 1)), 1.0),
     ],
 )
-@pytest.mark.parametrize("options", [{}, {"clip_negatives_across_batch": True}, {"clip_loss_mode": "positive"}])
-def test_degenerate_samples_are_finite(random_batch, every_term, name, sizes, visible, options):
+@pytest.mark.parametrize(
+    "options", [{}, {"consistency_negatives_across_batch": True}, {"consistency_loss_mode": "positive"}]
+)
+def test_degenerate_samples_are_finite(make_criterion, random_batch, every_term, name, sizes, visible, options):
     batch = random_batch(sizes=sizes, visible_fraction=visible)
-    output = batch.call(BiFusionCriterion(**every_term, **options))
+    output = batch.call(make_criterion(**every_term, **options))
     assert_finite(output, batch)
     if name == "no instance anywhere":
         assert output.loss_dict["loss_mask"] == output.loss_dict["loss_dice"] == 0
@@ -113,33 +116,33 @@ def test_degenerate_samples_are_finite(random_batch, every_term, name, sizes, vi
         assert all(output.loss_dict[term] == 0 for term in set(FEATURE_TERMS) - {"loss_spatial"})
 
 
-def test_all_semantics_ignored_and_tied_queries_are_finite(random_batch, every_term):
+def test_all_semantics_ignored_and_tied_queries_are_finite(make_criterion, random_batch, every_term):
     batch = random_batch()
     batch.targets.superpoint_semantic[:] = -100
     with torch.no_grad():
         for leaf in batch.leaves():
             leaf.zero_()
-    output = batch.call(BiFusionCriterion(**every_term))
+    output = batch.call(make_criterion(**every_term))
     assert output.loss_dict["loss_sem"] == 0
     assert_finite(output, batch)
     # All queries are tied, so each instance takes its first eligible one.
     for b, queries in enumerate(output.matches[0].queries):
         for query, m in zip(queries.tolist(), output.matches[0].instances[b].tolist(), strict=True):
             lies_in = batch.targets.superpoint_masks[b][m][batch.query_superpoints[b].clamp(min=0)]
-            assert query == (lies_in & batch.query_mask[b]).int().argmax()
+            assert query == (lies_in & (batch.query_superpoints[b] >= 0)).int().argmax()
 
 
-def test_every_input_is_in_the_graph_of_an_empty_batch(random_batch, every_term):
+def test_every_input_is_in_the_graph_of_an_empty_batch(make_criterion, random_batch, every_term):
     batch = random_batch(sizes=((40, 5, 0), (30, 4, 0)), visible_fraction=0.0)
     batch.targets.superpoint_semantic[:] = -100
-    output = batch.call(BiFusionCriterion(**every_term))
+    output = batch.call(make_criterion(**every_term))
     # Distributed training waits for every parameter's gradient.
     for leaf, gradient in zip(batch.leaves(), torch.autograd.grad(output.loss, batch.leaves()), strict=True):
         assert gradient.shape == leaf.shape
 
 
-def test_finite_under_autocast_on_random_batches(random_batch, every_term):
-    criterion = BiFusionCriterion(num_labels=3, **every_term)
+def test_finite_under_autocast_on_random_batches(make_criterion, random_batch, every_term):
+    criterion = make_criterion(num_labels=3, **every_term)
     for seed in range(40):
         dtype = (torch.float16, torch.bfloat16)[seed % 2]
         batch = random_batch(seed, num_labels=3, visible_fraction=(0.0, 0.5, 1.0)[seed % 3])
@@ -154,15 +157,15 @@ def test_finite_under_autocast_on_random_batches(random_batch, every_term):
         assert output.loss == with_autocast_off.loss
 
 
-def test_switched_off_terms_need_nothing(random_batch):
+def test_switched_off_terms_need_nothing(make_criterion, random_batch):
     batch = random_batch()
     batch.fusion = None
-    criterion = BiFusionCriterion()
+    criterion = make_criterion()
     output = batch.call(criterion)
     assert set(output.loss_dict) == set(criterion.terms) == set(WEIGHTS) - {"loss_balance", "loss_image_sem"}
     assert output.loss_dict["loss_clip"] == 0
     assert set(criterion.active_terms) == {"loss_cls", "loss_mask", "loss_dice", "loss_sem"}
-    counts = criterion.count_samples(batch.targets, batch.query_superpoints, batch.query_mask)
+    counts = criterion.count_samples(batch.targets, batch.query_superpoints)
     assert counts["loss_clip"] == 0
     assert counts["loss_cls"] == 2
 
@@ -175,32 +178,28 @@ def test_missing_inputs_are_named(random_batch, term):
         batch.call(only(term))
 
 
-def test_missing_counts_columns_and_weights_are_named(random_batch):
+def test_missing_counts_columns_and_weights_are_named(make_criterion, random_batch):
     batch = random_batch()
     with pytest.raises(ValueError, match="loss_counts has no loss_mask"):
-        batch.call(BiFusionCriterion(), loss_counts={"loss_cls": torch.tensor(2)})
+        batch.call(make_criterion(), loss_counts={"loss_cls": torch.tensor(2)})
     with pytest.raises(ValueError, match="expected 199 columns"):
-        batch.call(BiFusionCriterion(num_labels=198))
+        batch.call(make_criterion(num_labels=198))
     with pytest.raises(ValueError, match="dice_weight has 2 entries"):
-        batch.call(BiFusionCriterion(dice_weight=(1.0, 2.0)))
+        batch.call(make_criterion(dice_weight=(1.0, 2.0)))
     with pytest.raises(ValueError, match="point_visible"):
-        criterion = BiFusionCriterion(clip_loss_weight=0.1)
-        criterion.count_samples(batch.targets, batch.query_superpoints, batch.query_mask)
-    with pytest.raises(ValueError, match="weight of loss_mask is -1"):
-        BiFusionCriterion(mask_weight=-1)
-    with pytest.raises(ValueError, match="stage_schedule is 'late'"):
-        BiFusionCriterion(stage_schedule="late")
+        criterion = make_criterion(consistency_loss_weight=0.1)
+        criterion.count_samples(batch.targets, batch.query_superpoints)
 
 
-def test_has_no_parameters_and_no_state():
-    criterion = BiFusionCriterion()
+def test_has_no_parameters_and_no_state(make_criterion):
+    criterion = make_criterion()
     assert not list(criterion.parameters())
     assert not criterion.state_dict()
 
 
 @pytest.mark.gpu
-def test_same_on_gpu(random_batch, every_term):
-    criterion = BiFusionCriterion(**every_term)
+def test_same_on_gpu(make_criterion, random_batch, every_term):
+    criterion = make_criterion(**every_term)
     expected = random_batch().call(criterion).loss_dict
     for term, value in random_batch().cuda().call(criterion).loss_dict.items():
         assert value.item() == pytest.approx(expected[term].item(), rel=1e-4, abs=1e-6)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from bifusion_hf.configuration_bifusion import BiFusionLossConfig
 from bifusion_hf.losses import BiFusionCriterion
 from bifusion_hf.losses.matcher import matching_costs
 from bifusion_hf.losses.semantic import semantic_loss
@@ -23,8 +24,14 @@ ORIGINAL_DICE = (2.0, 2.0, 2.0, 4.0)
 
 
 def run(batch, **kwargs):
-    criterion = BiFusionCriterion(stage_schedule="none", **{"dice_weight": ORIGINAL_DICE, **kwargs})
-    return criterion(batch.heads, batch.semantic_logits, batch.targets, batch.query_superpoints, batch.query_mask)
+    return criterion_of_the_original(**kwargs)(
+        batch.heads, batch.semantic_logits, batch.targets, batch.query_superpoints
+    )
+
+
+def criterion_of_the_original(dice_weight=ORIGINAL_DICE):
+    others = dict.fromkeys(("consistency_loss_weight", "spatial_loss_weight", "noview_loss_weight"), 0.0)
+    return BiFusionCriterion(BiFusionLossConfig(stage_schedule="none", dice_weight=dice_weight, **others))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,7 +55,7 @@ def test_costs_and_matches(reference_batch, name):
     for h, head in enumerate(batch.heads):
         for b in range(2):
             if f"s{b}_cost_bce_h{h}" in batch.data:
-                n = int(batch.query_mask[b].sum())
+                n = int((batch.query_superpoints[b] >= 0).sum())
                 costs = matching_costs(
                     head.class_logits[b, :n],
                     head.mask_logits[b, :n],
@@ -70,10 +77,11 @@ def test_costs_and_matches(reference_batch, name):
 def test_values(reference_batch, name):
     batch = reference_batch(name, padding=50.0)
     output = run(batch)
+    heads = batch.head_losses(criterion_of_the_original(dice_weight=1.0))
     for term, stored in (("loss_cls", "cls_loss"), ("loss_mask", "bce"), ("loss_dice", "dice")):
         # Samples without a match, NaN in the original, are left out of the mean.
         expected = [np.nanmean(batch.data[f"{stored}_h{h}"]) for h in range(4)]
-        np.testing.assert_allclose(output.head_losses[term], expected, rtol=1e-5)
+        np.testing.assert_allclose(heads[term], expected, rtol=1e-5)
         np.testing.assert_allclose(output.loss_dict[term].detach(), np.sum(expected), rtol=1e-5)
     parts = {term: value.item() for term, value in output.weighted_loss_dict.items()}
     instance = parts["loss_cls"] + parts["loss_mask"] + parts["loss_dice"]
@@ -121,7 +129,7 @@ def test_of_tied_queries_the_first_wins(reference_batch):
 
 def test_sample_without_supervised_query_is_left_out(reference_batch):
     batch = reference_batch("semantic_all_ignored")
-    labels = query_semantic_labels(batch.targets, batch.query_superpoints, batch.query_mask)
+    labels = query_semantic_labels(batch.targets, batch.query_superpoints)
     per_sample = semantic_loss(batch.semantic_logits, labels)
     assert per_sample[1] == 0
     output = run(batch)

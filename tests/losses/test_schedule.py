@@ -1,6 +1,5 @@
 import pytest
 
-from bifusion_hf.losses import BiFusionCriterion
 from bifusion_hf.losses.schedule import STAGE_MULTIPLIERS, TERM_GROUPS, stage_multiplier, warmup_multiplier
 
 
@@ -38,8 +37,8 @@ def test_warmup():
     assert warmup_multiplier(0.0, 0.0, 0.0) == 1
 
 
-def test_weights_of_the_criterion():
-    criterion = BiFusionCriterion(clip_loss_weight=0.1, dice_weight=(1.0, 2.0), clip_warmup=(0.0, 0.2))
+def test_weights_of_the_criterion(make_criterion):
+    criterion = make_criterion(consistency_loss_weight=0.1, dice_weight=(1.0, 2.0), consistency_warmup=(0.0, 0.2))
     assert criterion.term_weight("loss_clip", 0.1) == pytest.approx(0.1 * 0.5 * 0.5)
     assert criterion.term_weight("loss_clip", 0.8) == pytest.approx(0.1 * 2)
     assert criterion.term_weight("loss_clip") == pytest.approx(0.1)

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from bifusion_hf.labels import point_instances_from_labels
 from bifusion_hf.losses.targets import (
     IGNORE_INDEX,
     batch_targets,
     eligible_queries,
-    point_instances_from_labels,
     query_semantic_labels,
     visible_semantic_labels,
 )
@@ -40,25 +40,6 @@ def test_labels_of_the_original_without_its_lost_instance(reference, case):
     assert np.array_equal(classes, rows.argmax(0))
 
 
-def test_raw_labels_of_an_image():
-    instance = np.array([[7, 7, -1], [3, 9, 9]])
-    semantic = np.array([[5, 4, 8], [0, -1, 12]])
-    point_instance, labels = point_instances_from_labels(instance, semantic)
-    # 3 is a wall's id, one point of 9 has no class, and -1 is no instance although its class is a thing's.
-    assert point_instance.tolist() == [[0, 0, -1], [-1, -1, 1]]
-    assert labels.tolist() == [3, 10]
-    nothing, no_labels = point_instances_from_labels(np.full(4, -1), np.full(4, -1))
-    assert nothing.tolist() == [-1] * 4
-    assert no_labels.shape == (0,)
-
-
-def test_raw_labels_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"instance has shape \(3,\) and semantic \(2,\)"):
-        point_instances_from_labels(np.zeros(3, int), np.zeros(2, int))
-    with pytest.raises(ValueError, match="stuff_classes"):
-        point_instances_from_labels(np.zeros(3, int), np.zeros(3, int), stuff_classes=(0, 2))
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_against_counting_point_by_point(random_batch, seed):
     batch = random_batch(seed, sizes=((60, 8, 3), (45, 6, 2), (30, 1, 0)), num_labels=5)
@@ -73,11 +54,11 @@ def test_against_counting_point_by_point(random_batch, seed):
             majority = [c for c in set(semantic) - {IGNORE_INDEX} if 2 * semantic.count(c) > len(points)]
             assert targets.superpoint_semantic[b, s] == (majority[0] if majority else IGNORE_INDEX)
         expected = [[s in row.nonzero() for s in batch.query_superpoints[b]] for row in targets.superpoint_masks[b]]
-        found = eligible_queries(targets, batch.query_superpoints, batch.query_mask)[b]
+        found = eligible_queries(targets, batch.query_superpoints)[b]
         assert found.tolist() == (expected if expected else [])
-    semantic = query_semantic_labels(targets, batch.query_superpoints, batch.query_mask)
-    assert (semantic[~batch.query_mask] == IGNORE_INDEX).all()
-    for b, q in batch.query_mask.nonzero().tolist():
+    semantic = query_semantic_labels(targets, batch.query_superpoints)
+    assert (semantic[~(batch.query_superpoints >= 0)] == IGNORE_INDEX).all()
+    for b, q in (batch.query_superpoints >= 0).nonzero().tolist():
         assert semantic[b, q] == targets.superpoint_semantic[b, batch.query_superpoints[b, q]]
 
 

@@ -62,7 +62,7 @@ def test_tokens_on_another_grid_are_those_of_open_clip(tmp_path, small_config):
 @pytest.mark.parametrize(("activation", "layer"), [("quick_gelu", open_clip.model.QuickGELU), ("gelu", torch.nn.GELU)])
 def test_a_tower_of_real_size_gives_the_tokens_of_open_clip(tmp_path, activation, layer):
     config = BiFusionConfig.from_preset("simple")
-    blocks = config.clip_num_layers
+    blocks = config.tower_num_layers
     theirs = VisionTransformer(224, 16, 768, blocks + 1, 12, 4.0, act_layer=layer)
     tiny_open_clip.randomize(theirs)
     torch.save({f"visual.{name}": value for name, value in theirs.state_dict().items()}, tmp_path / "weights.bin")

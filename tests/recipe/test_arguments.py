@@ -6,10 +6,12 @@ from bifusion_hf.recipe.reading import describe_keys, load_arguments, recipe_nam
 
 
 def test_defaults_round_trip_through_yaml(tmp_path):
-    arguments = load_arguments("tiny", ["--model.config.num_points", "4000", "--training.unfreeze_at.model.x", "0.5"])
+    arguments = load_arguments(
+        "tiny", ["--model.processor.num_points", "4000", "--training.unfreeze_at.model.x", "0.5"]
+    )
     arguments.save(tmp_path / "recipe.yaml")
     assert load_arguments(tmp_path / "recipe.yaml") == arguments
-    assert arguments.model.config == {"num_points": 4000}
+    assert arguments.model.processor == {"num_points": 4000}
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -100,10 +102,10 @@ def test_help_explains_every_key():
 
 def test_a_recipe_states_only_its_differences_from_the_one_it_extends(tmp_path):
     (tmp_path / "far.yaml").write_text("extends: tiny\nmodel: {config: {hidden_size: 48}}\ntraining: {epochs: 7}\n")
-    near = "extends: far\nmodel: {config: {vision_config: null, num_points: 5}}\nseed: 3\n"
+    near = "extends: far\nmodel: {config: {vision_config: null, decoder_size: 64}}\nseed: 3\n"
     (tmp_path / "near.yaml").write_text(near)
     arguments = load_arguments(tmp_path / "near.yaml", ["--training.batch_size", "2"])
-    assert arguments.model.config == {"hidden_size": 48, "vision_config": None, "num_points": 5}
+    assert arguments.model.config == {"hidden_size": 48, "vision_config": None, "decoder_size": 64}
     assert (arguments.training.epochs, arguments.training.batch_size, arguments.seed) == (7, 2, 3)
     assert arguments.optimizer == load_arguments("tiny").optimizer
     (tmp_path / "far.yaml").write_text("extends: near\n")

@@ -17,7 +17,7 @@ from bifusion_hf.training.freezing import (
 @pytest.fixture(scope="module")
 def model():
     return BiFusionForInstanceSegmentation(
-        BiFusionConfig.from_preset("tiny", freeze_clip_early_layers=True, freeze_clip_patch_embedding=True)
+        BiFusionConfig.from_preset("tiny", freeze_tower_early_layers=True, freeze_tower_embeddings=True)
     )
 
 
@@ -52,12 +52,12 @@ EARLY = {
 def test_with_stages_the_first_blocks_are_counted_through_them(name):
     """In the order of the modules; a set of their names has another one in every process."""
     config = BiFusionConfig.from_preset(
-        "tiny", vision_config=STAGED[name], freeze_clip_early_layers=True, freeze_clip_patch_embedding=False
+        "tiny", vision_config=STAGED[name], freeze_tower_early_layers=True, freeze_tower_embeddings=False
     )
     network = BiFusionForInstanceSegmentation(config)
     early = [f"{TOWER}.encoder.stages.{part}" for part in EARLY[name]]
     assert frozen_prefixes(network) == early
-    config.freeze_clip_patch_embedding = True
+    config.freeze_tower_embeddings = True
     embedding = f"{TOWER}.{'embedder' if name == 'resnet' else 'embeddings'}"
     assert frozen_prefixes(network) == [embedding, *early]
     freeze(network, frozen_prefixes(network))

@@ -50,7 +50,8 @@ def recipe(tmp_path, checkpoint):
     def make(**training):
         return small_recipe(
             tmp_path / "run",
-            config={"vision_config": TOWER_CONFIG, "image_mean": MEAN, "image_std": STD},
+            config={"vision_config": TOWER_CONFIG},
+            processor={"image_mean": MEAN, "image_std": STD},
             init={"vision": str(tmp_path / "tower")},
             data={"val": None},
             training={"max_updates": 3, "epochs": 2, "freeze": [TOWER], **training},

@@ -20,7 +20,6 @@ from bifusion_hf.training.run import KeyedFrames, build_model, build_processor, 
 
 # A network of the real kind, small enough for seconds on one core.
 SMALL = {
-    "num_points": 600,
     "voxel_size": 0.1,
     "hidden_size": 8,
     "projection_dim": 16,
@@ -48,7 +47,11 @@ def own_cache(tmp_path_factory, monkeypatch):
 def small_recipe(folder, **sections):
     values = {
         "output_dir": str(folder),
-        "model": {"preset": "tiny", "config": {**SMALL, **sections.pop("config", {})}},
+        "model": {
+            "preset": "tiny",
+            "config": {**SMALL, **sections.pop("config", {})},
+            "processor": {"num_points": 600, **sections.pop("processor", {})},
+        },
         "data": {"max_train_frames": 4, "max_val_frames": 2, "num_workers": 0},
         "optimizer": {"learning_rate": 1e-3},
         "training": {"batch_size": 2, "epochs": 1},
@@ -75,7 +78,7 @@ def test_a_recipe_trains_evaluates_and_saves_what_from_pretrained_loads(tmp_path
         assert BiFusionProcessor.from_pretrained(folder).num_points == 600
     state = trainer.network.state_dict()
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
-    assert int(model.model.training_update) == 2
+    assert int(model.model.training_progress.update) == 2
 
 
 def test_the_same_seed_gives_identical_losses(tmp_path):
@@ -131,8 +134,8 @@ def test_a_resumed_run_keeps_the_activation_that_init_clip_set(tmp_path, monkeyp
     build_trainer(arguments).train()
     arguments.resume_from_checkpoint = "latest"
     assert build_trainer(arguments).network.config.vision_config.hidden_act == "quick_gelu"
-    arguments.model.config["clip_loss_weight"] = 0.5
-    with pytest.raises(ValueError, match="differ in clip_loss_weight"):
+    arguments.model.config["loss_config"] = {"consistency_loss_weight": 0.5}
+    with pytest.raises(ValueError, match="differ in loss_config.consistency_loss_weight;"):
         build_trainer(arguments)
 
 

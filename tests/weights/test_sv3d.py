@@ -79,7 +79,8 @@ def small_model(fusion_type="none", adapters=False, **changes):
             "image_size": 16,
             "patch_size": 8,
         },
-        **{"clip_loss_weight": 0.0, "spatial_loss_weight": 0.0, "noview_loss_weight": 0.0, **changes},
+        loss_config={"consistency_loss_weight": 0.0, "spatial_loss_weight": 0.0, "noview_loss_weight": 0.0},
+        **changes,
     )
     torch.manual_seed(1)
     return BiFusionForInstanceSegmentation(config)
@@ -124,7 +125,7 @@ def test_the_full_size_names_all_have_a_place(keys):
             assert targets[name] == list(part.shape), key
             assert name not in reached
             reached.add(name)
-    assert set(targets) - reached == {"model.training_update", "model.training_total"}
+    assert set(targets) - reached == {"model.training_progress.update", "model.training_progress.total"}
 
 
 def test_residual_equals_the_baseline_at_update_0(small_state, make_batch, tmp_path):
@@ -149,7 +150,7 @@ def test_a_fused_model_takes_what_fits(small_state, tmp_path):
     assert {"decoder.input_proj.0.weight", "decoder.out_cls.2.weight", "pool.pts_proj2.0.weight"} <= mismatched
     assert not any(key.startswith("backbone.") for key in mismatched)
     assert "decoder.self_attn_layers.1.attn.in_proj_weight" in report.loaded
-    untouched = {*report.missing, "model.training_update", "model.training_total"}
+    untouched = {*report.missing, "model.training_progress.update", "model.training_progress.total"}
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) == (name in untouched) or "num_batches" in name, name
     assert any("image_encoder" in name for name in report.missing)
@@ -201,7 +202,7 @@ def test_own_checkpoints_load_without_their_progress(tmp_path):
     trained.save_pretrained(tmp_path)
     report = load_sv3d_weights(model, tmp_path)
     assert set(report.unexpected) == {"model.training_update", "model.training_total"}
-    assert model.model.training_update.item() == -1
+    assert model.model.training_progress.update.item() == -1
     assert torch.equal(model.decoder.key_proj.weight, trained.decoder.key_proj.weight)
 
 

@@ -61,7 +61,7 @@ def run(request, network, large_reference):
     ]
     with torch.no_grad():
         outputs = model(**frame(inputs))
-        encoding, _, _, weights = model.model.encode(**frame(inputs))
+        weights = model.model(**frame(inputs)).point_weights[0]
     for hook in hooks:
         hook.remove()
     return name, inputs, stored, outputs, masks, weights
@@ -161,7 +161,8 @@ def test_a_batch_of_two_equals_the_original_batch(network, large_reference):
     batch = {key: padded(key, value) for key, value in
              (("points", 0.0), ("point_colors", 0.0), ("point_mask", False), ("superpoint_ids", -1))}  # fmt: skip
     with torch.no_grad():
-        encoding, pooled, superpoints, _ = model.model.encode(**batch)
+        base = model.model(**batch, output_encoding=True)
+    encoding, pooled, superpoints = base.encoding, base.superpoint_features, base.encoding.frames.superpoint_mask
     assert len(encoding.grid) == stored["n_voxels_total"]
     start = 0
     for index, letter in enumerate("AB"):
@@ -179,10 +180,10 @@ def test_rounding_explains_the_rest(network, large_reference):
     _, model = network
     stored = np.load(large_reference / "esam_sv_B.npz")
     with torch.no_grad():
-        single = model.model.encode(**frame(stored))[0].features.double()
+        single = model.model(**frame(stored)).point_features[0].double()
         model.double()
         try:
-            double = model.model.encode(**frame(stored))[0].features
+            double = model.model(**frame(stored)).point_features[0]
         finally:
             model.float()
     assert (single - double).abs().max() < 3e-3

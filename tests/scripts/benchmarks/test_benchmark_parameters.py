@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation
-from bifusion_hf.configuration_bifusion import PRESETS
 from bifusion_hf.evaluation.results import load_results
+from bifusion_hf.presets import PRESETS
 from bifusion_hf.training.freezing import freeze, frozen_prefixes
 from scripts.benchmarks import parameters, results
 from scripts.benchmarks.__main__ import main

@@ -1,6 +1,7 @@
 """What may be compared with what."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,12 +11,14 @@ from scripts.experiments.cells import (
     CLASS_GROUPS,
     RoomsData,
     changed_keys,
+    check_comparable,
     content_of,
     load_cells,
     recipe_file,
 )
 
 
+RESULTS = Path(__file__).parents[3] / "model_cards" / "rooms"
 CELLS = ["rooms_none", "rooms_lite_gate", "rooms_enhanced_gate", "rooms_residual"]
 CELLS += ["rooms_residual_dinov2", "rooms_lite_gate_dinov2"]
 CELLS += ["rooms_lite_gate_resnet", "rooms_enhanced_gate_resnet", "rooms_residual_resnet"]
@@ -60,6 +63,15 @@ def test_where_a_run_works_is_no_part_of_what_it_is(tmp_path):
     assert changed_keys(before, {**there, "training.accumulation": 2}) == ["training.accumulation"]
 
 
+def test_stored_results_with_the_names_of_release_0_1_are_compared_with_those_of_today():
+    stored = json.loads((RESULTS / "rooms_none-s0.json").read_text(encoding="utf-8"))["arguments"]
+    assert {"model.config.image_size", "model.config.clip_loss_weight"} <= stored.keys()
+    now = content_of(load_arguments(recipe_file("rooms_none"), ["--training.epochs", str(stored["training.epochs"])]))
+    assert "model.processor.image_size" in now and changed_keys(stored, now) == []
+    with_image = json.loads((RESULTS / "rooms_residual_resnet-s0.json").read_text(encoding="utf-8"))["arguments"]
+    check_comparable({"points": stored, "image": with_image})
+
+
 def test_every_class_is_in_one_group():
     names = [name for members in CLASS_GROUPS.values() for name in members]
     assert len(names) == len(set(names)) == 198
@@ -89,6 +101,6 @@ def test_the_cells_of_the_rooms_experiment_differ_in_the_network_alone():
     assert all(other == rest[0] for other in rest)
     configs = [BiFusionConfig.from_preset(cell.model.preset, **cell.model.config) for cell in cells]
     assert [config.fusion_type for config in configs] == ["none", "lite_gate", "enhanced_gate", "residual"]
-    for name in ("voxel_size", "num_labels", "num_points", "decoder_size", "decoder_layers", "point_config"):
+    for name in ("voxel_size", "num_labels", "decoder_size", "decoder_layers", "point_config"):
         assert len({str(getattr(config, name)) for config in configs}) == 1
     assert configs[0].voxel_size == 0.04 and configs[0].id2label[0] == "chair" and len(configs[0].id2label) == 198

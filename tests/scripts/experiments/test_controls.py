@@ -13,7 +13,6 @@ from scripts.experiments.controls import HiddenImages, ShuffledImages, derangeme
 
 
 SMALL = {
-    "num_points": 500,
     "voxel_size": 0.1,
     "hidden_size": 16,
     "projection_dim": 16,
@@ -46,7 +45,7 @@ def network(fusion_type, **overrides):
 
 
 def outputs_of(model, frames):
-    processor = BiFusionProcessor.from_config(model.config)
+    processor = BiFusionProcessor.from_config(model.config, num_points=500)
     batch = processor.collate([frames[index] for index in range(len(frames))])
     names = ("points", "point_colors", "point_mask", "superpoint_ids", "pixel_values", "point_pixels", "point_visible")
     with torch.no_grad():
@@ -59,7 +58,7 @@ def dataset():
     frames = [
         make_frame(60, 80, seed=seed, image=make_frame(60, 80, seed=seed).image // (seed + 1)) for seed in (0, 1, 2)
     ]
-    return FrameDataset(frames, BiFusionProcessor.from_config(network("lite_gate").config))
+    return FrameDataset(frames, BiFusionProcessor.from_config(network("lite_gate").config, num_points=500))
 
 
 @pytest.fixture(scope="module")

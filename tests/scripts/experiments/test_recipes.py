@@ -38,4 +38,6 @@ def test_the_recipes_state_the_tower_alone(name):
     scratch, pretrained = (content_of(load_arguments(recipe_file(recipe))) for recipe in (name, f"{name}_dinov2"))
     check_comparable({"scratch": scratch, "pretrained": pretrained})
     changed = {key.removeprefix("model.config.").partition(".")[0] for key in changed_keys(scratch, pretrained)}
-    assert changed == {"vision_config", "image_size", "image_mean", "image_std", "init", "training"}
+    assert changed == {"vision_config", "model", "init", "training"}
+    of_processor = {key for key in changed_keys(scratch, pretrained) if key.startswith("model.processor.")}
+    assert of_processor == {f"model.processor.{name}" for name in ("image_size", "image_mean", "image_std")}

@@ -1,11 +1,10 @@
-"""Consistency of the point branch with the CLIP image branch, on superpoints."""
-
-from typing import Literal
+"""Consistency of the point branch with the image branch, on superpoints: `loss_clip`, whatever the tower is."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..configuration_bifusion import BiFusionLossConfig
 from .functional import group_counts, group_means, masked_mean, no_autocast, unit_vectors
 from .targets import BatchTargets
 
@@ -23,7 +22,7 @@ class ScaledGradient(torch.autograd.Function):
         return ctx.ratio * gradient, None
 
 
-class ClipConsistencyLoss(nn.Module):
+class BranchConsistencyLoss(nn.Module):
     """Contrastive loss between the point branch and the image branch, pooled over the visible superpoints.
 
     A superpoint's features are the means over its visible points. In mode "contrastive" (InfoNCE, both directions,
@@ -33,46 +32,22 @@ class ClipConsistencyLoss(nn.Module):
     original BiFusion's form, -log sigmoid(cosine / temperature), which has no negatives and saturates at a cosine of
     about 0.4.
 
-    Args:
-        temperature: Divides the cosines.
-        gradient_flow_ratio: Fraction r of the gradient that reaches the image side, r f + (1 - r) stop(f); the point
-            side always gets all of it.
-        mode: "contrastive" or "positive".
-        across_batch: Take negatives from all samples of the batch, not only from the sample itself.
-        coverage_gate: What happens to a sample of which only a small fraction of the points is visible: "soft"
-            multiplies its loss by min(1, fraction / coverage_threshold), "hard" leaves it out, "none" ignores it.
-        coverage_threshold: Fraction of visible points at which the gate is fully open.
+    The coverage gate looks at samples of which only a small fraction of the points is visible: "soft" multiplies their
+    loss by min(1, fraction / threshold), "hard" leaves them out, "none" ignores it.
 
-    Raises:
-        ValueError: An argument is out of range.
+    Args:
+        config: Its `consistency_*` fields.
     """
 
-    def __init__(
-        self,
-        temperature: float = 0.07,
-        gradient_flow_ratio: float = 0.05,
-        mode: Literal["contrastive", "positive"] = "contrastive",
-        across_batch: bool = False,
-        coverage_gate: Literal["none", "soft", "hard"] = "soft",
-        coverage_threshold: float = 0.6,
-    ):
+    def __init__(self, config: BiFusionLossConfig):
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"clip_temperature is {temperature}; expected a positive number")
-        if not 0 <= gradient_flow_ratio <= 1:
-            raise ValueError(f"clip_gradient_flow_ratio is {gradient_flow_ratio}; expected a number in [0, 1]")
-        if mode not in ("contrastive", "positive"):
-            raise ValueError(f"clip_mode is {mode!r}; expected 'contrastive' or 'positive'")
-        if coverage_gate not in ("none", "soft", "hard"):
-            raise ValueError(f"clip_coverage_gate is {coverage_gate!r}; expected 'none', 'soft' or 'hard'")
-        if not 0 < coverage_threshold <= 1:
-            raise ValueError(f"clip_coverage_threshold is {coverage_threshold}; expected a number in (0, 1]")
-        self.temperature = temperature
-        self.gradient_flow_ratio = gradient_flow_ratio
-        self.mode = mode
-        self.across_batch = across_batch
-        self.coverage_gate = coverage_gate
-        self.coverage_threshold = coverage_threshold
+        self.temperature = config.consistency_temperature
+        # Fraction r of the gradient that reaches the image side, r f + (1 - r) stop(f); the point side gets all of it.
+        self.gradient_flow_ratio = config.consistency_gradient_flow_ratio
+        self.mode = config.consistency_loss_mode
+        self.across_batch = config.consistency_negatives_across_batch
+        self.coverage_gate = config.consistency_coverage_gate
+        self.coverage_threshold = config.consistency_coverage_threshold
 
     def anchors(self, targets: BatchTargets, point_visible: Tensor) -> Tensor:
         """Superpoints, bool [B, S], that have a loss, known from labels and visibility alone.
