@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from bifusion_hf.data.collator import FORWARD_INPUTS
 from bifusion_hf.evaluation.detections import DetectionRecorder, FrameDetections
 from bifusion_hf.evaluation.evaluator import EvaluationProtocol, FrameEvaluator, FramePrediction
 from bifusion_hf.evaluation.instance_average_precision import LOW_THRESHOLD, SCANNET_THRESHOLDS, mask_overlaps
+from bifusion_hf.layers.frame_batch import FORWARD_INPUTS
 from bifusion_hf.modeling_bifusion import BiFusionForInstanceSegmentation
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 
