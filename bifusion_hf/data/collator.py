@@ -1,17 +1,13 @@
 """From prepared samples to one padded batch: the arguments of the model's forward and what post-processing needs."""
 
-import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from .frames import RGBDFrame
 
-if TYPE_CHECKING:
-    from ..processing_bifusion import BiFusionProcessor
-
-logger = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
 # Semantic label of points that no loss and no metric counts.
@@ -40,9 +36,12 @@ def _present(samples: Sequence[Mapping], key: str) -> bool:
 
 
 def _stack_images(samples: Sequence[Mapping], mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    sizes = {sample["frame_id"]: sample["image"].shape[:2] for sample in samples}
-    if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{name} {size[0]}x{size[1]}" for name, size in sizes.items())
+    # Not by name: frames may share one.
+    sizes = [sample["image"].shape[:2] for sample in samples]
+    if len(set(sizes)) > 1:
+        found = ", ".join(
+            f"{sample['frame_id']} {height}x{width}" for sample, (height, width) in zip(samples, sizes, strict=True)
+        )
         raise ValueError(
             f"images of one batch have different sizes (height x width): {found}; expected one size: "
             "set the processor's image_size"
@@ -126,6 +125,16 @@ def collate_samples(
     return batch
 
 
+class FrameProcessor(Protocol):
+    """What data sets and collators need of `BiFusionProcessor`."""
+
+    def prepare_frame(self, frame: RGBDFrame, rng: np.random.Generator | None = None) -> Sample:
+        """The sample of a frame, its points drawn with `rng`."""
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """The samples as a batch; see `collate_samples`."""
+
+
 class BiFusionCollator:
     """`collate_fn` of a DataLoader over `FrameDataset`.
 
@@ -135,7 +144,7 @@ class BiFusionCollator:
         processor: Gives the normalisation.
     """
 
-    def __init__(self, processor: "BiFusionProcessor"):
+    def __init__(self, processor: FrameProcessor):
         self.processor = processor
 
     def __call__(self, samples: Sequence[Sample | None]) -> dict[str, Any]:

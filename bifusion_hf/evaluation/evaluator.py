@@ -274,7 +274,7 @@ def evaluate_model(
     Args:
         model: In eval mode, on its device; a wrapper of Accelerate is taken off.
         processor: Of the model. Its sampling seed makes the points the same in every run.
-        dataset: `data.dataset.FrameDataset` without augmentation, or a `StreamingFrameDataset` made for this process.
+        dataset: `data.dataset.FrameDataset` without augmentation, or an iterable one made for this process.
         batch_size: Frames of one forward.
         num_workers: Worker processes of the loader.
         limit: Evaluate the first frames only; not for a stream.

@@ -60,12 +60,16 @@ class DataDescription:
 
 
 def describe_data(
-    source: str | Path, *, name: str | None = None, license: str | None = None, hub_id: str | None = None
+    source: str | Path | Mapping[str, float],
+    *,
+    name: str | None = None,
+    license: str | None = None,
+    hub_id: str | None = None,
 ) -> DataDescription:
     """Describes a data set by its own card, where it has one, and by what is given.
 
     Args:
-        source: What a recipe or a result names: a folder, `"sample"`, or an id on the Hub.
+        source: What a recipe or a result names: a folder, `"sample"`, or an id on the Hub; or weights by such names.
         name: Replaces the card's `pretty_name`.
         license: Replaces the card's `license`.
         hub_id: Where it is on the Hub.
@@ -73,6 +77,10 @@ def describe_data(
     Raises:
         ValueError: Name or licence are neither given nor in a card.
     """
+    if isinstance(source, Mapping):
+        parts = [describe_data(part, name=name, license=license) for part in source]
+        words = ([part.name for part in parts], [part.license for part in parts])
+        return DataDescription(*(" and ".join(dict.fromkeys(each)) for each in words), hub_id)
     packaged = str(source) == "sample"
     folder = assets.SAMPLE_FRAMES if packaged else Path(source)
     card = read_front_matter(folder / "README.md") if (folder / "README.md").is_file() else {}

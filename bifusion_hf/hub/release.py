@@ -371,7 +371,12 @@ def _public_recipe(
     values["output_dir"] = f"outputs/{repo_id.split('/')[-1]}"
     values["resume_from_checkpoint"] = None
     for key, data in (("train", training_data), ("val", evaluation_data)):
-        if values["data"][key] not in (None, "sample"):
+        source = values["data"][key]
+        if isinstance(source, dict):
+            values["data"][key] = {
+                Path(part).name if Path(part).is_absolute() else part: weight for part, weight in source.items()
+            }
+        elif source not in (None, "sample"):
             values["data"][key] = data.reference
     for section, key in (("model", "pretrained"), ("init", "sv3d"), ("init", "clip"), ("init", "vision")):
         source = values[section][key]

@@ -60,10 +60,11 @@ class DataArguments:
 
     Args:
         train: Folder with `data/train-*.parquet`, `"sample"` for the frames that the package carries, or a Hub id,
-            `org/name` or `org/name@revision`.
+            `org/name` or `org/name@revision`. Or several of them with weights, `{rooms: 1, org/name: 2}`: a source's
+            share of the frames of an epoch, which has as many as all sources together (docs/data.md).
         val: The same for the frames that are evaluated during training; null switches evaluation off.
         train_split, val_split: The split that is taken from it.
-        max_train_frames, max_val_frames: Use only so many of its first frames.
+        max_train_frames, max_val_frames: Use only so many of its first frames; of each source where there are several.
         augment: Joint augmentation of points and image.
         augmentation: Fields of `AugmentationConfig` that differ from its defaults.
         num_workers: Worker processes of the training loader, for each training process.
@@ -75,7 +76,7 @@ class DataArguments:
         skip_broken_rows: Leave a row that cannot be read out of its batch (reported by name) instead of stopping.
     """
 
-    train: str = "sample"
+    train: str | dict[str, float] = "sample"
     val: str | None = "sample"
     train_split: str = "train"
     val_split: str = "val"
@@ -258,6 +259,10 @@ class TrainArguments:
             section, key = name.split(".")
             if getattr(getattr(self, section), key) is not None:
                 positive[name] = getattr(getattr(self, section), key)
+        if isinstance(self.data.train, dict):
+            if self.data.streaming or not self.data.train:
+                raise ValueError(f"data.train is {self.data.train}; expected sources to mix, and no data.streaming")
+            positive.update({f"data.train.{name}": weight for name, weight in self.data.train.items()})
         for name, value in positive.items():
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
@@ -387,7 +392,9 @@ def _check(kind: Any, value: Any, key: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        (kind,) = [argument for argument in arguments if argument is not type(None)]
+        kinds = [argument for argument in arguments if argument is not type(None)]
+        # Of a plain value and a mapping, the value tells which is meant.
+        (kind,) = [kind for kind in kinds if is_open(kind) == isinstance(value, Mapping)] if len(kinds) > 1 else kinds
         return _check(kind, value, key)
     if kind is Any:
         return value

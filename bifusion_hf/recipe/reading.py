@@ -75,12 +75,14 @@ def _read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]
     return _overlaid(_read_recipe(found, (*extending, path)), values)
 
 
-def _overlaid(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `values` in place of its own, mappings entry by entry."""
+def _overlaid(base: dict[str, Any], values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`base` with `values` in place of its own: sections and open keys entry by entry, other mappings as a whole."""
+    whole = [name for name, kind in valid_keys().items() if not is_open(kind)]
     result = dict(base)
     for name, value in values.items():
-        both = isinstance(value, dict) and isinstance(base.get(name), dict)
-        result[name] = _overlaid(base[name], value) if both else value
+        key = f"{prefix}{name}"
+        both = isinstance(value, dict) and isinstance(base.get(name), dict) and key not in whole
+        result[name] = _overlaid(base[name], value, f"{key}.") if both else value
     return result
 
 

@@ -15,11 +15,12 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from ..data.mixture import Mixture, shuffled
 from ..recipe.arguments import DataArguments
 
 
 class UpdateSampler(Sampler[tuple[int, int]]):
-    """Keys (epoch, row) of all updates of a run, in order.
+    """Keys (epoch, row) of all updates of a run, in order; of a mixture, the epoch is the pass over the row's source.
 
     Frames that do not fill a whole update at the end of an epoch are left out of it; another permutation leaves out
     others.
@@ -30,18 +31,28 @@ class UpdateSampler(Sampler[tuple[int, int]]):
         total_updates: Updates of the whole run.
         seed: Of the permutations.
         start_update: Finished updates, when a run resumes.
+        mixture: Says which of the rows an epoch takes, and how often; None = each one once.
 
     Raises:
         ValueError: The data set is smaller than one update.
     """
 
-    def __init__(self, num_rows: int, frames_per_update: int, total_updates: int, seed: int, start_update: int = 0):
+    def __init__(
+        self,
+        num_rows: int,
+        frames_per_update: int,
+        total_updates: int,
+        seed: int,
+        start_update: int = 0,
+        mixture: Mixture | None = None,
+    ):
         self.updates_per_epoch = updates_per_epoch(num_rows, frames_per_update)
         self.num_rows = num_rows
         self.frames_per_update = frames_per_update
         self.total_updates = total_updates
         self.seed = seed
         self.start_update = start_update
+        self.mixture = mixture
 
     def __len__(self) -> int:
         return (self.total_updates - self.start_update) * self.frames_per_update
@@ -50,15 +61,15 @@ class UpdateSampler(Sampler[tuple[int, int]]):
         for update in range(self.start_update, self.total_updates):
             epoch, position = divmod(update, self.updates_per_epoch)
             if position == 0 or update == self.start_update:
-                order = self.epoch_order(epoch)
+                keys = self.epoch_keys(epoch)
             first = position * self.frames_per_update
-            for row in order[first : first + self.frames_per_update]:
-                yield epoch, row
+            yield from keys[first : first + self.frames_per_update]
 
-    def epoch_order(self, epoch: int) -> list[int]:
-        """Permutation of the rows in an epoch."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.num_rows, generator=generator).tolist()
+    def epoch_keys(self, epoch: int) -> list[tuple[int, int]]:
+        """The keys of an epoch, in order."""
+        if self.mixture is not None:
+            return self.mixture.epoch_keys(self.seed, epoch)
+        return shuffled([(epoch, row) for row in range(self.num_rows)], self.seed, epoch)
 
 
 def updates_per_epoch(num_rows: int, frames_per_update: int) -> int:

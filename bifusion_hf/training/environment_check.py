@@ -23,8 +23,9 @@ from packaging.requirements import Requirement
 
 from ..data.alignment import check_alignment
 from ..data.augmentation import AugmentationConfig, JointAugmentation
-from ..data.dataset import SampleMaker
+from ..data.dataset import FrameDataset
 from ..data.frames import load_frames
+from ..data.mixture import load_rows
 from ..import_utils import OPTIONAL_PACKAGES, is_available, torchvision_misfit
 from ..recipe.arguments import TrainArguments, check_names
 from ..recipe.reading import load_arguments
@@ -213,7 +214,7 @@ class EnvironmentCheck:
             rows = list(load_frames(source, name, streaming=True).take(self.num_frames))
             count = f"the first {len(rows)}, streamed,"
         else:
-            rows = load_frames(source, name)
+            rows = load_rows(source, name)
             count = f"{len(rows)} frames"
         if not len(rows):
             raise ValueError(f"{source}: split {name!r} has no frame")
@@ -256,16 +257,16 @@ class EnvironmentCheck:
         """Colours of points against their pixels; training frames as they are and augmented."""
         rows, arguments = self._rows[split], self.arguments
         chosen = np.unique(np.linspace(0, len(rows) - 1, self.num_frames).astype(int)).tolist()
-        makers = {"": SampleMaker(self.processor)}
+        datasets = {"": FrameDataset(rows, self.processor)}
         if split == "train":
             augmentation = AugmentationConfig(**arguments.data.augmentation)
             augmentation = JointAugmentation(augmentation) if arguments.data.augment else None
-            makers[" augmented"] = SampleMaker(
-                self.processor, training=True, augmentation=augmentation, seed=arguments.seed
+            datasets[" augmented"] = FrameDataset(
+                rows, self.processor, training=True, augmentation=augmentation, seed=arguments.seed
             )
         parts = []
-        for kind, maker in makers.items():
-            samples = [maker(rows[index], index, f"row {index}") for index in chosen]
+        for kind, dataset in datasets.items():
+            samples = [dataset[index] for index in chosen]
             worst = max(check_alignment(self.processor.collate([sample]), self.processor) for sample in samples)
             parts.append(f"{255 * worst:.2f}/255{kind}")
         if split == "train":

@@ -1,10 +1,7 @@
 """From a recipe to a trainer: model, weights to start from, processor, frames."""
 
-import copy
-import functools
 import hashlib
 import inspect
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +11,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch.utils.data import Dataset
 from transformers import PreTrainedConfig
 
 from ..configuration_bifusion import BiFusionConfig, BiFusionLossConfig
 from ..data.augmentation import AugmentationConfig, JointAugmentation
 from ..data.collator import BiFusionCollator
-from ..data.dataset import FrameDataset, SampleMaker
+from ..data.dataset import FrameDataset
 from ..data.frames import encode_png16, frame_from_row, load_frames
+from ..data.mixture import load_rows
 from ..evaluation import evaluate_model, headline
 from ..io.hub_files import pinned_name
 from ..layers.image_encoder import UNUSED_TOWER_OPTIONS
@@ -43,48 +40,6 @@ from .checkpoints import find_checkpoint
 from .data_loading import StreamedFrames
 from .setup import build_accelerator
 from .trainer import BiFusionTrainer
-
-
-class _OwnMaker:
-    """Holds a `SampleMaker` for each process: the epoch of the one given is shared by all loader workers."""
-
-    def __init__(self, maker: SampleMaker):
-        self._shared_maker = maker
-
-    @functools.cached_property
-    def maker(self) -> SampleMaker:
-        return copy.deepcopy(self._shared_maker)
-
-
-class KeyedFrames(_OwnMaker, Dataset):
-    """Samples of rows by (epoch, row), so that loader workers may run ahead into the next epoch.
-
-    Args:
-        rows: Rows of `load_frames`.
-        maker: Makes the samples.
-    """
-
-    def __init__(self, rows: Any, maker: SampleMaker):
-        super().__init__(maker)
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | None:
-        """The sample of a row in an epoch; None for a broken row that is skipped."""
-        epoch, row = key
-        self.maker.epoch = epoch
-        return self.maker(self.rows[row], row, f"row {row}")
-
-
-class RowPreparer(_OwnMaker):
-    """Samples of streamed rows; the frame's name stands for the row in its seed."""
-
-    def __call__(self, row: Mapping[str, Any], epoch: int, position: int) -> dict[str, Any] | None:
-        """The sample of a row in an epoch."""
-        self.maker.epoch = epoch
-        return self.maker(row, zlib.crc32(str(row.get("frame_id")).encode()), f"row {position} of the stream")
 
 
 def build_model(
@@ -258,7 +213,7 @@ def build_trainer(arguments: TrainArguments) -> BiFusionTrainer:
 
 def build_train_dataset(
     data: DataArguments, processor: BiFusionProcessor, accelerator: Accelerator, *, batch_size: int, seed: int
-) -> KeyedFrames | StreamedFrames:
+) -> FrameDataset | StreamedFrames:
     """Training frames, augmented as the recipe says.
 
     Args:
@@ -272,21 +227,34 @@ def build_train_dataset(
     if data.augment:
         check_names("data.augmentation", data.augmentation, AugmentationConfig.__dataclass_fields__)
         augmentation = JointAugmentation(AugmentationConfig(**data.augmentation))
-    maker = SampleMaker(
-        processor, training=True, augmentation=augmentation, seed=seed, skip_broken=data.skip_broken_rows
+    if data.streaming:
+        rows = load_frames(data.train, data.train_split, streaming=True)
+        rows = rows if data.max_train_frames is None else rows.take(data.max_train_frames)
+    else:
+        rows = load_rows(
+            data.train,
+            data.train_split,
+            lambda rows: _select(rows, data.max_train_frames, data, processor, accelerator),
+        )
+    frames = FrameDataset(
+        rows,
+        processor,
+        training=True,
+        augmentation=augmentation,
+        seed=seed,
+        skip_broken=data.skip_broken_rows,
     )
-    rows = load_frames(data.train, data.train_split, streaming=data.streaming)
     if data.streaming:
         return StreamedFrames(
-            rows if data.max_train_frames is None else rows.take(data.max_train_frames),
-            RowPreparer(maker),
+            rows,
+            frames.prepare_streamed,
             batch_size,
             seed=seed,
             shuffle_buffer=data.shuffle_buffer,
             num_processes=accelerator.num_processes,
             process_index=accelerator.process_index,
         )
-    return KeyedFrames(_select(rows, data.max_train_frames, data, processor, accelerator), maker)
+    return frames
 
 
 def build_evaluation(

@@ -156,7 +156,8 @@ class BiFusionTrainer:
             self.train_dataset.start_batch = self.update * self.accumulation
         else:
             rows, seed = len(self.train_dataset), self.arguments.seed
-            sampler = UpdateSampler(rows, self.frames_per_update, self.total_updates, seed, self.update)
+            mixture = getattr(self.train_dataset, "mixture", None)
+            sampler = UpdateSampler(rows, self.frames_per_update, self.total_updates, seed, self.update, mixture)
         return train_batches(self.train_dataset, sampler, self.batch_size, self.collate, data, self.accelerator)
 
     def _end(self) -> None:

@@ -105,6 +105,9 @@ def test_images_of_different_size_are_refused(processor, samples):
     other = {**samples[1], "image": samples[1]["image"][:60, :80]}
     with pytest.raises(ValueError, match="synthetic 0 120x160, synthetic 1 60x80; expected one size.*image_size"):
         processor.collate([samples[0], other])
+    # The pipeline calls every frame "frame".
+    with pytest.raises(ValueError, match="frame 120x160, frame 60x80; expected one size"):
+        processor.collate([{**sample, "frame_id": "frame"} for sample in (samples[0], other)])
 
 
 def test_skipped_frames_are_left_out(processor, samples):

@@ -7,8 +7,9 @@ from torch.utils.data import DataLoader
 
 from bifusion_hf.data.augmentation import AugmentationConfig, JointAugmentation
 from bifusion_hf.data.collator import BiFusionCollator
-from bifusion_hf.data.dataset import FrameDataset, StreamingFrameDataset
+from bifusion_hf.data.dataset import FrameDataset
 from bifusion_hf.data.frames import frame_features, frame_to_row, load_frames
+from bifusion_hf.data.mixture import Mixture
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 
 
@@ -84,12 +85,13 @@ def test_training_draws_follow_seed_epoch_and_row(rows, processor):
         assert reference["query_seed"] != other["query_seed"]
 
 
-def test_an_epoch_can_be_asked_for_directly(rows, processor):
+def test_a_key_with_its_epoch_stands_beside_the_epoch_that_is_set(rows, processor):
     data = FrameDataset(rows, processor, training=True)
-    asked = data.maker(rows[2], 2, "row 2", epoch=4)
-    assert data.maker.epoch == 0
+    first, asked = data[2], data[4, 2]
+    assert_same(data[2], first)
     data.set_epoch(4)
     assert_same(asked, data[2])
+    assert_same(data[0, 2], first)
 
 
 def test_alignment_is_measured_between_geometry_and_jitter(rows, processor):
@@ -147,68 +149,29 @@ def test_workers_give_the_same_samples_and_follow_the_epoch(rows, processor):
             assert torch.equal(one["query_seeds"], two["query_seeds"])
 
 
-# --- streaming
+def test_a_streamed_row_is_drawn_by_its_name_whoever_reads_it(folder, rows, processor):
+    stream = list(load_frames(folder, "train", streaming=True))
+    data = FrameDataset(stream, processor, training=True, augmentation=JointAugmentation(), seed=1)
+    sample = data.prepare_streamed(stream[2], 0, 2)
+    assert sample["frame_id"] == "synthetic 2"
+    other_place = FrameDataset([], processor, training=True, augmentation=JointAugmentation(), seed=1)
+    assert_same(other_place.prepare_streamed(rows[2], 0, 7), sample)
+    for other in (data.prepare_streamed(stream[2], 1, 2), data.prepare_streamed(stream[3], 0, 2)):
+        assert not np.array_equal(other["pixel_indices"], sample["pixel_indices"])
 
 
-def stream_names(folder, processor, num_processes, workers, **options):
-    names = []
-    for process in range(num_processes):
-        rows = load_frames(folder, "train", streaming=True)
-        data = StreamingFrameDataset(rows, processor, process_index=process, num_processes=num_processes, **options)
-        loader = DataLoader(data, batch_size=1, num_workers=workers, collate_fn=BiFusionCollator(processor))
-        names.append([batch["frame_ids"][0] for batch in loader])
-    return names
+def test_broken_rows_of_a_stream(rows, processor, caplog):
+    broken = broken_rows(rows)[4]
+    with pytest.raises(ValueError, match=r"row 1 of the stream \(frame 'synthetic 4'\) is broken"):
+        FrameDataset([], processor).prepare_streamed(broken, 0, 1)
+    assert FrameDataset([], processor, skip_broken=True).prepare_streamed(broken, 0, 1) is None
+    assert "'synthetic 4') is broken" in caplog.text
 
 
-@pytest.mark.parametrize(("num_processes", "workers"), [(1, 0), (2, 0), (3, 0), (1, 2), (2, 2)])
-def test_processes_and_workers_read_every_row_once(folder, processor, num_processes, workers):
-    names = stream_names(folder, processor, num_processes, workers)
-    assert sorted(sum(names, [])) == [f"synthetic {index}" for index in range(ROWS)]
-    assert all(names)
-
-
-def test_a_streamed_sample_does_not_depend_on_who_reads_it(folder, processor):
-    options = {"training": True, "augmentation": JointAugmentation(), "seed": 1}
-    samples = {}
-    for num_processes in (1, 2):
-        for process in range(num_processes):
-            rows = load_frames(folder, "train", streaming=True)
-            data = StreamingFrameDataset(
-                rows, processor, process_index=process, num_processes=num_processes, **options
-            )
-            for sample in data:
-                if sample["frame_id"] in samples:
-                    assert_same(sample, samples[sample["frame_id"]])
-                samples[sample["frame_id"]] = sample
-    assert len(samples) == ROWS
-    data = StreamingFrameDataset(load_frames(folder, "train", streaming=True), processor, **options)
-    data.set_epoch(1)
-    fresh = next(iter(data))
-    assert not np.array_equal(fresh["pixel_indices"], samples[fresh["frame_id"]]["pixel_indices"])
-
-
-def test_the_order_of_a_shuffled_stream_follows_the_epoch(folder, processor):
-    rows = load_frames(folder, "train", streaming=True).shuffle(seed=0, buffer_size=10, max_buffer_input_shards=1)
-    data = StreamingFrameDataset(rows, processor, training=True)
-    orders = []
-    for epoch in (0, 0, 1):
-        data.set_epoch(epoch)
-        orders.append([sample["frame_id"] for sample in data])
-    assert orders[0] == orders[1] != orders[2]
-    assert sorted(orders[0]) == sorted(orders[2])
-
-
-def test_a_process_index_out_of_range_is_refused(folder, processor):
-    rows = load_frames(folder, "train", streaming=True)
-    with pytest.raises(ValueError, match=r"process_index is 2; expected 0..1"):
-        StreamingFrameDataset(rows, processor, process_index=2, num_processes=2)
-
-
-def test_broken_rows_of_a_stream(folder, processor):
-    rows = load_frames(folder, "train", streaming=True).map(
-        lambda row, index: {**row, "depth_scale": None if index == 1 else row["depth_scale"]}, with_indices=True
-    )
-    with pytest.raises(ValueError, match=r"row 1 of this worker's stream \(frame 'synthetic 1'\) is broken"):
-        list(StreamingFrameDataset(rows, processor))
-    kept = list(StreamingFrameDataset(rows, processor, skip_broken=True))
-    assert len(kept) == ROWS - 1
+def test_rows_of_a_mixture_are_named_by_their_source(rows, processor):
+    mixture = Mixture({"plain": rows, "broken": broken_rows(rows)}, {"plain": 1, "broken": 1})
+    data = FrameDataset(mixture, processor)
+    assert len(data) == 2 * ROWS and data.mixture is mixture and FrameDataset(rows, processor).mixture is None
+    assert_same(data[ROWS + 3], FrameDataset(rows, processor)[3])
+    with pytest.raises(ValueError, match=r"row 2 of broken \(frame 'synthetic 2'\) is broken"):
+        data[ROWS + 2]

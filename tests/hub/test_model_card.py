@@ -103,6 +103,9 @@ def test_data_is_described_by_its_card_or_by_hand(tmp_path):
     (tmp_path / "README.md").write_text("---\npretty_name: Mine\nlicense: other\nlicense_name: house-rules\n---\n")
     assert describe_data(tmp_path).license == "house-rules"
     assert describe_data(tmp_path, license="mit").license == "mit"
+    mixed = describe_data({"sample": 1.0, str(tmp_path): 2.0})
+    assert mixed.name == f"{sample.name} and {describe_data(tmp_path).name}"
+    assert mixed.license == f"{sample.license} and house-rules"
 
 
 @pytest.mark.parametrize(

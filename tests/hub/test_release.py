@@ -90,6 +90,12 @@ def test_weights_to_start_from_are_named_without_their_folder(key, checkpoint, t
     assert all(b"/home/me" not in path.read_bytes() for path in (tmp_path / "r").iterdir())
 
 
+def test_the_sources_of_a_mixture_are_named_without_their_folder(checkpoint, tmp_path):
+    mixed = load_arguments("tiny", ["--data.train", "{/home/me/rooms: 1, org/tabletop: 2}"])
+    write_release(tmp_path / "r", checkpoint, recipe=mixed)
+    assert load_arguments(tmp_path / "r" / "recipe.yaml").data.train == {"rooms": 1.0, "org/tabletop": 2.0}
+
+
 def test_a_release_loads_as_the_checkpoint_does(release, checkpoint, tmp_path):
     original = BiFusionForInstanceSegmentation.from_pretrained(checkpoint)
     released = AutoModelForInstanceSegmentation.from_pretrained(release)

@@ -74,6 +74,26 @@ def test_wrong_keys_and_values_are_refused_by_name(words, message):
         load_arguments(None, words)
 
 
+def test_training_frames_come_from_one_source_or_a_mixture(tmp_path):
+    assert load_arguments(None, ["--data.train", "rooms"]).data.train == "rooms"
+    mixed = load_arguments(None, ["--data.train", "{rooms: 1, org/name@main: 2.5}"])
+    assert mixed.data.train == {"rooms": 1.0, "org/name@main": 2.5}
+    mixed.save(tmp_path / "mixed.yaml")
+    assert load_arguments(tmp_path / "mixed.yaml") == mixed
+    # Another mixture takes the place of the first: its sources are not added.
+    (tmp_path / "other.yaml").write_text("extends: mixed\ndata: {train: {tabletop: 1}}\n")
+    assert load_arguments(tmp_path / "other.yaml").data.train == {"tabletop": 1.0}
+    for words, message in (
+        (["--data.train", "3"], "data.train must be str"),
+        (["--data.train", "{rooms: many}"], "data.train.rooms must be float"),
+        (["--data.train", "{rooms: 0}"], "data.train.rooms must be positive"),
+        (["--data.train", "{}"], "expected sources to mix"),
+        (["--data.train", "{rooms: 1}", "--data.streaming", "--training.max_updates", "3"], "no data.streaming"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_arguments(None, words)
+
+
 def test_unknown_keys_of_a_file_are_refused(tmp_path):
     (tmp_path / "a.yaml").write_text("training:\n  epoch: 3\n")
     with pytest.raises(ValueError, match=r"unknown key 'training.epoch'; did you mean 'training.epochs'"):

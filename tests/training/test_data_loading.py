@@ -2,6 +2,7 @@ import datasets
 import pytest
 import torch
 
+from bifusion_hf.data.mixture import Mixture
 from bifusion_hf.training.data_loading import StreamedFrames, UpdateSampler, build_loader, updates_per_epoch
 
 
@@ -12,8 +13,10 @@ def test_every_update_is_a_slice_of_its_epochs_permutation():
     assert [epoch for epoch, _ in keys] == [0] * 8 + [1] * 8 + [2] * 4
     for epoch in (0, 1):
         rows = [row for key, row in keys if key == epoch]
-        assert rows == sampler.epoch_order(epoch)[:8] and len(set(rows)) == 8
-    assert sampler.epoch_order(0) != sampler.epoch_order(1)
+        assert sampler.epoch_keys(epoch)[:8] == [(epoch, row) for row in rows] and len(set(rows)) == 8
+    assert [row for _, row in sampler.epoch_keys(0)] != [row for _, row in sampler.epoch_keys(1)]
+    # The order is that of the first release: a run that began with it goes on.
+    assert [row for _, row in sampler.epoch_keys(1)] == [1, 9, 5, 6, 4, 3, 8, 0, 2, 7]
     assert list(UpdateSampler(10, 4, 5, seed=4)) != keys
 
 
@@ -21,6 +24,25 @@ def test_every_update_is_a_slice_of_its_epochs_permutation():
 def test_a_resumed_sampler_goes_on_in_the_middle_of_an_epoch(start):
     keys = list(UpdateSampler(10, 4, 5, seed=3))
     assert list(UpdateSampler(10, 4, 5, seed=3, start_update=start)) == keys[4 * start :]
+
+
+MIXTURE = Mixture({"a": range(7), "b": range(3)}, {"a": 1, "b": 1})
+
+
+@pytest.mark.parametrize("start", [1, 2, 3, 4])
+def test_a_mixture_resumes_in_the_middle_of_an_epoch(start):
+    keys = list(UpdateSampler(10, 4, 5, seed=3, mixture=MIXTURE))
+    assert [key for epoch in (0, 1, 2) for key in MIXTURE.epoch_keys(3, epoch)[:8]][:20] == keys
+    assert list(UpdateSampler(10, 4, 5, seed=3, start_update=start, mixture=MIXTURE)) == keys[4 * start :]
+
+
+def test_a_mixture_is_read_alike_by_any_number_of_workers():
+    keys = list(UpdateSampler(10, 4, 5, seed=3, mixture=MIXTURE))
+    for workers in (0, 2):
+        loader = build_loader(
+            Keys(), UpdateSampler(10, 4, 5, seed=3, mixture=MIXTURE), 2, collate_fn=list, num_workers=workers
+        )
+        assert [key for batch in loader for key in batch] == keys
 
 
 def test_too_few_frames_are_refused():

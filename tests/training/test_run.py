@@ -15,7 +15,7 @@ from bifusion_hf.training import run
 from bifusion_hf.training.checkpoints import list_checkpoints
 from bifusion_hf.training.metrics import read_metrics
 from bifusion_hf.training.plan import describe_plan, saved_bytes
-from bifusion_hf.training.run import KeyedFrames, build_model, build_processor, build_trainer, cache_superpoints
+from bifusion_hf.training.run import build_model, build_processor, build_trainer, cache_superpoints
 
 
 # A network of the real kind, small enough for seconds on one core.
@@ -173,7 +173,6 @@ def test_superpoints_are_computed_once_and_are_those_of_the_processor(monkeypatc
 def test_samples_depend_on_epoch_and_row_only(tmp_path):
     arguments = small_recipe(tmp_path)
     data = build_trainer(arguments).train_dataset
-    assert isinstance(data, KeyedFrames)
     first, second = data[0, 1], data[3, 1]
     again = data[0, 1]
     assert np.array_equal(first["points"], again["points"]) and first["query_seed"] == again["query_seed"]
@@ -304,6 +303,39 @@ def test_a_stream_of_several_shards_and_workers_trains_the_real_network(tmp_path
         if workers == 0:
             assert sorted(seen) == sorted(frames["frame_id"][:6])
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_mixture_trains_and_a_resumed_run_sees_the_same_frames(tmp_path):
+    (tmp_path / "data" / "data").mkdir(parents=True)
+    own = load_frames("sample", "train").select(range(6, 9))
+    own.to_parquet(str(tmp_path / "data" / "data" / "train-00000-of-00001.parquet"))
+    sections = {
+        "data": {"train": {"sample": 1, str(tmp_path / "data"): 2}, "val": None},
+        "training": {"epochs": 2},
+        "checkpoints": {"every_updates": 2, "keep": 9},
+    }
+
+    def train(folder, resume=None):
+        arguments = small_recipe(tmp_path / folder, **sections)
+        arguments.resume_from_checkpoint = resume
+        trainer = build_trainer(arguments)
+        seen = []
+        step = trainer._finish_update
+        trainer._finish_update = lambda window, values: (
+            seen.extend(name for batch in window for name in batch["frame_ids"]),
+            step(window, values),
+        )
+        trainer.train()
+        return seen, trainer
+
+    seen, trainer = train("whole")
+    # Four frames of the sample and three of its own fill three updates of two an epoch; five of seven are its own.
+    assert len(trainer.train_dataset) == 7 and trainer.total_updates == 6
+    assert trainer.train_dataset.mixture.shares() == {"sample": 2, str(tmp_path / "data"): 5}
+    assert set(seen) <= set(load_frames("sample", "train")["frame_id"][:4]) | set(own["frame_id"])
+    assert sum(name in own["frame_id"] for name in seen) >= 8
+    checkpoint = tmp_path / "whole" / "checkpoints" / "checkpoint-0000002"
+    assert train("resumed", str(checkpoint))[0] == seen[4:]
 
 
 def train_real(folder, batch_size, accumulation):
