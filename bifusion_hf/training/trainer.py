@@ -309,11 +309,7 @@ class BiFusionTrainer:
         if self.evaluate_model is None:
             return {}
         with self.recorder.timer.part("evaluation"):
-            if self.accelerator.num_processes > 1:
-                # Without SyncBatchNorm each process has running statistics of its own; the first one's are saved.
-                for buffer in self.network.buffers():
-                    buffer.copy_(broadcast(buffer))
-            network = self._saved_network()
+            network = self._network_to_keep()
             with eval_mode(network), torch.no_grad(), self.accelerator.autocast():
                 results = {name: float(value) for name, value in self.evaluate_model(network).items()}
             metric = self.arguments.evaluation.metric
@@ -326,14 +322,27 @@ class BiFusionTrainer:
             self.recorder.record_evaluation(self.update, results, self.best)
         return results
 
-    def _saved_network(self) -> nn.Module:
-        return self.network if self.ema is None else self.ema.module
+    def _network_to_keep(self) -> nn.Module:
+        """The (averaged) network, the same in every process; all of them call this together."""
+        if self.accelerator.num_processes > 1:
+            # Without SyncBatchNorm each process has running statistics of its own; the first one's are saved.
+            for buffer in self.network.buffers():
+                buffer.copy_(broadcast(buffer))
+        if self.ema is None:
+            return self.network
+        # Weights are averaged, buffers are not: progress and statistics are those of now. The average's own are from
+        # before the last update, and each process's own.
+        with torch.no_grad():
+            for average, buffer in zip(self.ema.module.buffers(), self.network.buffers(), strict=True):
+                average.copy_(buffer)
+        return self.ema.module
 
     def _write_model(self, folder: Path) -> None:
-        """Saves network and processor for `from_pretrained`."""
+        """Saves network and processor for `from_pretrained`; all processes call this together."""
+        network = self._network_to_keep()
 
         def write(partial: Path) -> None:
-            self._saved_network().save_pretrained(partial)
+            network.save_pretrained(partial)
             if self.processor is not None:
                 self.processor.save_pretrained(partial)
 

@@ -154,6 +154,35 @@ def test_what_is_unfrozen_later_is_averaged_over_processes(tmp_path):
     assert torch.equal(first["inner.weight"], second["inner.weight"])
 
 
+def average(folder):
+    arguments = recipe(folder, training={"batch_size": 2, "ema_decay": 0.5, "max_updates": 6})
+    trainer = make_trainer(arguments, config={"gate_warmup_steps": 6})
+    evaluated = []
+
+    def evaluate(model):
+        evaluated.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"all_ap_50%": float(trainer.update)}
+
+    trainer.evaluate_model = evaluate
+    trainer.train()
+    torch.save(evaluated, folder / f"evaluated_{trainer.accelerator.process_index}.pt")
+
+
+def test_all_processes_evaluate_the_same_average_with_the_gate_of_now(tmp_path):
+    """Each process has statistics of its own frames; at the end of the warm-up the gate is let go."""
+    join(run_processes(average, 2, tmp_path))
+    evaluated = [torch.load(tmp_path / f"evaluated_{rank}.pt") for rank in range(2)]
+    assert len(evaluated[0]) == 2
+    for first, second in zip(*evaluated, strict=True):
+        for name, value in first.items():
+            assert torch.equal(value, second[name]), name
+    assert [state["progress"].tolist() for state in evaluated[0]] == [[4, 6], [6, 6]]
+    for folder in ("best", "final"):
+        state = load_file(tmp_path / folder / "model.safetensors")
+        assert state["progress"].tolist() == [6, 6]
+        assert all(torch.equal(value, evaluated[0][-1][name]) for name, value in state.items()), folder
+
+
 def test_resuming_with_another_number_of_processes_is_refused(tmp_path):
     arguments = recipe(tmp_path, training={"batch_size": 4})
     make_trainer(arguments).train()
