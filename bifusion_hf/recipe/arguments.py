@@ -71,7 +71,8 @@ class DataArguments:
         prefetch_factor: Batches that each worker prepares ahead.
         cache_superpoints: Compute the over-segmentation of frames that carry none once, before the first update,
             instead of every time that a frame is read.
-        streaming: Read rows in order from the source instead of by index; needs `training.max_updates`.
+        streaming: Read rows in order from the source instead of by index; needs `training.max_updates`, and the
+            cadence of evaluations and checkpoints in updates.
         shuffle_buffer: Rows among which a streamed data set is shuffled.
         skip_broken_rows: Leave a row that cannot be read out of its batch (reported by name) instead of stopping.
     """
@@ -273,10 +274,23 @@ class TrainArguments:
                 raise ValueError(f"training.unfreeze_at.{name} must be a progress in [0, 1], got {progress}")
         if self.init.clip is not None and self.init.vision is not None:
             raise ValueError("init.clip and init.vision both fill the image tower: give one of them")
-        if self.data.streaming and self.training.max_updates is None:
+        if self.data.streaming:
+            self._check_stream()
+
+    def _check_stream(self):
+        if self.training.max_updates is None:
             raise ValueError("data.streaming has no known length: set training.max_updates")
-        if self.data.streaming and self.training.find_batch_size:
+        if self.training.find_batch_size:
             raise ValueError("training.find_batch_size needs rows by index, data.streaming has none")
+        cadences = {"checkpoints": self.checkpoints}
+        if self.data.val is not None:
+            cadences["evaluation"] = self.evaluation
+        for name, cadence in cadences.items():
+            if cadence.every_updates is None and cadence.every_epochs > 0:
+                raise ValueError(
+                    f"{name}.every_epochs is {cadence.every_epochs}, and data.streaming has no epochs: set "
+                    f"{name}.every_updates, or {name}.every_epochs 0 for the last update alone"
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainArguments":

@@ -160,6 +160,18 @@ class BiFusionTrainer:
             sampler = UpdateSampler(rows, self.frames_per_update, self.total_updates, seed, self.update, mixture)
         return train_batches(self.train_dataset, sampler, self.batch_size, self.collate, data, self.accelerator)
 
+    def _stream_readers(self) -> dict[str, int]:
+        """What decides which reader of a stream gives which row; empty where rows are taken by index."""
+        data = self.arguments.data
+        if not data.streaming:
+            return {}
+        # No worker reads as one does.
+        return {
+            "data.num_workers": max(1, data.num_workers),
+            "data.shuffle_buffer": data.shuffle_buffer,
+            "training.batch_size": self.batch_size,
+        }
+
     def _end(self) -> None:
         """Takes the process group apart; the network stays."""
         if self.accelerator.num_processes > 1:
@@ -360,6 +372,7 @@ class BiFusionTrainer:
             "best": self.best,
             "skipped": self.guard.skipped,
             "skipped_in_a_row": self.guard.in_a_row,
+            "stream": self._stream_readers(),
         }
         with self.recorder.timer.part("checkpoint"):
             return checkpoints.save_checkpoint(
@@ -416,6 +429,15 @@ class BiFusionTrainer:
                 f"{checkpoint} holds the random states of {state['num_processes']} processes, this run has "
                 f"{self.accelerator.num_processes}: resume with as many"
             )
+        # Older checkpoints do not tell.
+        here = self._stream_readers()
+        before = state.get("stream", here)
+        for key in {**before, **here}:
+            if before.get(key) != here.get(key):
+                raise ValueError(
+                    f"{checkpoint} has {key} {before.get(key)}, this run {here.get(key)}: other readers of a stream "
+                    "would give some rows twice and others never; keep it"
+                )
         self.update, self.best = state["update"], state["best"]
         if self.accelerator.is_main_process:
             checkpoints.drop_later(self.checkpoint_dir, self.update)

@@ -167,6 +167,7 @@ def test_a_part_without_gradient_is_named(overrides, monkeypatch):
 def test_mixed_precision_and_streaming(overrides, monkeypatch):
     monkeypatch.setattr(bifusion_hf.training.setup, "bfloat16_slowdown", lambda: 80.0)
     options = ["--training.mixed_precision", "bf16", "--data.streaming", "true", "--training.max_updates", "5"]
+    options += ["--evaluation.every_updates", "5", "--checkpoints.every_updates", "5"]
     check, results = run([*overrides, *options])
     assert check.passed, results
     assert "streamed" in results["train frames"].detail

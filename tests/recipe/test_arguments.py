@@ -94,6 +94,19 @@ def test_training_frames_come_from_one_source_or_a_mixture(tmp_path):
             load_arguments(None, words)
 
 
+def test_a_stream_has_a_cadence_in_updates():
+    """It has no epochs: with the default cadence nothing would be evaluated or saved before the last update."""
+    words = ["--data.streaming", "--training.max_updates", "1000000"]
+    for name in ("checkpoints", "evaluation"):
+        with pytest.raises(ValueError, match=rf"{name}.every_epochs is 1.*set {name}.every_updates"):
+            load_arguments(None, words)
+        words += [f"--{name}.every_updates", "100"]
+    assert load_arguments(None, words).evaluation.every_updates == 100
+    # Both ways of saying that it is wanted so.
+    quiet = ["--checkpoints.every_epochs", "0", "--data.val", "null"]
+    assert load_arguments(None, [*words[:3], *quiet]).checkpoints.every_updates is None
+
+
 def test_unknown_keys_of_a_file_are_refused(tmp_path):
     (tmp_path / "a.yaml").write_text("training:\n  epoch: 3\n")
     with pytest.raises(ValueError, match=r"unknown key 'training.epoch'; did you mean 'training.epochs'"):

@@ -244,12 +244,20 @@ def test_a_streamed_recipe_trains_and_resumes_identically(tmp_path, monkeypatch)
     }
     whole = build_trainer(small_recipe(tmp_path / "whole", **sections))
     whole.train()
+    assert len(list_checkpoints(whole.checkpoint_dir)) == 3
     arguments = small_recipe(tmp_path / "resumed", **sections)
     arguments.resume_from_checkpoint = str(tmp_path / "whole" / "checkpoints" / "checkpoint-0000001")
     resumed = build_trainer(arguments)
     resumed.train()
     state = resumed.network.state_dict()
     assert all(torch.equal(state[name], value) for name, value in whole.network.state_dict().items())
+    # Other readers would give rows twice and others never.
+    for key, value in (("num_workers", 2), ("shuffle_buffer", 5), ("streaming", False)):
+        setattr(arguments.data, key, value)
+        key = "num_workers" if key == "streaming" else key
+        with pytest.raises(ValueError, match=rf"checkpoint-0000001 has data.{key} \d, this run"):
+            build_trainer(arguments).train()
+        arguments.data.num_workers, arguments.data.shuffle_buffer = 0, 4
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -263,6 +271,7 @@ def test_broken_rows_are_named_and_skipped_only_if_asked(tmp_path, caplog, monke
         str(tmp_path / "data" / "data" / "train-00000-of-00001.parquet")
     )
     sections = {"training": {"max_updates": 2}, "data": {"train": str(tmp_path / "data"), "val": None}}
+    sections["checkpoints"] = {"every_epochs": 0}
     sections["data"].update(streaming=streaming, max_train_frames=None)
     place = r"row \d of the stream" if streaming else "row 2"
     with pytest.raises(ValueError, match=rf"{place} \(frame '{rows[2]['frame_id']}'\) is broken"):
@@ -288,7 +297,8 @@ def test_a_stream_of_several_shards_and_workers_trains_the_real_network(tmp_path
     losses = []
     for workers in (2, 2, 0):
         folder = tmp_path / str(len(losses))
-        arguments = small_recipe(folder, data={**data, "num_workers": workers}, training={"max_updates": 3})
+        sections = {"training": {"max_updates": 3}, "checkpoints": {"every_epochs": 0}}
+        arguments = small_recipe(folder, data={**data, "num_workers": workers}, **sections)
         trainer = build_trainer(arguments)
         seen = []
         step = trainer._finish_update
