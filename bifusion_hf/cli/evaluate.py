@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,9 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     if arguments.predictions is not None:
         from ..evaluation import PredictionFile, evaluate_predictions
 
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched > 1:
+            raise ValueError(f"--predictions needs one process; {launched} were launched")
         results, is_main = evaluate_predictions(PredictionFile(arguments.predictions), rows, **options), True
         source = {"predictions": str(arguments.predictions)}
     else:
@@ -107,13 +111,12 @@ def evaluate_checkpoint(
     arguments: argparse.Namespace, rows: Any, options: dict[str, Any]
 ) -> tuple[dict[str, Any], bool]:
     """Runs a checkpoint on the rows; see `run`."""
-    from accelerate import Accelerator
-
     from ..data.dataset import FrameDataset
     from ..evaluation import PredictionWriter, evaluate_model
     from ..hub.pretrained import load_pretrained
+    from ..training.setup import launched_accelerator
 
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.cpu)
+    accelerator = launched_accelerator(arguments.mixed_precision, cpu=arguments.cpu)
     if arguments.save_predictions is not None and accelerator.num_processes > 1:
         raise ValueError(f"--save_predictions needs one process; there are {accelerator.num_processes}")
     model, processor = load_pretrained(arguments.checkpoint)
@@ -137,7 +140,9 @@ def evaluate_checkpoint(
             **options,
         )
     results["protocol"]["mixed_precision"] = accelerator.mixed_precision
-    return results, accelerator.is_main_process
+    is_main = accelerator.is_main_process
+    accelerator.end_training()
+    return results, is_main
 
 
 def superpoint_source(rows: Any) -> str:

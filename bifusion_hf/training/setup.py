@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -46,11 +47,8 @@ def build_accelerator(
     """
     _check_launcher("ACCELERATE_MIXED_PRECISION", "training.mixed_precision", training.mixed_precision, "no")
     _check_launcher("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "training.accumulation", training.accumulation, "1")
-    _check_devices()
-    accelerator = Accelerator(
-        # Without it Accelerate ignores torchrun on a machine without GPU: N processes that each train alone.
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=training.mixed_precision,
+    accelerator = launched_accelerator(
+        training.mixed_precision,
         # The loop accumulates itself, because the counts of a whole window must be known before its first backward.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         # Schedules count updates, not frames: they do not depend on the number of processes.
@@ -60,13 +58,6 @@ def build_accelerator(
         # Every branch of the network always takes part, so there are no unused parameters to look for.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
     )
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != accelerator.num_processes:
-        raise ValueError(f"{launched} processes were launched, but Accelerate runs {accelerator.num_processes}")
-    if training.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError(
-            "training.mixed_precision fp16 needs a GPU: on a CPU Accelerate would silently train in float32; use bf16"
-        )
     if training.mixed_precision == "bf16" and accelerator.device.type == "cpu":
         warning = slow_bfloat16_warning()
         if warning:
@@ -76,6 +67,32 @@ def build_accelerator(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+    return accelerator
+
+
+def launched_accelerator(mixed_precision: str | None, *, cpu: bool = False, **options: Any) -> Accelerator:
+    """An Accelerator of all processes that were launched, on a machine without GPU too.
+
+    Args:
+        mixed_precision: `"no"`, `"bf16"` or `"fp16"`; None = Accelerate's setting.
+        cpu: Stay on the CPU.
+        options: For `Accelerator`.
+
+    Raises:
+        ValueError: fp16 on a CPU, or more processes than GPUs.
+    """
+    if not cpu:
+        _check_devices()
+    # Without it Accelerate ignores torchrun on a machine without GPU: N processes that each do everything alone.
+    cpu = cpu or not torch.accelerator.is_available()
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, **options)
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise ValueError(f"{launched} processes were launched, but Accelerate runs {accelerator.num_processes}")
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError(
+            "mixed_precision fp16 needs a GPU: on a CPU Accelerate would silently compute in float32; use bf16"
+        )
     return accelerator
 
 
@@ -123,7 +140,7 @@ def _check_devices() -> None:
     processes, devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.accelerator.device_count()
     if 0 < devices < processes and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         raise ValueError(
-            f"{processes} processes were launched on a machine with {devices} GPUs: launch one for each GPU, or train "
+            f"{processes} processes were launched on a machine with {devices} GPUs: launch one for each GPU, or stay "
             "on the CPU with ACCELERATE_USE_CPU=true"
         )
 

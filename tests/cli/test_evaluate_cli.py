@@ -1,19 +1,18 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
+import os
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from frame_factory import make_frame
+from processes import join, run_processes
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.cli.evaluate import main
 from bifusion_hf.data.dataset import FrameDataset
 from bifusion_hf.data.frames import frame_features, frame_to_row, load_frames
-from bifusion_hf.evaluation import PredictionFile
+from bifusion_hf.evaluation import PredictionFile, evaluator
 from bifusion_hf.evaluation.evaluator import predict_batch
 from bifusion_hf.labels import INSTANCE_CLASS_NAMES
 
@@ -94,15 +93,41 @@ def test_class_aware_checkpoint(folder, capsys):
     assert "class_aware" not in evaluate(folder, "--limit", "1", "--class_agnostic", checkpoint="aware")
 
 
-def test_script_runs_in_a_process_of_its_own(folder):
-    root = Path(__file__).parents[2]
-    output = folder / "script.json"
-    options = ["--data", folder / "frames", "--limit", "1", "--cpu", "--output", output]
-    command = [sys.executable, root / "scripts" / "evaluate.py", folder / "agnostic", *options]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=100, cwd=root)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "all_ap_50%: " in done.stdout
-    assert json.loads(output.read_text())["protocol"]["num_frames"] == 1
+def evaluate_launched(folder, source):
+    """As torchrun starts it on a machine without GPU; what it does is written beside the result."""
+    if not torch.accelerator.is_available():
+        del os.environ["ACCELERATE_USE_CPU"]
+    output = folder / f"launched_{os.environ['RANK']}.json"
+    words = [*source, "--data", str(folder / "frames"), "--batch_size", "1", "--output", str(output)]
+    seen = []
+    predict = evaluator.predict_batch
+
+    def watched(model, processor, batch):
+        seen.extend(batch["frame_ids"])
+        return predict(model, processor, batch)
+
+    evaluator.predict_batch = watched
+    try:
+        main(words)
+    except SystemExit as stop:
+        seen = str(stop)
+    (folder / f"seen_{os.environ['RANK']}.json").write_text(json.dumps(seen))
+
+
+def test_launched_processes_share_the_frames_and_one_writes(folder):
+    alone = evaluate(folder)
+    join(run_processes(evaluate_launched, 2, folder, [str(folder / "agnostic")]))
+    seen = [json.loads((folder / f"seen_{rank}.json").read_text()) for rank in range(2)]
+    assert [len(names) for names in seen] == [2, 2] and not set(seen[0]) & set(seen[1])
+    assert [path.name for path in folder.glob("launched_*.json")] == ["launched_0.json"]
+    together = json.loads((folder / "launched_0.json").read_text())
+    assert together["class_agnostic"] == alone["class_agnostic"] and together["semantic"] == alone["semantic"]
+
+
+def test_saved_predictions_are_for_one_process(folder):
+    join(run_processes(evaluate_launched, 2, folder, ["--predictions", str(folder / "none.parquet")]))
+    for rank in range(2):
+        assert "--predictions needs one process; 2 were launched" in (folder / f"seen_{rank}.json").read_text()
 
 
 @pytest.mark.parametrize(

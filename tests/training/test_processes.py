@@ -12,16 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from processes import join, run_processes
 from safetensors.torch import load_file
 from test_run import small_recipe
 from training_standin import (
     RecordingTrainer,
     StandInFrames,
     assert_same_updates,
-    join,
     make_trainer,
     recipe,
-    run_processes,
 )
 
 from bifusion_hf.training.checkpoints import list_checkpoints

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_standin import RecordingTrainer, assert_same_updates, join, run_processes
+from processes import join, run_processes
+from training_standin import RecordingTrainer, assert_same_updates
 
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.data.frames import frame_from_row, load_frames

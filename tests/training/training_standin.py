@@ -1,13 +1,9 @@
 """A small network with the contract of `BiFusionForInstanceSegmentation`, and frames for it."""
 
-import multiprocessing
-import os
-import socket
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import send_to_device
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -175,44 +171,6 @@ def assert_same_updates(first, second, tolerance=1e-8):
             assert abs(value - other_losses[name]) <= tolerance * max(1, abs(value)), name
         for a, b in zip(gradients, other_gradients, strict=True):
             assert (a - b).abs().max() <= tolerance * max(1.0, float(a.abs().max()))
-
-
-def run_processes(function, world, *args, gpus=False):
-    """Calls `function(*args)` in `world` processes with the environment that torchrun gives them.
-
-    Without `gpus` they stay on the CPU, where two processes need no second device.
-    """
-    # Forking is quick, but CUDA that an earlier test has started does not work in a forked process.
-    context = multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(world):
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS=1, ACCELERATE_USE_CPU=not gpus)
-        process = context.Process(target=_run_one, args=(environment, function, args))
-        process.start()
-        processes.append(process)
-    return processes
-
-
-def _run_one(environment, function, args):
-    os.environ.update({name: str(value) for name, value in environment.items()})
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    torch.set_num_threads(1)
-    # The process group ends with the process: gloo's own farewell waits for ever if the other side went first.
-    function(*args)
-
-
-def join(processes, timeout=300):
-    """Waits for the processes; none may have failed. The time is for machines that have much else to do."""
-    for process in processes:
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-    assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
 def make_trainer(
