@@ -138,7 +138,7 @@ class FrameProcessor(Protocol):
 class BiFusionCollator:
     """`collate_fn` of a DataLoader over `FrameDataset`.
 
-    Frames that the data set skipped (None) are left out of the batch.
+    Frames that the data set skipped (None) are left out of the batch; where all were, there is no batch (None).
 
     Args:
         processor: Gives the normalisation.
@@ -147,13 +147,11 @@ class BiFusionCollator:
     def __init__(self, processor: FrameProcessor):
         self.processor = processor
 
-    def __call__(self, samples: Sequence[Sample | None]) -> dict[str, Any]:
+    def __call__(self, samples: Sequence[Sample | None]) -> dict[str, Any] | None:
         """A batch as `collate_samples` describes it.
 
         Raises:
-            ValueError: All frames of the batch were skipped, or they do not fit one batch.
+            ValueError: The frames do not fit one batch.
         """
         kept = [sample for sample in samples if sample is not None]
-        if not kept:
-            raise ValueError(f"all {len(samples)} frames of the batch are broken")
-        return self.processor.collate(kept)
+        return self.processor.collate(kept) if kept else None

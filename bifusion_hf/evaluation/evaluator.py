@@ -5,6 +5,7 @@ nothing is carried to a mesh or to other frames, and superpoints play no part in
 """
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from ..data.collator import IGNORE, BiFusionCollator
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from ..modeling_bifusion import BiFusionForInstanceSegmentation
     from ..processing_bifusion import BiFusionProcessor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -274,10 +277,11 @@ def evaluate_model(
     Args:
         model: In eval mode, on its device; a wrapper of Accelerate is taken off.
         processor: Of the model. Its sampling seed makes the points the same in every run.
-        dataset: `data.dataset.FrameDataset` without augmentation, or an iterable one made for this process.
+        dataset: `data.dataset.FrameDataset` without augmentation. Broken frames that it skips are left out, and their
+            number is told under `"protocol"`.
         batch_size: Frames of one forward.
         num_workers: Worker processes of the loader.
-        limit: Evaluate the first frames only; not for a stream.
+        limit: Evaluate the first frames only.
         class_agnostic: Leave the labels of a class-aware network out.
         include_95: See `InstanceAveragePrecision`.
         accelerator: Of the run: processes and mixed precision; None = this process alone in the model's own precision.
@@ -290,7 +294,7 @@ def evaluate_model(
         The result in the form that `evaluation.results` describes; `evaluation.headline` picks the few main numbers.
 
     Raises:
-        ValueError: The model is in training mode, a frame has no instance labels, or `limit` is given for a stream.
+        ValueError: The model is in training mode, a frame has no instance labels, or all frames are broken.
     """
     if accelerator is not None:
         model = accelerator.unwrap_model(model)
@@ -304,34 +308,38 @@ def evaluate_model(
         groups=groups,
     )
     evaluator = FrameEvaluator(protocol)
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    rank, processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(
-        _frames_of_process(dataset, limit, accelerator),
+        Subset(dataset, range(rank, count, processes)),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=BiFusionCollator(processor),
     )
-    show = progress and (accelerator is None or accelerator.is_main_process)
+    show = progress and rank == 0
     with contextlib.nullcontext() if accelerator is None else accelerator.autocast():
         for batch in tqdm(loader, disable=not show, unit="batch"):
+            if batch is None:
+                continue
             if "mask_labels" not in batch:
                 raise ValueError(f"{', '.join(batch['frame_ids'])}: no instance labels; expected them for evaluation")
             for index, prediction in enumerate(predict_batch(model, processor, batch)):
-                count = len(prediction.pixel_indices)
+                points = len(prediction.pixel_indices)
                 frame = FrameEvaluator(protocol)
                 frame.update(
                     prediction,
-                    instance_ids_of_masks(batch["mask_labels"][index][:, :count]),
+                    instance_ids_of_masks(batch["mask_labels"][index][:, :points]),
                     to_array(batch["class_labels"][index]),
-                    to_array(batch["semantic_labels"][index, :count]) if "semantic_labels" in batch else None,
+                    to_array(batch["semantic_labels"][index, :points]) if "semantic_labels" in batch else None,
                 )
                 evaluator.merge(frame)
                 if on_prediction is not None:
                     on_prediction(prediction)
                 if on_frame is not None:
                     on_frame(prediction, frame)
-    if accelerator is not None and accelerator.num_processes > 1:
+    if processes > 1:
         evaluator = _merged(evaluator)
-    return evaluator.compute(processor_protocol(processor))
+    return evaluator.compute({**processor_protocol(processor), **_skipped(evaluator, count, tell=rank == 0)})
 
 
 def processor_protocol(processor: "BiFusionProcessor") -> dict[str, Any]:
@@ -345,15 +353,14 @@ def processor_protocol(processor: "BiFusionProcessor") -> dict[str, Any]:
     }
 
 
-def _frames_of_process(dataset: Dataset, limit: int | None, accelerator: "Accelerator | None") -> Dataset:
-    if isinstance(dataset, IterableDataset):
-        if limit is not None:
-            raise ValueError(f"limit is {limit}; expected None for a stream (take the rows before)")
-        return dataset
-    count = len(dataset) if limit is None else min(limit, len(dataset))
-    if accelerator is None:
-        return Subset(dataset, range(count))
-    return Subset(dataset, range(accelerator.process_index, count, accelerator.num_processes))
+def _skipped(evaluator: FrameEvaluator, count: int, tell: bool) -> dict[str, int]:
+    """The entry of the protocol about frames, of `count`, that the data set skipped; empty where there is none."""
+    skipped = count - evaluator.metrics["class_agnostic"].num_frames
+    if count and skipped == count:
+        raise ValueError(f"all {count} frames are broken; expected at least one that can be evaluated")
+    if skipped and tell:
+        logger.warning("%d of %d frames are broken and left out of the evaluation", skipped, count)
+    return {"skipped_frames": skipped} if skipped else {}
 
 
 def _merged(evaluator: FrameEvaluator) -> FrameEvaluator:

@@ -178,14 +178,14 @@ def train_batches(
     collate: Callable[[list], Any],
     data: DataArguments,
     accelerator: Accelerator,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, Any] | None]:
     """Batches of this process for all updates that a run has left, on its device.
 
     Args:
         dataset: Map-style, indexed by (epoch, row), or `StreamedFrames`.
         sampler: Keys of all updates; None for a stream.
         batch_size: Frames of one forward in one process.
-        collate: List of samples -> batch.
+        collate: List of samples -> batch; None passes through.
         data: Section of the recipe; says how many workers there are and how far they run ahead.
         accelerator: Of the run.
     """

@@ -257,21 +257,30 @@ class EnvironmentCheck:
         """Colours of points against their pixels; training frames as they are and augmented."""
         rows, arguments = self._rows[split], self.arguments
         chosen = np.unique(np.linspace(0, len(rows) - 1, self.num_frames).astype(int)).tolist()
-        datasets = {"": FrameDataset(rows, self.processor)}
+        skip = arguments.data.skip_broken_rows
+        datasets = {"": FrameDataset(rows, self.processor, skip_broken=skip)}
         if split == "train":
             augmentation = AugmentationConfig(**arguments.data.augmentation)
             augmentation = JointAugmentation(augmentation) if arguments.data.augment else None
             datasets[" augmented"] = FrameDataset(
-                rows, self.processor, training=True, augmentation=augmentation, seed=arguments.seed
+                rows,
+                self.processor,
+                training=True,
+                augmentation=augmentation,
+                seed=arguments.seed,
+                skip_broken=skip,
             )
         parts = []
         for kind, dataset in datasets.items():
-            samples = [dataset[index] for index in chosen]
+            samples = [sample for sample in (dataset[index] for index in chosen) if sample is not None]
+            if not samples:
+                raise ValueError(f"all {len(chosen)} frames that were looked at are broken")
             worst = max(check_alignment(self.processor.collate([sample]), self.processor) for sample in samples)
             parts.append(f"{255 * worst:.2f}/255{kind}")
         if split == "train":
             self._samples = samples
-        return f"{len(chosen)} frames, at most {', '.join(parts)}"
+        broken = f", {len(chosen) - len(samples)} of them broken and skipped" if len(samples) < len(chosen) else ""
+        return f"{len(chosen)} frames{broken}, at most {', '.join(parts)}"
 
     def _step(self) -> str:
         samples = [sample for sample in self._samples if sample.get("instance") is not None]

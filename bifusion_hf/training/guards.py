@@ -23,53 +23,70 @@ class OutOfMemoryError(RuntimeError):
 
 
 class NonFiniteGuard:
-    """Skips updates whose loss or gradient is not finite, and counts them.
+    """Skips updates whose loss or gradient is not finite, or that have no frame, and counts them.
 
     Args:
         network: Its buffers are put back when an update is skipped: a forward pass with a NaN has written the NaN into
             the running statistics too, which no later update would heal.
-        limit: Skipped updates in a row at which the run stops.
+        limit: Skipped updates in a row at which the run stops. Those in which fp16 has yet to find its scale do not
+            count.
     """
 
     def __init__(self, network: nn.Module, limit: int):
         self.network = network
         self.limit = limit
         self.skipped = self.in_a_row = 0
+        self._reason = self._advice = ""
         self._buffers: list[torch.Tensor] = []
 
     def remember(self) -> None:
         """Keeps the buffers as they are before the forward pass."""
         self._buffers = [buffer.clone() for buffer in self.network.buffers()]
 
-    def accept(self, values: Mapping[str, float]) -> bool:
+    def accept(self, values: Mapping[str, float], scaler: torch.amp.GradScaler | None = None) -> bool:
         """Whether an update may be made; if not, the buffers are put back.
 
         Args:
-            values: Loss terms and gradient norm, the same in every process.
+            values: Loss terms and `grad_norm`, the same in every process.
+            scaler: Of fp16. A scale above 1 may be why a gradient is not finite; the scaler then halves it.
         """
-        finite = all(math.isfinite(value) for value in values.values())
-        if finite:
+        wild = {name: value for name, value in values.items() if not math.isfinite(value)}
+        if not wild:
             self.in_a_row = 0
-        else:
+            return True
+        with torch.no_grad():
+            for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
+                buffer.copy_(before)
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        if set(wild) == {"grad_norm"} and scale > 1:
             self.skipped += 1
-            self.in_a_row += 1
-            with torch.no_grad():
-                for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
-                    buffer.copy_(before)
-        return finite
+            self._reason = f"the gradients overflow float16 at a scale of {scale:g}, which is halved"
+        else:
+            numbers = ", ".join(f"{name} {value:g}" for name, value in wild.items())
+            advice = "a lower optimizer.learning_rate or a lower optimizer.max_grad_norm, or bf16 in place of fp16"
+            self._count(f"{numbers}, not finite", advice)
+        return False
 
-    def report(self, update: int, values: Mapping[str, float], frames: Sequence[str]) -> str:
+    def pass_over(self) -> None:
+        """Counts an update without a frame that can be read."""
+        self._count("none of its frames can be read", "frames that are whole: so many broken ones are no accident")
+
+    def _count(self, reason: str, advice: str) -> None:
+        self.skipped += 1
+        self.in_a_row += 1
+        self._reason, self._advice = reason, advice
+
+    def report(self, update: int, frames: Sequence[str]) -> str:
         """A line about the update that was skipped.
 
         Raises:
             NonFiniteError: It was the last one allowed in a row.
         """
-        numbers = ", ".join(f"{name} {value:g}" for name, value in values.items() if not math.isfinite(value))
-        message = f"update {update}: {numbers}, not finite; frames {', '.join(frames)}"
+        message = f"update {update}: {self._reason}" + (f"; frames {', '.join(frames)}" if frames else "")
         if self.in_a_row >= self.limit:
             raise NonFiniteError(
-                f"{message}. That is {self.in_a_row} updates in a row (training.max_nonfinite_updates). Try a lower "
-                "optimizer.learning_rate or a lower optimizer.max_grad_norm, or bf16 in place of fp16"
+                f"{message}. That is {self.in_a_row} updates in a row (training.max_nonfinite_updates). Try "
+                f"{self._advice}"
             )
         return f"{message}. Update skipped, {self.skipped} so far"
 

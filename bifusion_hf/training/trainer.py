@@ -44,7 +44,7 @@ class BiFusionTrainer:
             and `loss_dict`; `count_loss_samples(**batch)`; `set_training_progress(update, total)`; `save_pretrained`.
         processor: Saved with the model; undoes the normalisation for the alignment check.
         train_dataset: Map-style data set indexed by (epoch, row), or `StreamedFrames`.
-        collate: List of samples -> batch.
+        collate: List of samples -> batch; None where all samples are None, of broken rows.
         evaluate: Model in eval mode -> numbers, among them `evaluation.metric`; called in every process. None = no
             evaluation.
         accelerator: Made from the recipe where None.
@@ -59,7 +59,7 @@ class BiFusionTrainer:
         model: nn.Module,
         processor: Any,
         train_dataset: Any,
-        collate: Callable[[list], Batch],
+        collate: Callable[[list], Batch | None],
         evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
         accelerator: Accelerator | None = None,
     ):
@@ -103,7 +103,7 @@ class BiFusionTrainer:
             compile_dense_parts(self.network)
         self.model = self.accelerator.prepare_model(self.network)
         checkpoints.register_weights(self.accelerator, self.network, self.ema, processor)
-        self.update = 0
+        self.update = self.skipped_batches = 0
         self.best: dict[str, float] = {}
 
     @property
@@ -137,8 +137,8 @@ class BiFusionTrainer:
                 self.evaluate()
             while self.update < self.total_updates:
                 with self.recorder.timer.part("data"):
-                    window = [next(batches) for _ in range(self.accumulation)]
-                self._finish_update(window, self._run_update(window))
+                    window = self._next_window(batches)
+                self._finish_update(window, self._run_update(window) if window else self._pass_over())
                 if self._due(self.arguments.evaluation, self.update):
                     results = self.evaluate()
                 if self._due(self.arguments.checkpoints, self.update):
@@ -180,6 +180,32 @@ class BiFusionTrainer:
             self.model = self.network
             self.accelerator.free_memory()
         self.accelerator.end_training()
+
+    def _next_window(self, batches: Iterator[Batch | None]) -> list[Batch]:
+        """The batches of the next update, without those of which all frames are broken and skipped.
+
+        All processes make the same number of passes, in each of which they wait for one another: where one has a batch
+        less, the others leave one out too.
+        """
+        window = [batch for batch in (next(batches) for _ in range(self.accumulation)) if batch is not None]
+        if not self.arguments.data.skip_broken_rows:
+            return window
+        left = self.accelerator.gather(torch.tensor([len(window)], device=self.accelerator.device)).tolist()
+        if min(left) < self.accumulation:
+            whole = gather_object([name for batch in window[min(left) :] for name in batch.get("frame_ids", [])])
+            self.skipped_batches += sum(self.accumulation - number for number in left)
+            others = f"; so that all processes keep step, whole frames too: {', '.join(whole)}" if whole else ""
+            self.recorder.warning(
+                f"update {self.update + 1} is smaller: batches of broken frames alone are left out, "
+                f"{self.skipped_batches} so far{others}"
+            )
+        return window[: min(left)]
+
+    def _pass_over(self) -> dict[str, float]:
+        """Takes the place of `_run_update` where an update has no frame."""
+        self.guard.pass_over()
+        self.scheduler.step()
+        return {"skipped": 1.0, "points": 0}
 
     def _run_update(self, window: list[Batch]) -> dict[str, float]:
         """Forward, backward and optimizer step over an accumulation window.
@@ -231,7 +257,7 @@ class BiFusionTrainer:
             losses = self.accelerator.reduce(torch.stack(list(sums.values())), "sum")
             *numbers, norm = torch.cat([losses, norm.double().reshape(1)]).tolist()
         values = {**dict(zip(sums, numbers, strict=True)), "grad_norm": norm}
-        accepted = self.guard.accept(values)
+        accepted = self.guard.accept(values, self.accelerator.scaler)
         if accepted:
             with timer.part("audit"):
                 self.audit.observe(self.update + 1, counts)
@@ -289,7 +315,7 @@ class BiFusionTrainer:
         self.audit.record_values(values)
         if values["skipped"]:
             frames = gather_object([name for batch in window for name in batch.get("frame_ids", [])])
-            self.recorder.warning(self.guard.report(self.update, values, frames))
+            self.recorder.warning(self.guard.report(self.update, frames))
         if self.update <= ALIGNMENT_UPDATES and self.processor is not None:
             with self.recorder.timer.part("audit"):
                 errors = [check_alignment(batch, self.processor) for batch in window if "pixel_values" in batch]
@@ -308,6 +334,7 @@ class BiFusionTrainer:
                 "epoch": self.update / (self.updates_per_epoch or self.total_updates),
                 "memory_gib": memory_gib(self.accelerator.device),
                 "skipped_updates": self.guard.skipped,
+                "skipped_batches": self.skipped_batches,
             }
             self.recorder.record_update(self.update, {**values, **rates, **state})
         if self._is_audited(self.update):
@@ -372,6 +399,7 @@ class BiFusionTrainer:
             "best": self.best,
             "skipped": self.guard.skipped,
             "skipped_in_a_row": self.guard.in_a_row,
+            "skipped_batches": self.skipped_batches,
             "stream": self._stream_readers(),
         }
         with self.recorder.timer.part("checkpoint"):
@@ -442,6 +470,7 @@ class BiFusionTrainer:
         if self.accelerator.is_main_process:
             checkpoints.drop_later(self.checkpoint_dir, self.update)
         self.guard.skipped, self.guard.in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.skipped_batches = state.get("skipped_batches", 0)
         self._unfreeze()
         self.accelerator.load_state(str(checkpoint))
 

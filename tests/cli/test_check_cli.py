@@ -152,6 +152,19 @@ def test_frames_without_labels_cannot_train(overrides, tmp_path):
     assert "no" in results["forward, backward"].detail and "instance labels" in results["forward, backward"].detail
 
 
+def test_broken_frames_are_named_or_skipped_as_in_training(overrides, tmp_path):
+    write_frames(tmp_path / "part", "train")
+    path = tmp_path / "part" / "data" / "train-00000-of-00001.parquet"
+    rows = datasets.Dataset.from_parquet(str(path), features=frame_features()).to_list()
+    rows[2]["depth"] = {"bytes": b"no image", "path": None}
+    datasets.Dataset.from_list(rows, features=frame_features()).to_parquet(path)
+    words = [*overrides, "--data.train", str(tmp_path / "part"), "--data.val", "null"]
+    _, results = run(words)
+    assert "row 2 (frame 'room 2') is broken" in results["alignment (train)"].detail
+    check, results = run([*words, "--data.skip_broken_rows"])
+    assert check.passed and "2 frames, 1 of them broken and skipped" in results["alignment (train)"].detail
+
+
 def test_a_part_without_gradient_is_named(overrides, monkeypatch):
     from bifusion_hf.layers.superpoint_pooling import SuperpointPooling
 

@@ -1,12 +1,10 @@
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from perfect_network import PerfectNetwork, readable_frame, readable_processor
+from processes import join, run_processes
 
 from bifusion_hf.data.dataset import FrameDataset
 from bifusion_hf.evaluation import evaluate_model, headline, save_results
@@ -108,42 +106,39 @@ def test_refusals(frames):
         evaluate(processor, unlabelled)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_broken_frame_alone_in_its_batch_is_left_out_and_counted(frames, batch_size, caplog):
+    processor = readable_processor(class_aware=False)
+    broken = {"frame_id": "synthetic 9"}
+    dataset = FrameDataset([*frames[:2], broken], processor, skip_broken=True)
+    result = evaluate_model(PerfectNetwork(processor), processor, dataset, batch_size=batch_size)
+    assert "frame 'synthetic 9') is broken" in caplog.text and "1 of 3 frames are broken and left out" in caplog.text
+    protocol = result["protocol"]
+    assert (protocol.pop("skipped_frames"), protocol["num_frames"]) == (1, 2)
+    assert json.dumps(result) == json.dumps(evaluate(processor, frames[:2]))
+    with pytest.raises(ValueError, match="all 1 frames are broken"):
+        evaluate_model(PerfectNetwork(processor), processor, FrameDataset([broken], processor, skip_broken=True))
+
+
 def test_instance_ids_of_masks():
     masks = np.array([[1, 0, 0, 0], [0, 0, 1, 1]], dtype=bool)
     np.testing.assert_array_equal(instance_ids_of_masks(masks), [0, -1, 1, 1])
     np.testing.assert_array_equal(instance_ids_of_masks(np.zeros((0, 2), bool)), [-1, -1])
 
 
-SCRIPT = """
-import sys
-from accelerate import Accelerator
-from bifusion_hf.data.dataset import FrameDataset
-from bifusion_hf.evaluation import evaluate_model, save_results
-from perfect_network import PerfectNetwork, readable_frame, readable_processor
-
-accelerator = Accelerator(cpu=True)
-assert accelerator.num_processes == 2
-processor = readable_processor(class_aware=True)
-dataset = FrameDataset([readable_frame(seed) for seed in range(5)], processor)
-network = PerfectNetwork(processor, confused=[3])
-seen = []
-result = evaluate_model(network, processor, dataset, accelerator=accelerator, on_prediction=seen.append)
-assert len(seen) == (3 if accelerator.is_main_process else 2)
-save_results(result, f"{sys.argv[1]}.{accelerator.process_index}")
-"""
+def evaluate_in_two(folder):
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    processor = readable_processor(class_aware=True)
+    dataset = FrameDataset([readable_frame(seed) for seed in range(5)], processor)
+    network, seen = PerfectNetwork(processor, confused=[3]), []
+    result = evaluate_model(network, processor, dataset, accelerator=accelerator, on_prediction=seen.append)
+    assert len(seen) == (3 if accelerator.is_main_process else 2)
+    save_results(result, folder / f"result.{accelerator.process_index}")
 
 
 def test_two_processes_give_the_result_of_one(frames, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launch, str(script), str(tmp_path / "result")]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, cwd=here.parent.parent
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    join(run_processes(evaluate_in_two, 2, tmp_path))
     save_results(evaluate(readable_processor(class_aware=True), frames, confused=[3]), tmp_path / "expected")
     for process in range(2):
         assert (tmp_path / f"result.{process}").read_text() == (tmp_path / "expected").read_text()

@@ -153,6 +153,24 @@ def test_what_is_unfrozen_later_is_averaged_over_processes(tmp_path):
     assert torch.equal(first["inner.weight"], second["inner.weight"])
 
 
+def skip_broken(folder):
+    sections = {"data": {"skip_broken_rows": True}, "training": {"batch_size": 1, "accumulation": 2, "epochs": 2}}
+    trainer = make_trainer(recipe(folder, **sections), frames=StandInFrames(broken={2, 5}), cls=RecordingTrainer)
+    trainer.train()
+    torch.save([trainer.seen, trainer.skipped_batches], folder / f"seen_{trainer.accelerator.process_index}.pt")
+
+
+def test_a_process_without_a_whole_frame_keeps_step_with_the_others(tmp_path, capfd):
+    """At batch size 1 a broken frame is a batch that one process has not."""
+    join(run_processes(skip_broken, 2, tmp_path), timeout=60)
+    (first, skipped), (second, other) = (torch.load(tmp_path / f"seen_{rank}.pt") for rank in range(2))
+    assert skipped == other == 2 * 2
+    assert_same_updates(first, second, tolerance=0)
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 8 + 2
+    told = capfd.readouterr().out
+    assert "so that all processes keep step, whole frames too: frame_" in told and "4 so far" in told
+
+
 def average(folder):
     arguments = recipe(folder, training={"batch_size": 2, "ema_decay": 0.5, "max_updates": 6})
     trainer = make_trainer(arguments, config={"gate_warmup_steps": 6})

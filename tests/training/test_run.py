@@ -4,8 +4,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from processes import join, run_processes
+from torch import nn
 from training_standin import RecordingTrainer, assert_same_updates
 
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor
@@ -262,29 +262,40 @@ def test_a_streamed_recipe_trains_and_resumes_identically(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_broken_rows_are_named_and_skipped_only_if_asked(tmp_path, caplog, monkeypatch, streaming):
+def test_broken_rows_are_named_and_skipped_only_if_asked(tmp_path, caplog, capsys, monkeypatch, streaming):
+    """Alone in its batch, in training and in evaluation, a broken row leaves no batch at all."""
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
-    rows = [dict(row) for row in load_frames("sample", "train").select(range(4))]
+    rows = [dict(row) for row in load_frames("sample", "train").select(range(3))]
     rows[2]["depth"] = {"bytes": b"no image", "path": None}
     (tmp_path / "data" / "data").mkdir(parents=True)
     features = load_frames("sample", "train").features
-    datasets.Dataset.from_list(rows, features=features).to_parquet(
-        str(tmp_path / "data" / "data" / "train-00000-of-00001.parquet")
-    )
-    sections = {"training": {"max_updates": 2}, "data": {"train": str(tmp_path / "data"), "val": None}}
-    sections["checkpoints"] = {"every_epochs": 0}
-    sections["data"].update(streaming=streaming, max_train_frames=None)
+    for split in ("train", "val"):
+        table = datasets.Dataset.from_list(rows, features=features)
+        table.to_parquet(str(tmp_path / "data" / "data" / f"{split}-00000-of-00001.parquet"))
+    folder = str(tmp_path / "data")
+    sections = {
+        "training": {"max_updates": 3, "batch_size": 1},
+        "data": {"train": folder, "val": folder, "streaming": streaming, "max_train_frames": None},
+        "evaluation": {"every_epochs": 0, "batch_size": 2},
+        "checkpoints": {"every_epochs": 0},
+    }
+    sections["data"]["max_val_frames"] = None
     place = r"row \d of the stream" if streaming else "row 2"
     with pytest.raises(ValueError, match=rf"{place} \(frame '{rows[2]['frame_id']}'\) is broken"):
         build_trainer(small_recipe(tmp_path / "a", **sections)).train()
     sections["data"]["skip_broken_rows"] = True
     trainer = build_trainer(small_recipe(tmp_path / "b", **sections))
     caplog.clear()
+    capsys.readouterr()
     trainer.train()
-    assert trainer.update == 2 and f"'{rows[2]['frame_id']}') is broken" in caplog.text
-    # The row is left out, and its batch is smaller.
-    lines = [line for line in read_metrics(tmp_path / "b" / "metrics.jsonl") if "loss" in line]
-    assert sorted(line["points"] for line in lines) == [600, 1200]
+    assert trainer.update == 3 and f"'{rows[2]['frame_id']}') is broken" in caplog.text
+    assert "1 of 3 frames are broken and left out of the evaluation" in caplog.text
+    told = capsys.readouterr().out
+    assert "batches of broken frames alone are left out, 1 so far" in told
+    assert "none of its frames can be read. Update skipped, 1 so far" in told
+    lines = [line for line in read_metrics(tmp_path / "b" / "metrics.jsonl") if "points" in line]
+    assert sorted(line["points"] for line in lines) == [0, 600, 600]
+    assert (lines[-1]["skipped_updates"], lines[-1]["skipped_batches"]) == (1, 1)
 
 
 def test_a_stream_of_several_shards_and_workers_trains_the_real_network(tmp_path, monkeypatch):

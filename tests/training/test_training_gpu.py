@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from processes import join, run_processes
 from torch import nn
-from training_standin import join, make_trainer, recipe, run_processes
+from training_standin import make_trainer, recipe
 
 from bifusion_hf.training.checkpoints import list_checkpoints
 from bifusion_hf.training.metrics import read_metrics

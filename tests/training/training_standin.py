@@ -90,17 +90,20 @@ class StandIn(PreTrainedModel):
 
 
 class StandInFrames(torch.utils.data.Dataset):
-    """Random clouds of 5 to 12 points by (epoch, row); every third one has no class."""
+    """Random clouds of 5 to 12 points by (epoch, row); every third one has no class, and broken rows are skipped."""
 
-    def __init__(self, length=16, poison=()):
+    def __init__(self, length=16, poison=(), broken=()):
         self.length = length
         self.poison = poison
+        self.broken = broken
 
     def __len__(self):
         return self.length
 
     def __getitem__(self, key):
         epoch, row = key
+        if row in self.broken:
+            return None
         rng = np.random.default_rng([7, epoch, row])
         points = rng.normal(size=(int(rng.integers(5, 13)), 3)).astype(np.float32)
         if (epoch, row) in self.poison:
@@ -110,6 +113,9 @@ class StandInFrames(torch.utils.data.Dataset):
 
 
 def collate(samples):
+    samples = [sample for sample in samples if sample is not None]
+    if not samples:
+        return None
     clouds = [torch.from_numpy(sample["points"]) for sample in samples]
     points = nn.utils.rnn.pad_sequence(clouds, batch_first=True)
     sizes = torch.tensor([len(cloud) for cloud in clouds])
