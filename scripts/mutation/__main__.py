@@ -4,6 +4,8 @@ import argparse
 import hashlib
 import json
 import random
+import signal
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -52,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--report", action="store_true", help="run nothing, report RESULTS")
     arguments = parser.parse_args(argv)
     if not arguments.report:
+        # So that the tests that run at the moment end too.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
         run(arguments)
     print(report(read_results(arguments.results), arguments.only))
 

@@ -39,15 +39,16 @@ NEIGHBOURS = {
     "data": ["tests/recipe/test_recipe_keys.py", "tests/test_processing_bifusion.py", "tests/cli/test_options.py"],
     "postprocessing.py": ["tests/test_processing_bifusion.py", "tests/test_configuration_fields.py"],
     "processing_bifusion.py": ["tests/test_configuration_fields.py"],
-    "weights": ["tests/weights"],
 }
 
 
 def tests_of(path: str, root: Path) -> list[str]:
     """Test files and folders of a source file, those of its mirrored folder included."""
     parts = Path(path).relative_to(PACKAGE).parts
-    mirrored = ["/".join(("tests", *parts[:-1]))] if len(parts) > 1 else [f"tests/test_{parts[0]}"]
-    found = [*mirrored, *NEIGHBOURS.get(parts[0], ())]
+    mirrored = "/".join(("tests", *parts[:-1])) if len(parts) > 1 else f"tests/test_{parts[0]}"
+    while not (root / mirrored).exists():
+        mirrored = str(Path(mirrored).parent)
+    found = [mirrored, *NEIGHBOURS.get(parts[0], ())]
     return list(dict.fromkeys(test for test in found if (root / test).exists()))
 
 
@@ -94,14 +95,17 @@ class TestRunner:
         process.start()
         sender.close()
         answer = None
-        if receiver.poll(seconds):
-            with contextlib.suppress(EOFError):
-                answer = receiver.recv()
-        process.join(5)
-        # The tests' own processes are in the group of the fork.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.join()
+        try:
+            if receiver.poll(seconds):
+                with contextlib.suppress(EOFError):
+                    answer = receiver.recv()
+                process.join(5)
+        finally:
+            # The tests' own processes are in the group of the fork.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.join()
         return answer
 
     def reached(self, tests: Sequence[str], seconds: float) -> dict:
