@@ -7,7 +7,8 @@ from pathlib import Path
 from ..import_utils import require_package
 from ..rooms.catalog import LIBRARIES
 from ..rooms.dataset import build_dataset
-from ..rooms.generate import RoomSettings
+from ..rooms.generate import WORLDS, RoomSettings
+from ..rooms.sensor import SENSORS
 
 
 _EPILOG = """
@@ -61,6 +62,19 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="boxes, books, pictures, towels and more become classes that only fine texture tells apart",
     )
+    parser.add_argument(
+        "--world",
+        choices=WORLDS,
+        default="rooms",
+        help="rooms; tabletop: things on tables, floors, shelves and in bins, seen from near; mixed: one and the other "
+        "(default: rooms)",
+    )
+    parser.add_argument(
+        "--sensor",
+        choices=(*SENSORS, "mixed"),
+        default="kinect1",
+        help="depth model; mixed: another one for each frame (default: kinect1)",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument("--jpeg-quality", type=int, metavar="Q", help="JPEG colour of this quality (default: PNG)")
     parser.add_argument(
@@ -90,6 +104,8 @@ def main(argv: list[str] | None = None) -> None:
             height=arguments.height,
             views=arguments.views,
             photometric=arguments.photometric,
+            world=arguments.world,
+            sensor=arguments.sensor,
         )
         summary = build_dataset(
             arguments.out,

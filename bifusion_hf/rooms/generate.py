@@ -13,11 +13,13 @@ from .inventory import Inventory
 from .layout import Room
 from .photometric import PHOTOMETRIC_CLASSES
 from .render import RoomScene
-from .sensor import expose, measure_depth
+from .sensor import SENSORS, develop, expose, measure_depth
+from .tabletop import Tabletops, choose_cameras
 from .texture_pack import TexturePack
 
 
 SPLITS = ("train", "val")
+WORLDS = ("rooms", "tabletop", "mixed")
 _LOW_RESOLUTION = (80, 60)
 _CANDIDATES = 24
 # A piece of this share of the pixels counts as seen when views are chosen.
@@ -39,6 +41,8 @@ class RoomSettings:
         height: Of the images.
         views: Frames of each room.
         photometric: Classes that only fine texture tells apart (see `photometric`) replace what their names stand for.
+        world: "rooms"; "tabletop", close-ups of things (see `tabletop`); "mixed", one and the other in turn.
+        sensor: Depth model, a name out of `sensor.SENSORS`, or "mixed", another one for each frame.
     """
 
     furniture: tuple[str, ...]
@@ -50,12 +54,17 @@ class RoomSettings:
     height: int = 240
     views: int = 4
     photometric: bool = False
+    world: str = "rooms"
+    sensor: str = "kinect1"
 
     def __post_init__(self):
         if self.width * 3 != self.height * 4:
             raise ValueError(f"size is {self.width}x{self.height}; expected the sensor's aspect 4:3, e.g. 320x240")
         if self.views < 1:
             raise ValueError(f"views is {self.views}; expected at least 1")
+        for name, known in (("world", WORLDS), ("sensor", (*SENSORS, "mixed"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {known}")
 
     def content(self) -> dict:
         """The settings that the frames depend on, as written into a data set."""
@@ -66,6 +75,8 @@ class RoomSettings:
             "width": self.width,
             "height": self.height,
             "views": self.views,
+            "world": self.world,
+            "sensor": self.sensor,
             # Family -> classes, so that results can be read on these and on the other classes apart.
             "photometric": PHOTOMETRIC_CLASSES if self.photometric else {},
         }
@@ -85,33 +96,51 @@ class RoomGenerator:
         self.inventories = {
             split: Inventory(libraries, split, Path(settings.cache), settings.photometric) for split in SPLITS
         }
+        self.tabletops = {split: Tabletops(inventory) for split, inventory in self.inventories.items()}
 
     def room_frames(self, split: str, number: int) -> list[RGBDFrame]:
-        """The frames of one room.
+        """The frames of one room or close-up scene.
 
-        A room that shows too little from everywhere is replaced by another one of the same number.
+        A scene that shows too little from everywhere is replaced by another one of the same number.
         """
+        settings = self.settings
+        world = ("rooms", "tabletop")[number % 2] if settings.world == "mixed" else settings.world
         for attempt in range(20):
-            rng = np.random.default_rng([self.settings.seed, SPLITS.index(split), number, attempt])
-            room = Furnisher(self.inventories[split]).furnish(rng)
-            scene = RoomScene(room, rng, split, self.texture_pack)
-            poses = choose_views(room, scene, rng, self.settings.views)
-            if len(poses) == self.settings.views:
-                prefix = f"rooms-{self.settings.seed}-{split}-{number:05d}"
-                return [self._frame(scene, pose, rng, f"{prefix}-{view}") for view, pose in enumerate(poses)]
+            rng = np.random.default_rng([settings.seed, SPLITS.index(split), number, attempt])
+            scene, cameras = (self._room if world == "rooms" else self._tabletop)(split, rng)
+            if len(cameras) == settings.views:
+                prefix = f"{world}-{settings.seed}-{split}-{number:05d}"
+                return [
+                    self._frame(scene, camera, rng, world, f"{prefix}-{view}") for view, camera in enumerate(cameras)
+                ]
         raise RuntimeError(
-            f"no room with {self.settings.views} good views in 20 tries (split {split}, number {number})"
+            f"no scene with {settings.views} good views in 20 tries (world {world}, split {split}, number {number})"
         )
 
-    def _frame(self, scene: RoomScene, pose: np.ndarray, rng: np.random.Generator, frame_id: str) -> RGBDFrame:
-        width, height = self.settings.width, self.settings.height
-        camera = Camera(sensor_intrinsics(width, height), pose, width, height)
-        view = scene.render(camera)
+    def _room(self, split: str, rng: np.random.Generator) -> tuple[RoomScene, list[Camera]]:
+        room = Furnisher(self.inventories[split]).furnish(rng)
+        scene = RoomScene(room, rng, split, self.texture_pack)
+        size = self.settings.width, self.settings.height
+        poses = choose_views(room, scene, rng, self.settings.views)
+        return scene, [Camera(sensor_intrinsics(*size), pose, *size) for pose in poses]
+
+    def _tabletop(self, split: str, rng: np.random.Generator) -> tuple[RoomScene, list[Camera]]:
+        stage = self.tabletops[split].stage(rng)
+        scene = RoomScene(stage.room, rng, split, self.texture_pack)
+        scene.lighting.vary(stage.focus, rng)
+        settings = self.settings
+        return scene, choose_cameras(stage, scene, rng, settings.views, settings.width, settings.height)
+
+    def _frame(
+        self, scene: RoomScene, camera: Camera, rng: np.random.Generator, world: str, frame_id: str
+    ) -> RGBDFrame:
+        view = scene.render(camera) if world == "rooms" else scene.render(camera, samples=2)
+        image = expose(view, rng)
         return RGBDFrame(
-            image=expose(view, rng),
-            depth=measure_depth(view, float(camera.intrinsics[0, 0]), rng),
+            image=image if world == "rooms" else develop(image, rng),
+            depth=measure_depth(view, float(camera.intrinsics[0, 0]), rng, self.settings.sensor),
             intrinsics=camera.intrinsics,
-            camera_to_world=pose,
+            camera_to_world=camera.pose,
             instance=view.instance,
             semantic=view.semantic,
             frame_id=frame_id,

@@ -59,6 +59,16 @@ class Lighting:
         self.sun = np.array([np.sin(turn) * np.cos(height), np.cos(turn) * np.cos(height), np.sin(height)])
         self.sun_color = (3.5 * day if rng.random() < 0.6 else 0.0) * np.array([1.1, 1.0, 0.85])
 
+    def vary(self, focus: np.ndarray, rng: np.random.Generator) -> None:
+        """Makes the light less even: stronger tints, a dim or bright room, a small lamp near a place [2]."""
+        tint = np.exp(rng.normal(0, 0.12, 3))
+        self.lamp_color = self.lamp_color * tint
+        self.ambient = self.ambient * np.exp(rng.normal(0, 0.08, 3)) * rng.uniform(0.5, 2.0)
+        self.daylight = self.daylight * rng.uniform(0.3, 1.0)
+        if rng.random() < 0.35:
+            place = np.array([*(focus + rng.normal(0, 0.6, 2)), rng.uniform(1.2, 2.0)])
+            self.lamps = [*self.lamps[:1], (place, rng.uniform(0.01, 0.1), rng.uniform(0.2, 0.9))]
+
     def irradiance(
         self, points: np.ndarray, normals: np.ndarray, flat: np.ndarray, depth: np.ndarray, surface: np.ndarray,
         shape: tuple[int, int],

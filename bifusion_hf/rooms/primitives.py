@@ -48,13 +48,24 @@ def _box(x: tuple[float, float], y: tuple[float, float], z: tuple[float, float],
     return box_mesh(np.array([x[0], y[0], z[0]]), np.array([x[1], y[1], z[1]]), color, texture)
 
 
-def _lathe(profile: np.ndarray, color: np.ndarray, texture: np.ndarray | None = None, sides: int = 20) -> Mesh:
-    """Turns a profile [n, 2] of (radius, height) around the z axis."""
+def lathe(
+    profile: np.ndarray, color: np.ndarray, texture: np.ndarray | None = None, sides: int = 20,
+    squareness: float = 1.0, aspect: float = 1.0,
+) -> Mesh:  # fmt: skip
+    """Turns a profile [n, 2] of (radius, height) around the z axis.
+
+    Args:
+        profile: From below to above, for a surface that faces outwards.
+        color: sRGB [3].
+        texture: Goes once around, upright.
+        sides: Number of corners.
+        squareness: 1 gives circles, towards 0 their outline becomes a square.
+        aspect: Extent along y against that along x.
+    """
     angle = np.linspace(0, 2 * np.pi, sides + 1)
     radius, height = profile[:, :1], profile[:, 1:]
-    positions = np.stack(
-        [radius * np.cos(angle), radius * np.sin(angle), np.broadcast_to(height, (len(profile), sides + 1))], -1
-    )
+    x, y = (np.sign(values) * np.abs(values) ** squareness for values in (np.cos(angle), np.sin(angle)))
+    positions = np.stack([radius * x, radius * y * aspect, np.broadcast_to(height, (len(profile), sides + 1))], -1)
     u, v = np.meshgrid(np.linspace(0, 1, sides + 1), np.linspace(0, 1, len(profile)))
     return grid_mesh(positions, np.stack([u, v], -1), color, texture)
 
@@ -297,7 +308,7 @@ def bin_(rng: np.random.Generator, split: str) -> Mesh:
     bottom, height = rng.uniform(0.09, 0.16), rng.uniform(0.26, 0.6)
     top = bottom * rng.uniform(1.0, 1.4)
     profile = np.array([[0, 0], [bottom, 0], [top, height], [top - 0.01, height], [bottom - 0.01, 0.02], [0, 0.02]])
-    return _lathe(profile, random_color(rng, (0, 0.6), (0.08, 0.85)))
+    return lathe(profile, random_color(rng, (0, 0.6), (0.08, 0.85)))
 
 
 def vase(rng: np.random.Generator, split: str) -> Mesh:
@@ -309,7 +320,7 @@ def vase(rng: np.random.Generator, split: str) -> Mesh:
         + rng.uniform(0, 0.9) * np.sin(np.pi * z / height * rng.uniform(0.6, 1.3))
         + rng.uniform(-0.3, 0.3) * z / height
     )
-    return _lathe(np.concatenate([[[0, 0]], np.stack([radius, z], -1)]), random_color(rng, (0.05, 0.8), (0.15, 0.95)))
+    return lathe(np.concatenate([[[0, 0]], np.stack([radius, z], -1)]), random_color(rng, (0.05, 0.8), (0.15, 0.95)))
 
 
 def bottle(rng: np.random.Generator, split: str) -> Mesh:
@@ -317,14 +328,14 @@ def bottle(rng: np.random.Generator, split: str) -> Mesh:
     radius, height = rng.uniform(0.03, 0.05), rng.uniform(0.18, 0.34)
     neck = radius * rng.uniform(0.3, 0.5)
     profile = [[0, 0], [radius, 0], [radius, 0.6 * height], [neck, 0.78 * height], [neck, height], [0, height]]
-    return _lathe(np.array(profile), random_color(rng, (0.1, 0.8), (0.1, 0.9)))
+    return lathe(np.array(profile), random_color(rng, (0.1, 0.8), (0.1, 0.9)))
 
 
 def cup(rng: np.random.Generator, split: str) -> Mesh:
     """A cup without a handle, or a bowl-like mug."""
     radius, height = rng.uniform(0.035, 0.05), rng.uniform(0.08, 0.13)
     profile = [[0, 0], [0.8 * radius, 0], [radius, height], [0.9 * radius, height], [0.7 * radius, 0.01], [0, 0.01]]
-    return _lathe(np.array(profile), random_color(rng, (0, 0.8), (0.2, 0.95)))
+    return lathe(np.array(profile), random_color(rng, (0, 0.8), (0.2, 0.95)))
 
 
 def bowl(rng: np.random.Generator, split: str) -> Mesh:
@@ -333,7 +344,7 @@ def bowl(rng: np.random.Generator, split: str) -> Mesh:
     t = np.linspace(0, 1, 7)
     outer = np.stack([radius * np.sqrt(t), height * t**1.5], -1)
     inner = np.stack([0.93 * radius * np.sqrt(t), 0.008 + (height - 0.008) * t**1.5], -1)[::-1]
-    return _lathe(np.concatenate([outer, inner]), random_color(rng, (0, 0.7), (0.3, 0.95)))
+    return lathe(np.concatenate([outer, inner]), random_color(rng, (0, 0.7), (0.3, 0.95)))
 
 
 def lamp(height: tuple[float, float]) -> Maker:
@@ -345,7 +356,7 @@ def lamp(height: tuple[float, float]) -> Maker:
         metal = np.full(3, rng.uniform(0.05, 0.7))
         pole = [[0, 0], [foot, 0], [foot, 0.015], [0.012, 0.025], [0.012, 0.8 * h], [0, 0.8 * h]]
         top = [[shade, 0.72 * h], [shade * rng.uniform(0.4, 1.0), h]]
-        return merge([_lathe(np.array(pole), metal), _lathe(np.array(top), random_color(rng, (0, 0.5), (0.7, 1.0)))])
+        return merge([lathe(np.array(pole), metal), lathe(np.array(top), random_color(rng, (0, 0.5), (0.7, 1.0)))])
 
     return make
 

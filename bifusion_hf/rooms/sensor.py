@@ -1,12 +1,16 @@
-"""What a consumer RGB-D sensor makes of a rendered view.
+"""What consumer RGB-D sensors make of a rendered view: `SENSORS`.
 
-Depth after the published behaviour of structured-light sensors: disparity measured in steps of an eighth of a pixel,
+Structured light (`kinect1`) after the published behaviour of structured-light sensors: disparity measured in steps of an eighth of a pixel,
 with noise (K. Khoshelham, S. Oude Elberink, "Accuracy and Resolution of Kinect Depth Data", Sensors 2012); positions
 jittered by about half a pixel (J. Barron, J. Malik, "Intrinsic Scene Properties from a Single RGB-D Image", CVPR
 2013); shadows of the projector at depth edges; no measurement at grazing angles, on dark surfaces, or out of range.
 """
 
+import io
+from collections.abc import Callable
+
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 from .render import RenderedView
@@ -19,14 +23,24 @@ _DISPARITY_NOISE = 0.09
 _RANGE = (0.4, 6.5)
 
 
-def measure_depth(view: RenderedView, focal_length: float, rng: np.random.Generator) -> np.ndarray:
-    """Depth float32 [H, W] in metres as the sensor would give it, 0 = no measurement.
+def measure_depth(
+    view: RenderedView, focal_length: float, rng: np.random.Generator, sensor: str = "kinect1"
+) -> np.ndarray:
+    """Depth float32 [H, W] in metres as a sensor would give it, 0 = no measurement.
 
     Args:
         view: The exact view.
         focal_length: Of the image, in its pixels.
         rng: Generator.
+        sensor: A name out of `SENSORS`, or "mixed" for any of them.
     """
+    if sensor == "mixed":
+        sensor = list(SENSORS)[rng.integers(len(SENSORS))]
+    return SENSORS[sensor](view, focal_length, rng).astype(np.float32)
+
+
+def kinect1(view: RenderedView, focal_length: float, rng: np.random.Generator) -> np.ndarray:
+    """Structured light: disparity in steps, the projector's shadow, holes."""
     exact = view.depth
     height, width = exact.shape
     scale = focal_length / _FOCAL_LENGTH
@@ -54,10 +68,96 @@ def measure_depth(view: RenderedView, focal_length: float, rng: np.random.Genera
     return np.where(missing, 0, measured).astype(np.float32)
 
 
-def _projector_shadow(depth: np.ndarray, focal_length: float) -> np.ndarray:
+def _correlated(rng: np.random.Generator, shape: tuple[int, int], width: float) -> np.ndarray:
+    """Noise of deviation 1 whose neighbours are alike over `width` pixels."""
+    noise = ndimage.gaussian_filter(rng.normal(size=shape), width)
+    return noise / max(noise.std(), 1e-9)
+
+
+def tof(view: RenderedView, focal_length: float, rng: np.random.Generator) -> np.ndarray:
+    """Time of flight: noise by the returned light, flying pixels between near and far, often seams of a coarser grid
+    that was projected into the colour image.
+    """
+    exact = np.where(view.depth > 0, view.depth, 0)
+    light = np.clip(view.albedo * view.cosine, 1e-3, 1)
+    sigma = rng.uniform(0.0008, 0.003) * (1 + exact**2 / 4) / np.sqrt(light + 0.05)
+    near, far = ndimage.minimum_filter(exact, 3), ndimage.maximum_filter(exact, 3)
+    measured = exact + sigma * (0.6 * rng.normal(size=exact.shape) + 0.6 * _correlated(rng, exact.shape, 1.0))
+    flying = (far - near > 0.04 * exact + 0.01) & (rng.random(exact.shape) < rng.uniform(0.2, 0.7))
+    measured = np.where(flying, near + (far - near) * rng.random(exact.shape), measured)
+    missing = (exact <= 0) | (exact > rng.uniform(3.5, 8)) | (near <= 0) & flying
+    missing |= light / np.maximum(exact, 0.3) ** 2 < rng.uniform(0.0005, 0.004) * rng.uniform(0.7, 1.3, exact.shape)
+    if rng.random() < 0.5:
+        missing |= _seams(exact, focal_length, rng)
+    return np.where(missing, 0, measured)
+
+
+def _seams(depth: np.ndarray, focal_length: float, rng: np.random.Generator) -> np.ndarray:
+    """Pixels that no pixel of another camera falls on when its depth is projected into this one."""
+    height, width = depth.shape
+    step, baseline = rng.uniform(1.006, 1.03), rng.uniform(-0.03, 0.03, 2)
+    rows, columns = np.mgrid[0:height:step, 0:width:step]
+    z = depth[np.rint(rows).astype(int).clip(max=height - 1), np.rint(columns).astype(int).clip(max=width - 1)]
+    shift = focal_length / np.maximum(z, 0.2)
+    middle = np.median(shift)
+    rows = np.rint(rows + baseline[1] * (shift - middle)).astype(int)
+    columns = np.rint(columns + baseline[0] * (shift - middle)).astype(int)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    hit = np.zeros(depth.shape, bool)
+    hit[rows[inside], columns[inside]] = True
+    return ~hit
+
+
+def stereo(view: RenderedView, focal_length: float, rng: np.random.Generator) -> np.ndarray:
+    """Active stereo: windows of a block matcher fatten what is near, round its edges and make flat things wavy;
+    nothing where only one of the two cameras sees, at the image's left border too.
+    """
+    exact = view.depth
+    scale, baseline = focal_length / _FOCAL_LENGTH, rng.uniform(0.03, 0.08)
+    factor = focal_length * baseline
+    with np.errstate(divide="ignore"):
+        disparity = np.where(exact > 0, factor / np.maximum(exact, 1e-6), 0)
+    window = 2 * int(np.rint(rng.uniform(1.5, 4) * scale)) + 1
+    fat = ndimage.maximum_filter(disparity, window)
+    disparity = np.where(fat - disparity > np.maximum(1.0 * scale, 0.06 * disparity), fat, disparity)
+    smooth = ndimage.gaussian_filter(disparity, window / 4)
+    even = ndimage.maximum_filter(disparity, window) - ndimage.minimum_filter(disparity, window) < 0.1 * disparity
+    disparity = np.where(even, smooth, disparity)
+    disparity = disparity + scale * rng.uniform(0.05, 0.25) * _correlated(rng, exact.shape, window / 2)
+    measured = np.where(disparity > 0, factor / np.maximum(disparity, 1e-6), 0)
+    missing = (exact <= 0) | (measured < 0.2) | (measured > rng.choice([0.9, 1.5, 3.0, 6.0, 9.0]))
+    missing |= _projector_shadow(np.where(measured > 0, measured, 0), focal_length, baseline)
+    missing |= np.arange(exact.shape[1]) < np.where(exact > 0, disparity, 0)
+    missing |= rng.random(exact.shape) < np.clip((0.15 - view.cosine) / 0.1, 0, 1)
+    missing |= _dropouts(exact, view.cosine, rng)
+    return np.where(missing, 0, measured)
+
+
+def lidar(view: RenderedView, focal_length: float, rng: np.random.Generator) -> np.ndarray:
+    """A phone's lidar: few spots, spread smoothly over the image, so that edges are slopes and small things shallow."""
+    height, width = view.depth.shape
+    columns = int(rng.integers(56, 128))
+    rows = round(columns * height / width)
+    coarse = ndimage.zoom(ndimage.median_filter(view.depth, 3), (rows / height, columns / width), order=1)
+    coarse = coarse * (1 + rng.uniform(0.001, 0.006) * rng.normal(size=coarse.shape))
+    measured = ndimage.zoom(coarse, (height / coarse.shape[0], width / coarse.shape[1]), order=1)
+    return np.where((view.depth <= 0) | (view.depth > 5), 0, measured)
+
+
+def dense(view: RenderedView, focal_length: float, rng: np.random.Generator) -> np.ndarray:
+    """The exact depth, of a simulator or a scanned mesh."""
+    return view.depth
+
+
+SENSORS: dict[str, Callable[[RenderedView, float, np.random.Generator], np.ndarray]] = {
+    "kinect1": kinect1, "tof": tof, "stereo": stereo, "lidar": lidar, "dense": dense,
+}  # fmt: skip
+
+
+def _projector_shadow(depth: np.ndarray, focal_length: float, baseline: float = _BASELINE) -> np.ndarray:
     """Pixels that the projector, to the right of the camera, does not light because something nearer is in the way."""
     far = np.where(depth > 0, depth, 1e3)
-    position = np.arange(depth.shape[1])[None] - focal_length * _BASELINE / far
+    position = np.arange(depth.shape[1])[None] - focal_length * baseline / far
     nearest = np.minimum.accumulate(position[:, ::-1], axis=1)[:, ::-1]
     return position > nearest + 0.75
 
@@ -86,3 +186,25 @@ def expose(view: RenderedView, rng: np.random.Generator) -> np.ndarray:
     exposed = np.clip(exposed, 0, 1)
     srgb = np.where(exposed <= 0.0031308, 12.92 * exposed, 1.055 * exposed ** (1 / 2.4) - 0.055)
     return np.rint(255 * srgb).astype(np.uint8)
+
+
+def develop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What cheap cameras add to a picture uint8 [H, W, 3]: blur, casts, contrast, noise and JPEG blocks."""
+    values = image.astype(np.float64) / 255
+    if rng.random() < 0.3:
+        length, angle = rng.uniform(1, 5), rng.uniform(0, np.pi)
+        shifts = np.linspace(-0.5, 0.5, 5)[:, None] * length * [np.sin(angle), np.cos(angle)]
+        values = np.mean([ndimage.shift(values, (*shift, 0), order=1, mode="nearest") for shift in shifts], axis=0)
+    if rng.random() < 0.3:
+        values = ndimage.gaussian_filter(values, (rng.uniform(0.3, 1.0),) * 2 + (0,))
+    values *= np.exp(rng.normal(0, 0.05, 3)) * np.exp(rng.normal(-0.1, 0.2))
+    grey = values.mean(axis=-1, keepdims=True)
+    values = grey + rng.uniform(0.6, 1.35) * (values - grey)
+    values = np.clip(values, 0, 1) ** np.exp(rng.normal(0, 0.2))
+    values += rng.uniform(0, 0.025) * rng.normal(size=values.shape)
+    image = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+    if rng.random() < 0.6:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="JPEG", quality=int(rng.integers(35, 96)))
+        image = np.asarray(Image.open(buffer).convert("RGB"))
+    return image
