@@ -125,7 +125,9 @@ def stereo(view: RenderedView, focal_length: float, rng: np.random.Generator) ->
     disparity = np.where(even, smooth, disparity)
     disparity = disparity + scale * rng.uniform(0.05, 0.25) * _correlated(rng, exact.shape, window / 2)
     measured = np.where(disparity > 0, factor / np.maximum(disparity, 1e-6), 0)
-    missing = (exact <= 0) | (measured < 0.2) | (measured > rng.choice([0.9, 1.5, 3.0, 6.0, 9.0]))
+    # Users often cut off what is beyond their table; some of the scene they keep.
+    reach = max(rng.choice([0.9, 1.5, 3.0, 6.0, 9.0]), 1.2 * np.percentile(exact, 40))
+    missing = (exact <= 0) | (measured < 0.2) | (measured > reach)
     missing |= _projector_shadow(np.where(measured > 0, measured, 0), focal_length, baseline)
     missing |= np.arange(exact.shape[1]) < np.where(exact > 0, disparity, 0)
     missing |= rng.random(exact.shape) < np.clip((0.15 - view.cosine) / 0.1, 0, 1)
