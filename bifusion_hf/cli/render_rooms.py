@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--world",
         choices=WORLDS,
         default="rooms",
-        help="rooms; tabletop: things on tables, floors, shelves and in bins, seen from near; mixed: one and the other "
+        help="rooms; tabletop: things on tables, floors, shelves and in bins, seen from near; mixed: both in turn "
         "(default: rooms)",
     )
     parser.add_argument(

@@ -1,7 +1,7 @@
 """What consumer RGB-D sensors make of a rendered view: `SENSORS`.
 
-Structured light (`kinect1`) after the published behaviour of structured-light sensors: disparity measured in steps of an eighth of a pixel,
-with noise (K. Khoshelham, S. Oude Elberink, "Accuracy and Resolution of Kinect Depth Data", Sensors 2012); positions
+Structured light (`kinect1`) after the published behaviour of such sensors: disparity measured in steps of an eighth of
+a pixel, with noise (K. Khoshelham, S. Oude Elberink, "Accuracy and Resolution of Kinect Depth Data", Sensors 2012); positions
 jittered by about half a pixel (J. Barron, J. Malik, "Intrinsic Scene Properties from a Single RGB-D Image", CVPR
 2013); shadows of the projector at depth edges; no measurement at grazing angles, on dark surfaces, or out of range.
 """
@@ -136,7 +136,7 @@ def stereo(view: RenderedView, focal_length: float, rng: np.random.Generator) ->
 
 
 def lidar(view: RenderedView, focal_length: float, rng: np.random.Generator) -> np.ndarray:
-    """A phone's lidar: few spots, spread smoothly over the image, so that edges are slopes and small things shallow."""
+    """A phone's lidar: few spots, spread smoothly over the image: edges are slopes, small things are shallow."""
     height, width = view.depth.shape
     columns = int(rng.integers(56, 128))
     rows = round(columns * height / width)

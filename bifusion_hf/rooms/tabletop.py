@@ -1,4 +1,4 @@
-"""Close-up scenes: things dropped on tables, furniture, floors, into bins and shelves, and cameras that look at them."""
+"""Close-up scenes: things dropped on tables, floors, shelves and into bins, and cameras that look at them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -11,7 +11,7 @@ from bifusion_hf.data.augmentation import (
     elastic_displacement,
     resize_image,
 )
-from bifusion_hf.data.dataset import SampleMaker
+from bifusion_hf.data.dataset import FrameDataset
 from bifusion_hf.data.distortion import (
     LUMA,
     apply_colors,
@@ -429,10 +429,9 @@ def test_holes_are_connected_and_cover_their_share():
 def test_a_frame_with_everything_on_is_prepared_and_aligned():
     frame = make_frame(120, 160, superpoints=np.arange(120 * 160).reshape(120, 160) // 300)
     options = AugmentationConfig.disabled(**NEW_PARTS)
-    maker = SampleMaker(
-        BiFusionProcessor(num_points=2000), training=True, augmentation=JointAugmentation(options), seed=1
-    )
-    first, again = (maker(frame, 0, "row 0", epoch=3) for _ in range(2))
+    processor = BiFusionProcessor(num_points=2000)
+    frames = FrameDataset([frame], processor, training=True, augmentation=JointAugmentation(options), seed=1)
+    first, again = (frames[3, 0] for _ in range(2))
     assert all(np.array_equal(first[name], again[name]) for name in first)
     # It is measured before colours change; afterwards it holds as well, since they change together.
     assert first["alignment_error"] < 1e-6 and alignment_error(first) < 1e-6
