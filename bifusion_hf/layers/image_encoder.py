@@ -1,6 +1,9 @@
 """The image branch: a vision tower, and the head that projects its tokens."""
 
 import inspect
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,6 +48,24 @@ def _is_required(parameter: inspect.Parameter) -> bool:
     return parameter.default is inspect.Parameter.empty and not variadic
 
 
+class _WithPositions:
+    """A module of a tower as it is, but for the weights of its position table."""
+
+    def __init__(self, module: nn.Module, weight: torch.Tensor):
+        self._module = module
+        self.position_embedding = SimpleNamespace(weight=weight)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _interpolate_positions(module: nn.Module, embeddings: torch.Tensor, *size: int) -> torch.Tensor:
+    """The tower's own `interpolate_pos_encoding`, with a position table that a call gives."""
+    places = torch.arange(module.position_embedding.num_embeddings, device=embeddings.device)
+    table = module.position_embedding(places)
+    return type(module).interpolate_pos_encoding(_WithPositions(module, table), embeddings, *size)
+
+
 class ImageEncoder(nn.Module):
     """Features of the configured tower, projected, as a map over the image.
 
@@ -67,6 +88,7 @@ class ImageEncoder(nn.Module):
         if "add_pooling_layer" in inspect.signature(type(self.vision_model).__init__).parameters:
             self.vision_model.pooler = None
         self._replace_mask_token()
+        self._call_position_tables()
         parameters = inspect.signature(type(self.vision_model).forward).parameters
         self._interpolates = "interpolate_pos_encoding" in parameters
         needed = [name for name, parameter in parameters.items() if name != "self" and _is_required(parameter)]
@@ -90,6 +112,14 @@ class ImageEncoder(nn.Module):
             if isinstance(token, nn.Parameter):
                 del module.mask_token
                 module.register_buffer("mask_token", torch.zeros_like(token), persistent=False)
+
+    def _call_position_tables(self) -> None:
+        # CLIP, SigLIP and others read the weights of their position table without calling it; what keeps weights
+        # elsewhere, as Accelerate's offloading does, brings them only for a call.
+        for module in self.vision_model.modules():
+            has_table = isinstance(getattr(module, "position_embedding", None), nn.Embedding)
+            if has_table and hasattr(module, "interpolate_pos_encoding"):
+                module.interpolate_pos_encoding = partial(_interpolate_positions, module)
 
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, tuple | None, tuple | None]:
         """Projected tokens of images.

@@ -13,24 +13,10 @@ from ..sparse import (
     StridedConv3d,
     SubmanifoldConv3d,
     TransposedConv3d,
+    VoxelBatchNorm,
     VoxelGrid,
     convolve_normalized,
 )
-
-
-class VoxelBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over voxels.
-
-    A level that holds a single voxel has no variance: in training it is normalised with the running statistics, and
-    leaves them as they are, instead of ending the run.
-    """
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        if self.training and features.shape[0] < 2:
-            return nn.functional.batch_norm(
-                features, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
-            )
-        return super().forward(features)
 
 
 class ResidualBlock(nn.Module):

@@ -11,6 +11,7 @@ from .convolution import (
     convolve_normalized,
     set_sparse_backend,
 )
+from .finish import VoxelBatchNorm
 from .neighbors import radius_neighbors
 from .voxels import SparseTensor, VoxelGrid, voxelize
 
@@ -20,6 +21,7 @@ __all__ = [
     "StridedConv3d",
     "SubmanifoldConv3d",
     "TransposedConv3d",
+    "VoxelBatchNorm",
     "VoxelGrid",
     "convolve_normalized",
     "kernels_unavailable_reason",

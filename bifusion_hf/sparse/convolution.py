@@ -142,13 +142,13 @@ def convolve_normalized(
 
     Args:
         convolution: A sparse convolution, of this package or with its interface.
-        norm: Normalisation of [V, C].
+        norm: Normalisation of [V, C]; only a `VoxelBatchNorm` can be left to the kernel.
         x: The input.
         shortcut: [V', C] on the output's grid, or None.
         is_rectified: Whether negative results become 0.
     """
     if isinstance(convolution, _SparseConvolution) and can_finish(norm) and convolution.is_compiled_for(x.features):
-        return convolution(x, Finish.of(norm, shortcut, is_rectified))
+        return convolution(x, Finish(*norm(None), shortcut, is_rectified))
     out = convolution(x)
     features = norm(out.features)
     if shortcut is not None:

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from bifusion_hf.configuration_bifusion import BiFusionPointConfig
-from bifusion_hf.layers.point_encoder import FrameAdapter, Res16UNet, VoxelBatchNorm, sample_mean
-from bifusion_hf.sparse import SparseTensor, VoxelGrid, voxelize
+from bifusion_hf.layers.point_encoder import FrameAdapter, Res16UNet, sample_mean
+from bifusion_hf.sparse import SparseTensor, VoxelBatchNorm, VoxelGrid, voxelize
 
 
 PLANES = {"stem_channels": 8, "planes": [8, 12, 16, 16, 16, 12, 8, 8], "blocks": [1] * 8}

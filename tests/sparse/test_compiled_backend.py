@@ -14,6 +14,7 @@ from bifusion_hf.sparse import (
     SparseTensor,
     SubmanifoldConv3d,
     TransposedConv3d,
+    VoxelBatchNorm,
     VoxelGrid,
     convolve_normalized,
     set_sparse_backend,
@@ -75,20 +76,20 @@ def test_finished_convolution(kernels, channels, dtype):
         where = grid.coarser() if kind == "transposed" else grid
         x = SparseTensor(torch.randn(len(where), 6), where)
         shortcut = None if kind == "folded" else torch.randn(len(grid), channels)
-        norm = nn.BatchNorm1d(channels).eval()
+        norm = VoxelBatchNorm(channels).eval()
         for value in (norm.weight, norm.bias, norm.running_mean):
             nn.init.normal_(value)
         norm.running_var.uniform_(0.5, 2)
         called = []
-        norm.register_forward_hook(lambda *_, called=called: called.append(1))
+        norm.register_forward_pre_hook(lambda _, given, called=called: called.append(given[0] is not None))
         for is_rectified in (True, False):
             for added in (None,) if shortcut is None else (None, shortcut):
                 options = added, is_rectified
                 wanted = convolve_normalized(convolution, norm, x, *options).features.detach()
-                assert called == [1]
+                assert called == [True]
                 with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
                     found = convolve_normalized(convolution, norm, x, *options).features
-                assert called == [1]  # by the kernel, without the layer
+                assert called == [True, False]  # by the kernel, which asks the layer for scale and shift
                 called.clear()
                 assert found.dtype == dtype
                 tolerance = 3e-6 if dtype == torch.float32 else 2e-2
@@ -97,7 +98,7 @@ def test_finished_convolution(kernels, channels, dtype):
 
 def test_what_learns_is_not_finished_by_the_kernel(kernels):
     grid = random_grid()
-    convolution, norm = SubmanifoldConv3d(6, 8, 3), nn.BatchNorm1d(8)
+    convolution, norm = SubmanifoldConv3d(6, 8, 3), VoxelBatchNorm(8)
     x = SparseTensor(torch.randn(len(grid), 6), grid)
     with torch.no_grad():
         assert not can_finish(norm)
@@ -107,7 +108,7 @@ def test_what_learns_is_not_finished_by_the_kernel(kernels):
     convolve_normalized(convolution, norm, x).features.sum().backward()
     assert norm.weight.grad.abs().sum() > 0 and convolution.kernel.grad.abs().sum() > 0
     with torch.no_grad():
-        assert can_finish(norm) and not can_finish(nn.LayerNorm(8))
+        assert can_finish(norm) and not can_finish(nn.LayerNorm(8)) and not can_finish(nn.BatchNorm1d(8).eval())
 
 
 # Panels of one to four vectors, several panels, columns and channels that fill none.
