@@ -144,27 +144,15 @@ def save_checkpoint(
     """
     final = checkpoint_folder(root, update)
     partial = root / f".partial-{final.name}"
-    if accelerator.is_main_process:
-        root.mkdir(parents=True, exist_ok=True)
-        remove_partial(root)
-    accelerator.wait_for_everyone()
-    error = None
-    # Whatever goes wrong here must reach all processes, or the others would wait for ever.
-    try:
-        partial.mkdir(exist_ok=True)
+
+    def write_part() -> None:
+        # A second node may not have the folder yet.
+        partial.mkdir(parents=True, exist_ok=True)
         write(partial)
         if accelerator.is_main_process:
             _write_durably(partial / STATE_FILE, json.dumps(state, indent=1))
-    except Exception as exception:
-        error = f"process {accelerator.process_index}: {type(exception).__name__}: {exception}"
-    errors = [message for message in gather_object([error]) if message]
-    if errors:
-        message = _failure(root, update, "; ".join(errors), partial)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(message)
-    if accelerator.is_main_process:
+
+    def put_in_place() -> None:
         for path in partial.iterdir():
             _flush(path)
         if final.exists():
@@ -173,8 +161,42 @@ def save_checkpoint(
         _flush(root)
         for old in list_checkpoints(root)[:-keep]:
             _delete(old)
-    accelerator.wait_for_everyone()
+
+    def clear() -> None:
+        if accelerator.is_local_main_process:
+            remove_partial(root)
+
+    errors = failures(accelerator, clear) or failures(accelerator, write_part)
+    errors = errors or failures(accelerator, put_in_place, main_only=True)
+    if errors:
+        message = _failure(root, update, "; ".join(errors), partial)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(message)
     return final
+
+
+def failures(accelerator: Accelerator, action: Callable[[], None], *, main_only: bool = False) -> list[str]:
+    """Does something in all processes, and tells each of them what went wrong in any.
+
+    An error that one process alone knows of would let the others wait for it for ever.
+
+    Args:
+        accelerator: Of the run.
+        action: What is done.
+        main_only: The others only wait for the main process.
+
+    Returns:
+        A line for each process in which it failed.
+    """
+    error = None
+    if accelerator.is_main_process or not main_only:
+        try:
+            action()
+        except Exception as exception:
+            error = f"process {accelerator.process_index}: {type(exception).__name__}: {exception}"
+    return [message for message in gather_object([error]) if message]
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]):
@@ -184,20 +206,22 @@ def replace_folder(folder: Path, write: Callable[[Path], None]):
         CheckpointError: Writing failed; the old content is intact.
     """
     partial, old = folder.with_name(f".partial-{folder.name}"), folder.with_name(f".old-{folder.name}")
-    recover_folder(folder)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        recover_folder(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         write(partial)
         for path in partial.iterdir():
             _flush(path)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
     except Exception as exception:
         message = f"could not write {folder}: {_space(partial)} ({type(exception).__name__}: {exception})"
         shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         raise CheckpointError(message) from exception
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -250,9 +274,10 @@ def _flush(path: Path):
 
 
 def _space(folder: Path) -> str:
-    """What the disk has to do with a failed write into `folder`, which is still there."""
+    """What the disk has to do with a failed write into `folder`, which may not even have been made."""
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    free = shutil.disk_usage(folder).free
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
     # Writers report a full disk in many ways, some of them as broken files.
     full = "the disk is full, " if free < max(written, 1 << 20) else ""
     return f"{full}{free / 2**20:.1f} MiB are free on it"

@@ -385,9 +385,13 @@ class BiFusionTrainer:
             if self.processor is not None:
                 self.processor.save_pretrained(partial)
 
-        if self.accelerator.is_main_process:
-            checkpoints.replace_folder(folder, write)
-        self.accelerator.wait_for_everyone()
+        self._in_main_process(lambda: checkpoints.replace_folder(folder, write))
+
+    def _in_main_process(self, action: Callable[[], None]) -> None:
+        """Does something in the main process alone; where it fails there, all processes stop."""
+        errors = checkpoints.failures(self.accelerator, action, main_only=True)
+        if errors:
+            raise checkpoints.CheckpointError("; ".join(errors))
 
     def save_checkpoint(self) -> Path:
         """Writes everything that a resumed run needs."""
@@ -424,15 +428,18 @@ class BiFusionTrainer:
                 f"{self.checkpoint_dir} holds {present[-1].name}: pass --resume_from_checkpoint latest to go on, "
                 "another --output_dir, or --overwrite_output_dir to start anew"
             )
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+
+        def prepare_folder() -> None:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             checkpoints.recover_folder(self.output_dir / "best")
             checkpoints.recover_folder(self.output_dir / "final")
             if checkpoint is None:
                 checkpoints.clear_run(self.output_dir)
             self.arguments.save(self.output_dir / "recipe.yaml")
+
+        # All have looked for checkpoints before one of them deletes any.
         self.accelerator.wait_for_everyone()
+        self._in_main_process(prepare_folder)
         self.accelerator.init_trackers(self.arguments.logging.project, config=self.arguments.flat())
         if checkpoint is not None:
             self._resume(checkpoint)

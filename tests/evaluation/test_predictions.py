@@ -93,6 +93,26 @@ def test_pixels_have_to_lie_in_the_frame(saved, rows):
         evaluate_predictions(PredictionFile(path), data)
 
 
+def test_what_an_error_cut_short_is_no_file(saved, tmp_path):
+    """The rows written until then would read as all of them, and replace a file that is whole."""
+    _, seen, _ = saved
+    path, processor = tmp_path / "p.parquet", readable_processor(class_aware=False)
+
+    def write(predictions, then):
+        with PredictionWriter(path, processor) as writer:
+            for prediction in predictions:
+                writer.write(prediction)
+            then()
+
+    with pytest.raises(ZeroDivisionError):
+        write(seen[:1], lambda: 1 / 0)
+    assert list(tmp_path.iterdir()) == []
+    write(seen, list)
+    with pytest.raises(ZeroDivisionError):
+        write(seen[:1], lambda: 1 / 0)
+    assert len(PredictionFile(path).frame_ids) == 5 and list(tmp_path.iterdir()) == [path]
+
+
 def test_points_without_pixels_cannot_be_saved(saved, tmp_path):
     _, seen, _ = saved
     prediction = type(seen[0])(**{**vars(seen[0]), "pixel_indices": np.full(3, -1)})

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,6 +49,53 @@ def test_a_failed_write_leaves_the_earlier_checkpoint_and_no_rest(tmp_path):
     with pytest.raises(CheckpointError, match=r"update 2 .*last complete one is .*checkpoint-0000001.*No space left"):
         save_checkpoint(accelerator, tmp_path, 2, fail, {"update": 2}, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0000001"]
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "best"])
+def test_a_folder_that_cannot_be_made_is_told_with_the_reason(tmp_path, what, monkeypatch):
+    """On a full disk already `mkdir` fails; then there is no folder to ask for its space."""
+    best, make = tmp_path / "best", Path.mkdir
+    replace_folder(best, write_file)
+
+    def full(self, *args, **kwargs):
+        if ".partial" in self.name:
+            raise OSError(28, "No space left on device", str(self))
+        make(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(CheckpointError, match=r"could not write .*MiB are free.*No space left on device"):
+        if what == "best":
+            replace_folder(best, write_file)
+        else:
+            save_checkpoint(Accelerator(cpu=True), tmp_path / "root", 2, write_file, {"update": 2}, keep=1)
+    assert (best / "weights").read_text() == "x" and [path.name for path in tmp_path.glob("*est*")] == ["best"]
+
+
+def test_a_process_of_another_node_makes_the_folders_that_it_needs(tmp_path):
+    class OfSecondNode:
+        process_index, is_main_process, is_local_main_process, num_processes = 1, False, True, 1
+
+        def wait_for_everyone(self):
+            pass
+
+    root = tmp_path / "root"
+    save_checkpoint(OfSecondNode(), root, 3, write_file, {}, keep=1)
+    assert (root / ".partial-checkpoint-0000003" / "weights").is_file()
+
+
+def test_a_swap_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
+    best, rename = tmp_path / "best", Path.rename
+    replace_folder(best, write_file)
+
+    def fail(self, target):
+        if ".partial" in self.name:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(CheckpointError, match=r"could not write .*best: .*Input/output error"):
+        replace_folder(best, lambda folder: (folder / "weights").write_text("y"))
+    assert (best / "weights").read_text() == "x" and [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
 def test_what_a_kill_leaves_is_no_checkpoint(tmp_path):

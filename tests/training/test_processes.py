@@ -23,6 +23,7 @@ from training_standin import (
     recipe,
 )
 
+from bifusion_hf.training import checkpoints
 from bifusion_hf.training.checkpoints import list_checkpoints
 from bifusion_hf.training.metrics import read_metrics
 
@@ -169,6 +170,34 @@ def test_a_process_without_a_whole_frame_keeps_step_with_the_others(tmp_path, ca
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 8 + 2
     told = capfd.readouterr().out
     assert "so that all processes keep step, whole frames too: frame_" in told and "4 so far" in told
+
+
+def fail_to_write(folder, name):
+    trainer = make_trainer(recipe(folder, training={"batch_size": 2, "max_updates": 1}))
+    if trainer.accelerator.is_main_process:
+        replace = checkpoints.replace_folder
+
+        def full(target, write):
+            replace(target, write if target.name != name else lambda partial: write_nothing())
+
+        checkpoints.replace_folder = full
+    try:
+        trainer.train()
+    except checkpoints.CheckpointError as error:
+        (folder / f"error_{trainer.accelerator.process_index}").write_text(str(error))
+    os._exit(0)
+
+
+def write_nothing():
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ["best", "final"])
+def test_where_the_main_process_cannot_write_all_stop(tmp_path, name):
+    join(run_processes(fail_to_write, 2, tmp_path, name), timeout=60)
+    errors = [(tmp_path / f"error_{rank}").read_text() for rank in range(2)]
+    assert errors[0] == errors[1] and f"could not write {tmp_path / name}" in errors[0]
+    assert "No space left on device" in errors[0]
 
 
 def average(folder):
