@@ -2,7 +2,6 @@
 
 import platform
 import shlex
-import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -114,13 +113,15 @@ def find_template(name: str) -> Path:
     Raises:
         FileNotFoundError: It is in neither place.
     """
-    checkout = Path(__file__).parents[2] / "model_cards" / name
-    installed = Path(sysconfig.get_path("data")) / "share" / "bifusion_hf" / "model_cards" / name
-    for path in (checkout, installed):
+    package = Path(__file__).parents[1]
+    # `share` lies beside the package after `pip install --target`, else three folders above it, in whatever prefix.
+    installed = [folder / "share" / "bifusion_hf" / "model_cards" / name for folder in package.parents]
+    for path in (package.parent / "model_cards" / name, *installed):
         if path.is_file():
             return path
     raise FileNotFoundError(
-        f"no card template {name}; looked for {checkout} and {installed}; name one with --template"
+        f"no card template {name} in model_cards of the checkout or share/bifusion_hf/model_cards in any folder above "
+        f"{package}; name one with --template"
     )
 
 

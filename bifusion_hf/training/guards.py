@@ -1,6 +1,7 @@
 """What goes wrong in week-long runs: numbers that are not finite, and memory."""
 
 import contextlib
+import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,10 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from ..recipe.arguments import TrainingArguments
+
+
+# Frames among which the largest are looked for.
+SIZED_FRAMES = 64
 
 
 class NonFiniteError(RuntimeError):
@@ -125,6 +130,31 @@ def explain_out_of_memory(error: Exception, batch: Mapping[str, Any], training: 
         "training.gradient_checkpointing; training.mixed_precision bf16; model.processor.num_points; on a GPU "
         "training.empty_cache_every 1"
     ) from error
+
+
+def largest_samples(dataset: Any, count: int) -> list[Any]:
+    """Samples that need more memory than most: the largest among some that are spread over a data set.
+
+    The largest tensors of a pass are masks of superpoints over points.
+
+    Args:
+        dataset: Map-style, indexed by (epoch, row); None stands for a broken row.
+        count: How many; where the data set has fewer, some of them again.
+
+    Raises:
+        ValueError: All rows that were looked at are broken.
+    """
+    rows = torch.linspace(0, len(dataset) - 1, max(count, SIZED_FRAMES)).long().unique().tolist()
+    samples = (sample for sample in (dataset[0, row] for row in rows) if sample is not None)
+    found = heapq.nlargest(count, samples, key=_mask_size)
+    if not found:
+        raise ValueError(f"training.find_batch_size: all {len(rows)} frames that were looked at are broken")
+    return [found[index % len(found)] for index in range(count)]
+
+
+def _mask_size(sample: Mapping[str, Any]) -> int:
+    superpoints = int(sample["superpoint_ids"].max()) + 1 if "superpoint_ids" in sample else 1
+    return superpoints * len(sample["points"])
 
 
 def largest_batch_size(

@@ -1,5 +1,7 @@
 """What a run will do, without doing it (`--dry_run`)."""
 
+import itertools
+
 import torch
 
 from .audit import TABLE_DEPTH
@@ -108,5 +110,15 @@ def saved_bytes(trainer: BiFusionTrainer) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        trainer.trial(trainer.batch_size)
+        trainer.trial(_first_samples(trainer))
     return sum(storages.values())
+
+
+def _first_samples(trainer: BiFusionTrainer) -> list:
+    """Samples for a batch: of the first rows that are not broken."""
+    dataset = trainer.train_dataset
+    rows = iter(dataset) if trainer.arguments.data.streaming else (dataset[0, row] for row in range(len(dataset)))
+    samples = list(itertools.islice((sample for sample in rows if sample is not None), trainer.batch_size))
+    if not samples:
+        raise ValueError("all training frames are broken: there is no batch to measure")
+    return samples

@@ -158,7 +158,7 @@ def _trackers(names: Sequence[str]) -> list[LoggerType]:
 
 
 def prepare_network(model: nn.Module, training: TrainingArguments, accelerator: Accelerator) -> nn.Module:
-    """Freezes what configuration and recipe freeze, and applies gradient checkpointing and SyncBN.
+    """Freezes what configuration and recipe freeze, and applies gradient checkpointing.
 
     Returns:
         The network, on its device, not yet wrapped for several processes.
@@ -166,8 +166,6 @@ def prepare_network(model: nn.Module, training: TrainingArguments, accelerator: 
     freeze_for_training(model, training)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if shares_batch_statistics(training, accelerator):
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model.to(accelerator.device)
 
 

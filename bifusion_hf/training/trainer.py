@@ -24,7 +24,13 @@ from . import checkpoints
 from .audit import LivenessAudit, alpha_statistics, probe_loss
 from .data_loading import UpdateSampler, train_batches, updates_per_epoch
 from .freezing import eval_mode, train_mode, unfreeze_due
-from .guards import NonFiniteGuard, explain_out_of_memory, largest_batch_size, preserved_buffers
+from .guards import (
+    NonFiniteGuard,
+    explain_out_of_memory,
+    largest_batch_size,
+    largest_samples,
+    preserved_buffers,
+)
 from .metrics import Recorder, memory_gib
 from .optimization import build_optimizer, build_scheduler
 from .setup import build_accelerator, compile_dense_parts, prepare_network, shares_batch_statistics
@@ -77,10 +83,6 @@ class BiFusionTrainer:
         self.forward_names = set(inspect.signature(self.network.forward).parameters)
         self.batch_size, self.accumulation = training.batch_size, training.accumulation
         self.frames_per_update = self.batch_size * self.accumulation * self.accelerator.num_processes
-        if training.find_batch_size:
-            frames = self.batch_size * self.accumulation
-            self.batch_size = largest_batch_size(self.accelerator, self.trial, self.batch_size, frames)
-            self.accumulation = frames // self.batch_size
         self.updates_per_epoch = None
         if not arguments.data.streaming:
             self.updates_per_epoch = updates_per_epoch(len(train_dataset), self.frames_per_update)
@@ -89,6 +91,11 @@ class BiFusionTrainer:
         # The copy is made before Accelerate changes the network's forward.
         average = get_ema_multi_avg_fn(training.ema_decay) if training.ema_decay else None
         self.ema = AveragedModel(self.network, multi_avg_fn=average) if average else None
+        optimizer = build_optimizer(self.network, arguments.optimizer, later=list(training.unfreeze_at))
+        if training.find_batch_size:
+            self._find_batch_size(optimizer)
+        if shares_batch_statistics(training, self.accelerator):
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.guard = NonFiniteGuard(self.network, training.max_nonfinite_updates)
         self.audit = LivenessAudit(
             self.network,
@@ -96,7 +103,6 @@ class BiFusionTrainer:
             getattr(self.network.config, "gate_warmup_steps", 0),
             exempt=training.audit_exempt,
         )
-        optimizer = build_optimizer(self.network, arguments.optimizer, later=list(training.unfreeze_at))
         scheduler = build_scheduler(optimizer, self.total_updates, arguments.optimizer)
         self.optimizer, self.scheduler = self.accelerator.prepare(optimizer, scheduler)
         if training.compile:
@@ -495,12 +501,29 @@ class BiFusionTrainer:
 
     # Helpers
 
-    def trial(self, size: int) -> None:
-        """Forward and backward pass of the first `size` frames, for the batch-size finder and the plan.
+    def _find_batch_size(self, optimizer: torch.optim.Optimizer) -> None:
+        """Takes the largest batch that fits beside the average and all that optimizer and processes will hold.
+
+        Before batch statistics are shared: their passes wait for all processes, and one out of memory would not come.
+        """
+        frames = self.batch_size * self.accumulation
+        samples = largest_samples(self.train_dataset, self.batch_size)
+        # The two moments of AdamW, and where the gradients are added up over processes.
+        copies = 2 + (self.accelerator.num_processes > 1)
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        reserved = [torch.zeros_like(parameter) for parameter in trained for _ in range(copies)]
+        self.batch_size = largest_batch_size(
+            self.accelerator, lambda size: self.trial(samples[:size]), self.batch_size, frames
+        )
+        del reserved
+        self.accumulation = frames // self.batch_size
+
+    def trial(self, samples: list[Any]) -> None:
+        """Forward and backward pass of a batch, for the batch-size finder and the plan.
 
         It leaves no trace in the network.
         """
-        batch = self.collate([self.train_dataset[0, row % len(self.train_dataset)] for row in range(size)])
+        batch = self.collate(samples)
         train_mode(self.network)
         try:
             with preserved_buffers(self.network):

@@ -4,7 +4,7 @@ import gc
 import json
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from bifusion_hf.io.atomic import write_text
 from bifusion_hf.modeling_bifusion import BiFusionForInstanceSegmentation
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 from bifusion_hf.recipe.arguments import DataArguments
-from bifusion_hf.training.freezing import TOWER, freeze_for_training
+from bifusion_hf.training.freezing import TOWER, freeze_for_training, is_below
 from bifusion_hf.training.metrics import LOG_FILE, METRICS_FILE, read_metrics
 from bifusion_hf.training.run import build_trainer, cache_superpoints
 
@@ -112,7 +112,8 @@ def train_cell(cell: Cell) -> None:
     # Two processes that start together would both find the superpoints of all frames.
     with FileLock(cell.folder.parent / "superpoints.lock"):
         trainer = build_trainer(cell.arguments)
-    if has_frozen_tower(trainer.network) and keeps_images(cell.arguments.data):
+    later = cell.arguments.training.unfreeze_at
+    if has_frozen_tower(trainer.network, later) and keeps_images(cell.arguments.data):
         for network in [trainer.network, *([trainer.ema.module] if trainer.ema else [])]:
             remember_tokens(network, cell.folder.parent / "tower_tokens")
     trainer.train()
@@ -121,9 +122,13 @@ def train_cell(cell: Cell) -> None:
     gc.collect()
 
 
-def has_frozen_tower(network: torch.nn.Module) -> bool:
-    """Whether a network has an image tower of which nothing trains."""
-    trains = [parameter.requires_grad for name, parameter in network.named_parameters() if f"{TOWER}." in name]
+def has_frozen_tower(network: torch.nn.Module, later: Iterable[str]) -> bool:
+    """Whether a network has an image tower of which nothing trains, nor starts to (`training.unfreeze_at`)."""
+    trains = [
+        parameter.requires_grad or any(is_below(name, prefix) for prefix in later)
+        for name, parameter in network.named_parameters()
+        if is_below(name, TOWER)
+    ]
     return bool(trains) and not any(trains)
 
 

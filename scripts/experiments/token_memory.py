@@ -26,6 +26,7 @@ class TokenMemory:
 
     def __init__(self, tower: nn.Module, folder: str | Path):
         self._run = tower.forward
+        self._parameters = list(tower.parameters())
         self.folder = Path(folder) / weights_hash(tower)
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -33,7 +34,14 @@ class TokenMemory:
         """The tower's output [B, T, D] of images [B, 3, H, W].
 
         Where hidden states or attentions are asked for, it is the tower itself that answers.
+
+        Raises:
+            ValueError: The tower trains by now (`training.unfreeze_at`); remembered tokens would give it no gradient.
         """
+        if any(parameter.requires_grad for parameter in self._parameters):
+            raise ValueError(
+                f"{TOWER} trains (training.unfreeze_at), but its tokens are remembered: nothing in it would learn"
+            )
         if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
             return self._run(pixel_values, **kwargs)
         paths = [self._path(image) for image in pixel_values]

@@ -84,9 +84,19 @@ def test_a_template_of_ones_own(tmp_path):
         card_of(tmp_path, template=path)
 
 
-def test_templates_lie_in_model_cards():
+def test_templates_lie_in_model_cards(tmp_path, monkeypatch):
     for name in ("model_card_template.md", "dataset_card_template.md"):
         assert find_template(name) == Path(__file__).parents[2] / "model_cards" / name
+        # `pip install --target`, and a prefix.
+        for folder in ("target", "prefix/lib/python3/site-packages"):
+            root = tmp_path / folder.partition("/")[0]
+            share = root / "share" / "bifusion_hf" / "model_cards"
+            share.mkdir(parents=True, exist_ok=True)
+            (share / name).touch()
+            place = str(tmp_path / folder / "bifusion_hf" / "hub" / "model_card.py")
+            with monkeypatch.context() as moved:
+                moved.setitem(find_template.__globals__, "__file__", place)
+                assert find_template(name) == share / name
     with pytest.raises(FileNotFoundError, match="--template"):
         find_template("none.md")
 

@@ -195,6 +195,14 @@ def test_the_plan_says_what_will_happen(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_stream_has_a_plan_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+    data = {"val": None, "streaming": True, "max_train_frames": None}
+    sections = {"training": {"max_updates": 5}, "checkpoints": {"every_updates": 2}}
+    text = describe_plan(build_trainer(small_recipe(tmp_path, data=data, **sections)))
+    assert "5 updates; streamed of sample" in text and "checkpoint: every 2 updates" in text
+
+
 def test_compile_takes_the_dense_parts_and_keeps_the_names_of_the_weights(tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append((self, options["dynamic"])))

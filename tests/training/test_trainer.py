@@ -1,3 +1,4 @@
+import gc
 import math
 import time
 
@@ -7,6 +8,7 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
+from torch import nn
 from training_standin import (
     RecordingTrainer,
     StandIn,
@@ -278,11 +280,11 @@ def test_batch_size_finder_keeps_the_frames_of_an_update(tmp_path):
     tried = []
 
     class Limited(BiFusionTrainer):
-        def trial(self, size):
-            tried.append(size)
-            if size > 5:
+        def trial(self, samples):
+            tried.append(len(samples))
+            if len(samples) > 5:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            return super().trial(size)
+            return super().trial(samples)
 
     arguments = recipe(tmp_path, training={"batch_size": 12, "find_batch_size": True, "epochs": 2})
     trainer = make_trainer(arguments, frames=StandInFrames(24), cls=Limited)
@@ -292,6 +294,32 @@ def test_batch_size_finder_keeps_the_frames_of_an_update(tmp_path):
     assert trainer.network.norm.num_batches_tracked == 0
     trainer.train()
     assert trainer.update == 4
+
+
+def test_the_batch_size_is_found_beside_all_that_training_holds(tmp_path, monkeypatch):
+    """Average, moments and shared statistics of another process all came later, and the largest frames by chance."""
+    monkeypatch.setattr(bifusion_hf.training.trainer, "shares_batch_statistics", lambda *_: True)
+    found = {}
+
+    class Watched(BiFusionTrainer):
+        def trial(self, samples):
+            held = [item for item in gc.get_objects() if torch.is_tensor(item) and item.shape == (777, 3)]
+            found["tensors"] = len({tensor.data_ptr() for tensor in held})
+            found["points"] = [len(sample["points"]) for sample in samples]
+            assert not any(isinstance(module, nn.SyncBatchNorm) for module in self.network.modules())
+            return super().trial(samples)
+
+    arguments = recipe(tmp_path, training={"find_batch_size": True, "ema_decay": 0.9})
+    trainer = make_trainer(arguments, frames=StandInFrames(100), config={"width": 777}, cls=Watched)
+    assert isinstance(trainer.network.norm, nn.SyncBatchNorm) and trainer.batch_size == 4
+    # The weight, its average, and the two moments of AdamW.
+    assert found["tensors"] == 4
+    # The largest clouds have 12 points; the first four are smaller.
+    assert found["points"] == [12] * 4
+    assert min(len(StandInFrames()[0, row]["points"]) for row in range(4)) < 12
+    assert {id(p) for p in trainer.network.parameters()} == {
+        id(p) for group in trainer.optimizer.param_groups for p in group["params"]
+    }
 
 
 def test_ema_is_the_average_and_what_is_evaluated(tmp_path):

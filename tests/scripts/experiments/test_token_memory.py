@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from bifusion_hf import BiFusionForInstanceSegmentation
-from bifusion_hf.training.freezing import TOWER, freeze
+from bifusion_hf.training.freezing import TOWER, freeze, unfreeze_due
+from scripts.experiments.running import has_frozen_tower
 from scripts.experiments.token_memory import remember_tokens, weights_hash
 
 
@@ -78,6 +79,18 @@ def test_another_tower_finds_nothing_and_one_that_trains_is_refused(tmp_path, mo
         remember_tokens(model, tmp_path)
     with pytest.raises(ValueError, match="missing"):
         remember_tokens(nn.Linear(1, 1), tmp_path)
+
+
+def test_a_tower_that_starts_to_train_later_is_not_remembered(tmp_path, model):
+    assert has_frozen_tower(model, [])
+    assert not has_frozen_tower(model, [f"{TOWER}.encoder.layer.1"])
+    assert not has_frozen_tower(model, ["model.encoder"]) and has_frozen_tower(model, ["decoder"])
+    remember_tokens(model, tmp_path)
+    images = torch.randn(1, 3, 28, 42)
+    encoder_of(model)(images)
+    unfreeze_due(model, {f"{TOWER}.encoder.layer.1": 0.5}, 0.5)
+    with pytest.raises(ValueError, match=r"vision_model trains \(training.unfreeze_at\), but its tokens"):
+        encoder_of(model)(images)
 
 
 def test_whoever_asks_for_hidden_states_gets_them(tmp_path, model):
