@@ -1,0 +1,109 @@
+"""Every argument of the processor changes what it names: the network's inputs, or what becomes of its outputs."""
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+import torch
+from frame_factory import make_frame
+
+from bifusion_hf import BiFusionProcessor
+
+
+# Argument -> another value, and where it is seen. Frames have 60 x 80 pixels and 4,800 points less the holes.
+CHANGES = {
+    "num_points": (500, "points"),
+    "image_size": (30, "pixel_values"),
+    "size_divisor": (32, "pixel_values"),
+    "image_mean": ([0.1, 0.2, 0.3], "pixel_values"),
+    "image_std": ([0.5, 0.6, 0.7], "pixel_values"),
+    "color_mean": ([0.1, 0.2, 0.3], "point_colors"),
+    "color_std": ([0.5, 0.6, 0.7], "point_colors"),
+    "stuff_classes": ([0, 1, 2], "mask_labels"),
+    "class_to_label": ([0, 1] * 6, "class_labels"),
+    "label_names": (["other"], "names"),
+    "num_semantic_labels": (3, "refused"),
+    "num_superpoints": (20, "superpoint_ids"),
+    "superpoint_color_blur": (0.5, "superpoint_ids"),
+    "sampling_seed": (1, "points"),
+    "mask_threshold": (0.7, "masks"),
+    "max_instances": (2, "scores"),
+    "nms_kernel": ("linear", "scores"),
+    "nms_sigma": (0.2, "scores"),
+}
+# Where the change shows only beside another.
+BESIDE = {"class_to_label": {"label_names": ["even", "odd"]}}
+BASE = {"num_points": 600, "num_superpoints": 60, "num_semantic_labels": 12, "nms_kernel": "gaussian"}
+INSTANCES = ("names", "masks", "scores")
+
+
+@pytest.fixture(scope="module")
+def frame():
+    return make_frame(60, 80)
+
+
+def inputs_of(processor, frame, superpoints):
+    return processor(
+        images=frame.image,
+        depth=frame.depth,
+        intrinsics=frame.intrinsics,
+        poses=frame.camera_to_world,
+        superpoints=superpoints,
+        instance_masks=frame.instance,
+        semantic_masks=frame.semantic,
+    )
+
+
+def instances_of(processor, inputs):
+    """What becomes of six queries that overlap; each mask falls off from a point of its own."""
+    points = inputs["points"][0]
+    centres = points[:: len(points) // 6][:6]
+    outputs = SimpleNamespace(
+        class_queries_logits=torch.tensor([[[index / 3.0, 0.0] for index in range(6)]]),
+        masks_queries_logits=(6 - 3 * torch.cdist(centres, points))[None],
+        query_mask=torch.ones(1, 6, dtype=torch.bool),
+    )
+    return processor.post_process_instance_segmentation(outputs, inputs, threshold=0.0)[0]
+
+
+def observe(frame, seen_in, **arguments):
+    processor = BiFusionProcessor(**{**BASE, **arguments})
+    if seen_in == "refused":
+        with pytest.raises(ValueError, match="semantic has class 10") as refused:
+            inputs_of(processor, frame, None)
+        return str(refused.value)
+    # Superpoints are given where nothing is to be seen in them: making them takes the longest.
+    superpoints = None if seen_in == "superpoint_ids" else (frame.depth > 2).astype(int)
+    inputs = inputs_of(processor, frame, superpoints)
+    if seen_in not in INSTANCES:
+        return inputs[seen_in][0]
+    found = instances_of(processor, inputs)
+    if seen_in == "names":
+        return [segment["label"] for segment in found["segments_info"]]
+    return found["point_masks"] if seen_in == "masks" else found["scores"]
+
+
+def same(first, second):
+    if isinstance(first, torch.Tensor):
+        return first.shape == second.shape and torch.equal(first, second)
+    return first == second
+
+
+def test_every_argument_is_looked_at():
+    assert set(inspect.signature(BiFusionProcessor.__init__).parameters) - {"self"} == set(CHANGES)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_argument_changes_what_it_names(frame, name):
+    value, seen_in = CHANGES[name]
+    changed = observe(frame, seen_in, **BESIDE.get(name, {}), **{name: value})
+    if seen_in != "refused":
+        assert not same(changed, observe(frame, seen_in))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_argument_is_saved_and_read(tmp_path, name):
+    arguments = {**BASE, **BESIDE.get(name, {}), name: CHANGES[name][0]}
+    BiFusionProcessor(**arguments).save_pretrained(tmp_path)
+    loaded = BiFusionProcessor.from_pretrained(tmp_path)
+    assert getattr(loaded, name) == arguments[name]
