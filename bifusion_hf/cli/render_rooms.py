@@ -66,8 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--world",
         choices=WORLDS,
         default="rooms",
-        help="rooms; tabletop: things on tables, floors, shelves and in bins, seen from near; mixed: both in turn "
-        "(default: rooms)",
+        help="rooms; tabletop: things on tables, floors, shelves and in bins, seen from near; mixed: both in "
+        "turn (default: rooms)",
     )
     parser.add_argument(
         "--sensor",

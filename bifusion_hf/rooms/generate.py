@@ -24,6 +24,7 @@ _LOW_RESOLUTION = (80, 60)
 _CANDIDATES = 24
 # A piece of this share of the pixels counts as seen when views are chosen.
 _SEEN_SHARE = 0.004
+_MEASURED_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,11 @@ class RoomGenerator:
             scene, cameras = (self._room if world == "rooms" else self._tabletop)(split, rng)
             if len(cameras) == settings.views:
                 prefix = f"{world}-{settings.seed}-{split}-{number:05d}"
-                return [
+                frames = [
                     self._frame(scene, camera, rng, world, f"{prefix}-{view}") for view, camera in enumerate(cameras)
                 ]
+                if None not in frames:
+                    return frames
         raise RuntimeError(
             f"no scene with {settings.views} good views in 20 tries (world {world}, split {split}, number {number})"
         )
@@ -133,12 +136,16 @@ class RoomGenerator:
 
     def _frame(
         self, scene: RoomScene, camera: Camera, rng: np.random.Generator, world: str, frame_id: str
-    ) -> RGBDFrame:
+    ) -> RGBDFrame | None:
+        """A frame; None where the sensor measures hardly anything, for it is too near or all is dark."""
         view = scene.render(camera) if world == "rooms" else scene.render(camera, samples=2)
         image = expose(view, rng)
+        depth = measure_depth(view, float(camera.intrinsics[0, 0]), rng, self.settings.sensor)
+        if np.mean(depth > 0) < _MEASURED_SHARE:
+            return None
         return RGBDFrame(
             image=image if world == "rooms" else develop(image, rng),
-            depth=measure_depth(view, float(camera.intrinsics[0, 0]), rng, self.settings.sensor),
+            depth=depth,
             intrinsics=camera.intrinsics,
             camera_to_world=camera.pose,
             instance=view.instance,

@@ -16,7 +16,7 @@ CELL = 0.004
 # A thing's points this near to what is below carry it.
 _CONTACT = 0.002
 _NOTHING = -1e3
-_MAX_POINTS = 5000
+_MAX_POINTS = 16_000
 _FEW_POINTS = 1200
 
 
@@ -34,6 +34,13 @@ def surface_points(mesh: Mesh, rng: np.random.Generator, spacing: float = CELL) 
     if len(corners) > _MAX_POINTS:
         corners = corners[rng.choice(len(corners), _MAX_POINTS, replace=False)]
     return np.concatenate([points, corners])
+
+
+def middle(mesh: Mesh) -> np.ndarray:
+    """The centre [3] of a mesh's surface."""
+    edges = mesh.triangles[:, 1:] - mesh.triangles[:, :1]
+    area = np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]), axis=1).astype(np.float64)
+    return area @ mesh.triangles.mean(axis=1) / area.sum()
 
 
 def resting_turns(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +178,7 @@ class Heap:
             height = self.drop(few @ tilted.T, moved[None])[0]
             if _NOTHING / 2 < height < lowest:
                 lowest, turn, place = height, tilted, moved
-        return turn, place, float(self.drop(points @ turn.T, place[None])[0])
+        return turn, place, float(self.drop(lower_envelope(points @ turn.T), place[None])[0])
 
 
 def _small_turn(vector: np.ndarray) -> np.ndarray:

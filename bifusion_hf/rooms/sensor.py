@@ -1,9 +1,10 @@
 """What consumer RGB-D sensors make of a rendered view: `SENSORS`.
 
-Structured light (`kinect1`) after the published behaviour of such sensors: disparity measured in steps of an eighth of
-a pixel, with noise (K. Khoshelham, S. Oude Elberink, "Accuracy and Resolution of Kinect Depth Data", Sensors 2012); positions
+Structured light (`kinect1`) after its published behaviour: disparity measured in steps of an eighth of a pixel, with
+noise (K. Khoshelham, S. Oude Elberink, "Accuracy and Resolution of Kinect Depth Data", Sensors 2012); positions
 jittered by about half a pixel (J. Barron, J. Malik, "Intrinsic Scene Properties from a Single RGB-D Image", CVPR
 2013); shadows of the projector at depth edges; no measurement at grazing angles, on dark surfaces, or out of range.
+The others have the faults that their principle is known for.
 """
 
 import io
@@ -32,11 +33,15 @@ def measure_depth(
         view: The exact view.
         focal_length: Of the image, in its pixels.
         rng: Generator.
-        sensor: A name out of `SENSORS`, or "mixed" for any of them.
+        sensor: A name out of `SENSORS`, or "mixed" for any of them that measures a quarter of the pixels here.
     """
-    if sensor == "mixed":
-        sensor = list(SENSORS)[rng.integers(len(SENSORS))]
-    return SENSORS[sensor](view, focal_length, rng).astype(np.float32)
+    if sensor != "mixed":
+        return SENSORS[sensor](view, focal_length, rng).astype(np.float32)
+    for name in rng.permutation(list(SENSORS)):
+        depth = SENSORS[name](view, focal_length, rng).astype(np.float32)
+        if np.mean(depth > 0) > 0.25:
+            break
+    return depth
 
 
 def kinect1(view: RenderedView, focal_length: float, rng: np.random.Generator) -> np.ndarray:
@@ -136,7 +141,7 @@ def stereo(view: RenderedView, focal_length: float, rng: np.random.Generator) ->
 
 
 def lidar(view: RenderedView, focal_length: float, rng: np.random.Generator) -> np.ndarray:
-    """A phone's lidar: few spots, spread smoothly over the image: edges are slopes, small things are shallow."""
+    """A phone's lidar: few spots, spread smoothly over the image: edges are slopes, small things shallow."""
     height, width = view.depth.shape
     columns = int(rng.integers(56, 128))
     rows = round(columns * height / width)

@@ -1,4 +1,4 @@
-"""Close-up scenes: things dropped on tables, floors, shelves and into bins, and cameras that look at them."""
+"""Close-ups: things dropped on tables, furniture, floors, into bins and shelves, and cameras that look at them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,14 +8,15 @@ import numpy as np
 from .camera import Camera, look_at
 from .classes import AGAINST_WALL, FREE, ON_TOP, WALL
 from .furnish import Furnisher
-from .heap import Heap, resting_turns, surface_points
+from .heap import Heap, lower_envelope, middle, resting_turns, surface_points
 from .inventory import Inventory
 from .layout import PlacedObject, Room, centered, place_against_wall, place_free
 from .meshes import Mesh, merge, planar_uv
 from .primitives import table
 from .prints import surface
 from .render import RoomScene
-from .things import THINGS, compartment, moved, tote, turn_about
+from .solids import moved, turn_about
+from .things import THINGS, compartment, tote
 
 
 # kind of scene: how often
@@ -115,32 +116,30 @@ class Tabletops:
         if (picked := self._thing(rng)) is None:
             return
         class_name, mesh = picked
-        points = surface_points(mesh, rng)
-        center = points[: len(points) // 2].mean(axis=0)
-        points = points - center
+        center = middle(mesh)
+        points = surface_points(mesh, rng) - center
         turn = np.eye(3)
         if class_name not in _UPRIGHT and rng.random() < (0.85 if stage.jumbled else 0.4):
-            turns, breadth = resting_turns(points[::3])
+            turns, breadth = resting_turns(points[:: max(len(points) // 3000, 1)])
             turn = turns[rng.choice(len(turns), p=breadth / breadth.sum())]
         for attempt in range(12):
             turned = turn_about(2, rng.uniform(0, 2 * np.pi)) @ turn
             place = stage.focus + rng.normal(0, stage.spread * (1 + 0.15 * attempt), 2)
             if not stage.on[0] < stage.heap.below(place) < stage.on[1]:
                 continue
-            around = points @ turned.T
+            around = lower_envelope(points @ turned.T)
             if stage.things and rng.random() < 0.6:
                 other = stage.things[rng.integers(len(stage.things))].position[:2]
                 place = stage.heap.slide(around, place, other, 0.3)
             height = stage.heap.drop(around, place[None])[0]
             if stage.jumbled and not stage.heap.carries(around, place, height):
                 turned, place, height = stage.heap.settle(points, turned, place, rng, 30)
-                around = points @ turned.T
             elif not stage.heap.carries(around, place, height):
-                continue
-            if height + around[:, 2].max() > stage.limit or not stage.on[0] < stage.heap.below(place) < stage.on[1]:
                 continue
             lying = moved(mesh, turned @ -center, turned)
             low, high = lying.bounds
+            if height + high[2] > stage.limit or not stage.on[0] < stage.heap.below(place) < stage.on[1]:
+                continue
             offset = np.array([*(low[:2] + high[:2]) / 2, low[2]])
             item = PlacedObject(centered(lying), class_name, offset + [*place, height], 0.0)
             stage.room.objects.append(item)
