@@ -282,6 +282,7 @@ def instances_of_frame(
         "point_masks": found["masks"],
         "scores": found["scores"],
         "labels": found["labels"],
+        "queries": found["queries"],
     }
 
 

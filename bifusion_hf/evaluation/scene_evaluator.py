@@ -1,0 +1,153 @@
+"""Evaluation of scene segmentation over sequences of labelled frames."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data.frames import NONE, RGBDFrame
+from ..labels import thing_classes
+from ..scenes.session import SceneSession
+from ..scenes.voxel_map import SceneMap, frame_voxels, voxel_keys
+from .scene_average_precision import SceneAveragePrecision
+
+
+if TYPE_CHECKING:
+    from ..processing_bifusion import BiFusionProcessor
+
+# About the spacing of the vertices of ScanNet's meshes.
+TRUTH_VOXEL_SIZE = 0.02
+
+
+class SceneTruth:
+    """Ground truth of a scene from the labels of its frames: one point for each voxel that they saw.
+
+    A voxel belongs to the object to which most of its frames give it; its class is the one that most of the object's
+    pixels have.
+
+    Args:
+        processor: Says which classes have instances, and their labels.
+        voxel_size: Metres.
+    """
+
+    def __init__(self, processor: "BiFusionProcessor", voxel_size: float = TRUTH_VOXEL_SIZE):
+        self.processor = processor
+        self.map = SceneMap(voxel_size)
+        self._classes: dict[int, Counter[int]] = {}
+
+    def instance_map(self, frame: RGBDFrame) -> np.ndarray:
+        """int [H, W], ids of the things of a frame where it was measured, -1 = void.
+
+        Raises:
+            ValueError: The frame has no instance labels.
+        """
+        if frame.instance is None:
+            raise ValueError(f"{frame.frame_id}: no instance labels; expected them for evaluation")
+        instance = np.where(frame.depth > 0, frame.instance, NONE)
+        if frame.semantic is not None:
+            processor = self.processor
+            things = thing_classes(
+                frame.semantic, processor.num_semantic_labels, processor.stuff_classes, processor.class_to_label
+            )
+            instance = np.where(things >= 0, instance, NONE)
+        return instance
+
+    def add(self, frame: RGBDFrame) -> tuple[np.ndarray, np.ndarray]:
+        """Adds a frame.
+
+        Returns:
+            Its `instance_map` where it was measured, int [N]; and the voxel of each of these pixels, int64 [N].
+        """
+        measured = frame.depth > 0
+        positions = frame.unproject()[measured]
+        instance = self.instance_map(frame)[measured]
+        keys = voxel_keys(positions, self.map.voxel_size)
+        voxels, places, colors, rows = frame_voxels(
+            keys, positions, frame.image[:1, :1].repeat(len(keys), 0)[:, 0], instance
+        )
+        self.map.add(voxels, places, colors, rows)
+        classes = np.zeros_like(instance) if frame.semantic is None else frame.semantic[measured]
+        pairs, counts = np.unique(np.stack([instance, classes], axis=1), axis=0, return_counts=True)
+        for (index, name), count in zip(pairs.tolist(), counts.tolist(), strict=True):
+            if index >= 0:
+                self._classes.setdefault(index, Counter())[name] += count
+        return instance, keys
+
+    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [V], instance 0..M-1 of each voxel of the map, -1 = void; and int64 [M], label of each."""
+        owners, _ = self.map.owners()
+        used = np.unique(owners[owners >= 0])
+        classes = np.array([self._classes[index].most_common(1)[0][0] for index in used.tolist()], dtype=np.int64)
+        labels = np.zeros_like(classes)
+        if self.processor.class_to_label is not None:
+            labels = np.asarray(self.processor.class_to_label, dtype=np.int64)[classes]
+        return np.where(owners >= 0, np.searchsorted(used, owners), NONE), labels
+
+
+class SceneEvaluator:
+    """Measures scenes, frame by frame.
+
+    Args:
+        processor: Of the network.
+        class_agnostic: Leave the labels of a class-aware network out.
+        min_points: Smallest object that takes part, in voxels of 2 cm.
+        masks: What an object's mask is: `"votes"`, the voxels that it owns in the session's map; `"union"`, all that
+            one of its views covered, so that masks may overlap.
+    """
+
+    def __init__(
+        self,
+        processor: "BiFusionProcessor",
+        *,
+        class_agnostic: bool = False,
+        min_points: int = 100,
+        masks: str = "votes",
+    ):
+        if masks not in ("votes", "union"):
+            raise ValueError(f"masks is {masks!r}; expected 'votes' or 'union'")
+        names = tuple(processor.label_names)
+        self.processor, self.masks, self.min_points = processor, masks, min_points
+        self.metric = SceneAveragePrecision(None if class_agnostic or len(names) == 1 else names, min_points)
+
+    def run(self, session: SceneSession, frames: Iterable[RGBDFrame]) -> None:
+        """Adds a scene: resets the session, gives it the frames in their order and measures its objects.
+
+        Raises:
+            ValueError: A frame has no pose or no labels, or is malformed.
+        """
+        session.reset()
+        truth, covered = SceneTruth(self.processor), {}
+        for frame in frames:
+            result = session.update(frame)
+            instance, keys = truth.add(frame)
+            found = result["segmentation"][frame.depth > 0]
+            self.metric.identity.update(found, instance)
+            if self.masks == "union":
+                for index in np.unique(found[found >= 0]).tolist():
+                    covered.setdefault(index, []).append(np.unique(keys[found == index]))
+        self.metric.identity.end_scene()
+        ids = session.ids_at(truth.map.positions)
+        objects = session.objects(min_points=0)
+        masks = np.zeros((len(objects), len(ids)), dtype=bool)
+        for row, item in enumerate(objects):
+            if self.masks == "votes":
+                masks[row] = ids == item.id
+            else:
+                masks[row, truth.map.find(np.concatenate(covered[item.id]))] = True
+        scores, labels = [item.score for item in objects], [item.label_id for item in objects]
+        self.metric.update(masks, scores, labels, *truth.labels())
+
+    def compute(self, extra_protocol: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The result in the form that `evaluation.results` describes, with `"identity"`."""
+        results = self.metric.compute()
+        agnostic = self.metric.metrics["class_agnostic"]
+        results["protocol"] = {
+            "num_scenes": agnostic.num_frames,
+            "points": f"one for each voxel of {TRUTH_VOXEL_SIZE:g} m that the frames saw",
+            "masks": self.masks,
+            "min_points": self.min_points,
+            "iou_thresholds": [round(float(threshold), 2) for threshold in agnostic.thresholds],
+            **(extra_protocol or {}),
+        }
+        return results

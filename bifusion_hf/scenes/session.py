@@ -1,0 +1,370 @@
+"""A scene from posed frames, one at a time: the segmentation of each with ids that persist, and the objects so far."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..data.augmentation import resize_image
+from ..data.collator import FORWARD_INPUTS
+from ..data.frames import NONE, RGBDFrame
+from .merging import (
+    STRATEGIES,
+    CoveredObjects,
+    FrameInstances,
+    GeometricMerging,
+    LearnedMerging,
+    NoMerging,
+    ObjectBank,
+)
+from .voxel_map import SceneMap, frame_voxels, voxel_keys
+
+
+if TYPE_CHECKING:
+    from ..modeling_bifusion import BiFusionForInstanceSegmentation
+    from ..processing_bifusion import BiFusionProcessor
+
+Merging = NoMerging | GeometricMerging | LearnedMerging
+
+
+@dataclass(frozen=True, eq=False)
+class SceneObject:
+    """One object of a scene.
+
+    Args:
+        id: Its id in the maps of all frames.
+        label_id: Label of the network.
+        label: Its name.
+        score: In [0, 1]: the mean score of its views times the share of the frames that saw its voxels and agreed.
+        box_3d: float64 [6], min x, y, z, max x, y, z in metres of the world.
+        num_views: Frames in which it was found.
+        points: float32 [P, 3] metres, one for each voxel that it owns.
+        colors: uint8 [P, 3] RGB.
+    """
+
+    id: int
+    label_id: int
+    label: str
+    score: float
+    box_3d: np.ndarray
+    num_views: int
+    points: np.ndarray
+    colors: np.ndarray
+
+
+class SceneSession:
+    """Merges the instances of posed frames into the objects of one scene.
+
+    ```python
+    session = SceneSession(model, processor)
+    for frame in frames:                    # RGBDFrame with camera_to_world, in any order
+        result = session.update(frame)      # result["segmentation"] has ids that stay
+    for item in session.objects():
+        print(item.id, item.label, item.score, item.num_views, item.box_3d, len(item.points))
+    ```
+
+    What is kept is the objects' means, a map of voxels with votes for their owners, and each frame's small map of ids:
+    no mask over all points. The time of an update does not depend on the number of frames before it.
+
+    Args:
+        model: A network in eval mode, on its device.
+        processor: Of the model.
+        merging: `"learned"` (for a network with a box head and a merge head), `"geometric"` (any network), `"none"`,
+            one of the strategies of `scenes.merging` with other settings, or None: learned where the heads are there.
+        threshold: Instances of a frame need a higher score to enter the scene.
+        max_instances: Of a frame; None = the processor's, or 20 as in the original with learned merging.
+        voxel_size: Metres, of the map.
+        max_objects: Above this number the scene forgets those of fewest views, the lower score first.
+        keep_frames: Keep each frame's map of ids for `frame_segmentation`, a few KB each.
+
+    Raises:
+        ValueError: An unknown strategy, or learned merging without the heads.
+    """
+
+    def __init__(
+        self,
+        model: "BiFusionForInstanceSegmentation",
+        processor: "BiFusionProcessor",
+        *,
+        merging: str | Merging | None = None,
+        threshold: float = 0.3,
+        max_instances: int | None = None,
+        voxel_size: float = 0.04,
+        max_objects: int = 2000,
+        keep_frames: bool = True,
+    ):
+        self.model, self.processor = model, processor
+        self.merging = _strategy(merging, model)
+        if not voxel_size > 0:
+            raise ValueError(f"voxel_size is {voxel_size}; expected metres above 0")
+        if max_objects < 1:
+            raise ValueError(f"max_objects is {max_objects}; expected at least 1")
+        if max_instances is None and isinstance(self.merging, LearnedMerging):
+            max_instances = 20
+        self.threshold, self.max_instances = float(threshold), max_instances
+        self.voxel_size, self.max_objects, self.keep_frames = float(voxel_size), int(max_objects), keep_frames
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the scene."""
+        self.bank = ObjectBank()
+        self.map = SceneMap(self.voxel_size)
+        self.frame_ids: list[str] = []
+        # Pose of each frame, and its map of ids: height, width and the deflated values.
+        self._poses: list[np.ndarray] = []
+        self._maps: list[tuple[int, int, bytes]] = []
+
+    @property
+    def num_frames(self) -> int:
+        """Frames taken in."""
+        return len(self.frame_ids)
+
+    @property
+    def poses(self) -> np.ndarray:
+        """float64 [F, 4, 4], camera to world of the frames."""
+        return np.array(self._poses).reshape(-1, 4, 4)
+
+    def update(self, frame: RGBDFrame) -> dict[str, Any]:
+        """Takes a frame in.
+
+        Args:
+            frame: With a pose.
+
+        Returns:
+            A dict of numpy arrays: `segmentation` int32 [H, W] of the depth image, ids of objects, -1 = none;
+            `segments_info` as of the processor with these ids, `num_views` and `is_new`; for the K instances `ids`
+            int64, `point_masks` bool [K, N], `scores`, `labels`; for the N points `points` float32 [N, 3] metres of
+            the world and `pixel_indices` int64.
+
+        Raises:
+            ValueError: The frame has no pose, or is malformed; the message names it. The session is as it was.
+        """
+        if not isinstance(frame, RGBDFrame):
+            raise ValueError(f"frame is a {type(frame).__name__}; expected an RGBDFrame")
+        if frame.camera_to_world is None:
+            raise ValueError(
+                f"{frame.frame_id}: camera_to_world is None; a scene needs the pose of each frame, [4, 4] camera to "
+                "world"
+            )
+        # A frame may have been changed after it was checked.
+        frame = replace(frame)
+        result, instances = self._predict(frame)
+        measured = frame.depth > 0
+        positions = frame.unproject()[measured]
+        colors = resize_image(frame.image, frame.depth.shape)[measured]
+        voxels = frame_voxels(
+            voxel_keys(positions, self.voxel_size), positions, colors, result["segmentation"][measured]
+        )
+        keys, *_, rows = voxels
+        known = self.map.find(keys)
+        owners, _ = self.map.owners(known[known >= 0])
+        covered = CoveredObjects.count(owners, rows[known >= 0], len(instances))
+        objects = self.merging.match(self.bank, instances, covered)
+
+        # From here on nothing can fail.
+        ids = self.bank.merge(instances, objects)
+        self.map.add(*voxels[:3], _look_up(ids, rows))
+        result["segmentation"] = _look_up(ids, result["segmentation"]).astype(np.int32)
+        result["ids"] = ids
+        views = self.bank["views"][self.bank.rows(ids)]
+        for segment in result["segments_info"]:
+            row = segment["id"]
+            segment.update(id=int(ids[row]), num_views=int(views[row]), is_new=bool(objects[row] < 0))
+        self._record(frame, result["segmentation"])
+        self._forget_weakest(ids)
+        return result
+
+    @torch.no_grad()
+    def _predict(self, frame: RGBDFrame) -> tuple[dict[str, Any], FrameInstances]:
+        """What the network finds in a frame: the result with rows for ids, and the instances for merging."""
+        batch = self.processor.collate([self.processor.prepare_frame(frame)])
+        device = self.model.device
+        inputs = {name: batch[name].to(device) for name in FORWARD_INPUTS if name in batch}
+        outputs = self.model(**inputs)
+        settings = {} if self.max_instances is None else {"max_instances": self.max_instances}
+        result = self.processor.post_process_instance_segmentation(
+            outputs, batch, threshold=self.threshold, label_names=self.model.config.id2label, **settings
+        )[0]
+        queries, masks = result.pop("queries"), result["point_masks"]
+        offset = batch["point_offsets"][0]
+        points = batch["points"][0] + offset
+        if self.merging.visible_only:
+            kept = torch.tensor([segment["id"] for segment in result["segments_info"]], dtype=torch.int64)
+            queries, masks = queries[kept], masks[kept]
+            result.update({name: result[name][kept] for name in ("point_masks", "scores", "labels")})
+            result["segmentation"] = _rows_of(kept, result["segmentation"])
+            for row, segment in enumerate(result["segments_info"]):
+                segment["id"] = row
+        instances = self._instances(outputs, queries, masks, points, offset, result)
+        result.update(points=points, pixel_indices=batch["pixel_indices"][0])
+        return {
+            name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in result.items()
+        }, instances
+
+    def _instances(
+        self,
+        outputs: Any,
+        queries: torch.Tensor,
+        masks: torch.Tensor,
+        points: torch.Tensor,
+        offset: torch.Tensor,
+        result: Mapping[str, Any],
+    ) -> FrameInstances:
+        on_device = queries.to(outputs.class_queries_logits.device)
+
+        def of_queries(values: torch.Tensor) -> np.ndarray:
+            return values[0][on_device].double().cpu().numpy()
+
+        if isinstance(self.merging, LearnedMerging):
+            boxes = of_queries(outputs.pred_boxes) + np.tile(offset.double().numpy(), 2)
+            features = of_queries(outputs.merge_embeddings)
+        else:
+            boxes = np.array([_bounds(points[mask]) for mask in masks]).reshape(-1, 6)
+            weights = masks.double() / masks.sum(dim=1, keepdim=True).clamp(min=1)
+            features = (weights @ outputs.point_features[0].double().cpu()).numpy()
+            features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        return FrameInstances(
+            scores=result["scores"].double().numpy(),
+            labels=result["labels"].numpy(),
+            boxes=boxes,
+            class_logits=of_queries(outputs.class_queries_logits),
+            features=features,
+            queries=np.zeros((len(queries), 0)),
+        )
+
+    def _record(self, frame: RGBDFrame, segmentation: np.ndarray) -> None:
+        self.frame_ids.append(frame.frame_id)
+        self._poses.append(frame.camera_to_world)
+        if self.keep_frames:
+            height, width = segmentation.shape
+            self._maps.append((height, width, zlib.compress(segmentation.tobytes(), 1)))
+
+    def _forget_weakest(self, protected: np.ndarray) -> None:
+        """Brings the number of objects a tenth under its limit where it is above; those of this frame stay."""
+        if len(self.bank) <= self.max_objects:
+            return
+        rank = np.lexsort((self.bank["scores"], self.bank["views"]))
+        rank = rank[~np.isin(self.bank["ids"][rank], protected)]
+        gone = np.sort(rank[: len(self.bank) - int(0.9 * self.max_objects)])
+        self.map.forget(self.bank["ids"][gone])
+        self.bank.keep(np.setdiff1d(np.arange(len(self.bank)), gone))
+
+    def objects(self, min_views: int = 1, min_points: int = 1) -> list[SceneObject]:
+        """The objects of the scene, the best first.
+
+        Args:
+            min_views: Only those found in as many frames.
+            min_points: Only those that own as many voxels; 0 gives those that own none any more, too.
+        """
+        owners, shares = self.map.owners()
+        order = np.argsort(owners, kind="stable")
+        bounds = np.searchsorted(owners[order], np.stack([self._ids(), self._ids() + 1]))
+        result = []
+        for row, (start, stop) in enumerate(bounds.T):
+            if stop - start < min_points or self.bank["views"][row] < min_views:
+                continue
+            voxels = np.sort(order[start:stop])
+            result.append(self._object(row, voxels, float(shares[voxels].sum()) / max(len(voxels), 1)))
+        return sorted(result, key=lambda item: -item.score)
+
+    def _ids(self) -> np.ndarray:
+        return self.bank["ids"] if len(self.bank) else np.zeros(0, dtype=np.int64)
+
+    def _object(self, row: int, voxels: np.ndarray, share: float) -> SceneObject:
+        points = self.map.positions[voxels]
+        learned = isinstance(self.merging, LearnedMerging)
+        label = int(self.bank["labels"][row] if learned else self.bank["class_logits"][row][:-1].argmax())
+        score = float(self.bank["scores"][row])
+        return SceneObject(
+            id=int(self.bank["ids"][row]),
+            label_id=label,
+            label=self.model.config.id2label[label],
+            score=score if learned else score * share,
+            box_3d=self.bank["boxes"][row].copy() if learned or len(points) == 0 else _bounds(points),
+            num_views=int(self.bank["views"][row]),
+            points=points,
+            colors=self.map.colors[voxels],
+        )
+
+    def cloud(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The whole scene, a point for each voxel: positions float32 [V, 3], colours uint8 [V, 3], ids int64 [V]."""
+        return self.map.positions.copy(), self.map.colors, self.map.owners()[0]
+
+    def ids_at(self, points: np.ndarray) -> np.ndarray:
+        """The object at each of the points [N, 3] in metres of the world, int64 [N], -1 = none or never seen."""
+        rows = self.map.find(voxel_keys(points, self.voxel_size))
+        return _look_up(self.map.owners()[0], rows)
+
+    def frame_segmentation(self, index: int) -> np.ndarray:
+        """The map of ids of a frame, int32 [H, W], as `update` gave it; objects forgotten since are -1.
+
+        Raises:
+            ValueError: The session keeps no maps.
+        """
+        if not self.keep_frames:
+            raise ValueError("keep_frames is False; expected True for the maps of the frames")
+        height, width, data = self._maps[index]
+        segmentation = np.frombuffer(zlib.decompress(data), dtype=np.int32).reshape(height, width)
+        return np.where(np.isin(segmentation, self._ids()), segmentation, NONE).astype(np.int32)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the scene to a `.safetensors` file, whole or not at all."""
+        from .storage import save_session
+
+        save_session(self, path)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, model: "BiFusionForInstanceSegmentation", processor: "BiFusionProcessor"
+    ) -> "SceneSession":
+        """The session of a file that `save` wrote; it goes on as if it had never stopped.
+
+        Args:
+            path: The file.
+            model: The network that it was made with.
+            processor: Of the model.
+
+        Raises:
+            DataFileError: The file is missing, damaged, or not of a session.
+            ValueError: The network lacks what the session's merging needs.
+        """
+        from .storage import load_session
+
+        return load_session(cls, path, model, processor)
+
+
+def _strategy(merging: str | Merging | None, model: "BiFusionForInstanceSegmentation") -> Merging:
+    has_heads = getattr(model.config, "use_box_head", False) and bool(getattr(model.config, "use_merge_head", None))
+    if merging is None:
+        merging = "learned" if has_heads else "geometric"
+    if isinstance(merging, str):
+        if merging not in STRATEGIES:
+            raise ValueError(f"merging is {merging!r}; expected one of {', '.join(STRATEGIES)}, or a strategy")
+        merging = STRATEGIES[merging]()
+    if isinstance(merging, LearnedMerging) and not has_heads:
+        raise ValueError(
+            "merging 'learned' needs a network with a box head and a merge head (use_box_head, use_merge_head); "
+            "'geometric' works with any"
+        )
+    return merging
+
+
+def _bounds(points: torch.Tensor | np.ndarray) -> np.ndarray:
+    points = np.asarray(points, dtype=np.float64)
+    return np.concatenate([points.min(axis=0), points.max(axis=0)])
+
+
+def _look_up(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The values of rows, `NONE` for the row `NONE`."""
+    return np.append(values, NONE)[rows]
+
+
+def _rows_of(kept: torch.Tensor, segmentation: torch.Tensor) -> torch.Tensor:
+    """A map of rows as a map of places in `kept`, which has all of them."""
+    place = torch.full((int(kept.max()) + 2 if len(kept) else 1,), NONE, dtype=segmentation.dtype)
+    place[kept] = torch.arange(len(kept), dtype=segmentation.dtype)
+    return place[segmentation.long()]

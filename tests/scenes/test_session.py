@@ -1,0 +1,207 @@
+import numpy as np
+import pytest
+import torch
+from frame_factory import POSE, make_frame
+
+from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor
+from bifusion_hf.io.files import DataFileError
+from bifusion_hf.scenes import GeometricMerging, SceneSession
+
+
+SUPERPOINTS = np.arange(60 * 80).reshape(60, 80) // 80 // 10 * 8 + np.arange(60 * 80).reshape(60, 80) % 80 // 10
+
+
+@pytest.fixture(scope="module")
+def network(small_config):
+    torch.manual_seed(0)
+    model = BiFusionForInstanceSegmentation(small_config(num_labels=1)).eval()
+    return model, BiFusionProcessor.from_config(model.config)
+
+
+class Oracle(SceneSession):
+    """Finds the true instances of a frame, with a feature for each: what the session makes of them is under test."""
+
+    def _predict(self, frame):
+        result, instances = super()._predict(frame)
+        ids = np.unique(frame.instance[(frame.instance >= 0) & (frame.instance < 40)])
+        points = result["points"]
+        labels = frame.instance.reshape(-1)[result["pixel_indices"]]
+        masks = labels == ids[:, None]
+        low_high = [np.concatenate([points[mask].min(axis=0), points[mask].max(axis=0)]) for mask in masks]
+        segmentation = np.full(frame.depth.shape, -1)
+        for row, index in enumerate(ids):
+            segmentation[frame.instance == index] = row
+        count = len(ids)
+        info = [{"id": row, "label_id": 0, "label": "object", "score": 0.8} for row in range(count)]
+        result.update(
+            segmentation=segmentation, segments_info=info, point_masks=masks, scores=np.full(count, 0.8),
+            labels=np.zeros(count, dtype=np.int64),
+        )  # fmt: skip
+        instances.scores, instances.labels = result["scores"], result["labels"]
+        instances.boxes = np.array(low_high).reshape(-1, 6)
+        instances.class_logits, instances.queries = np.zeros((count, 2)), np.zeros((count, 0))
+        instances.features = np.eye(50)[ids]
+        return result, instances
+
+
+def frames(count=4, **overrides):
+    """The same view with other noise: the camera moves by a few millimetres."""
+    for index in range(count):
+        pose = POSE.copy()
+        pose[:3, 3] += 0.003 * index
+        yield make_frame(60, 80, seed=index, camera_to_world=pose, superpoints=SUPERPOINTS, **overrides)
+
+
+def state_of(session):
+    return {
+        **{f"bank {name}": value for name, value in session.bank.state().items()},
+        **{f"map {name}": value for name, value in session.map.state().items()},
+        "frames": np.array(session.frame_ids),
+        "poses": session.poses,
+        "next": np.array(session.bank.next_id),
+    }
+
+
+def assert_same_state(first, second):
+    assert set(first) == set(second)
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+def test_ids_stay_and_objects_are_merged(network):
+    session = Oracle(*network, voxel_size=0.1)
+    for number, frame in enumerate(frames()):
+        result = session.update(frame)
+        assert result["ids"].tolist() == [0, 1, 2]
+        for place, index in enumerate((3, 10, 17)):
+            assert set(np.unique(result["segmentation"][frame.instance == index])) == {place}
+        assert (result["segmentation"][(frame.instance < 0) | (frame.instance == 40)] == -1).all()
+        assert [info["num_views"] for info in result["segments_info"]] == [number + 1] * 3
+        assert [info["is_new"] for info in result["segments_info"]] == [number == 0] * 3
+        np.testing.assert_array_equal(session.frame_segmentation(number), result["segmentation"])
+    objects = session.objects()
+    assert sorted(item.id for item in objects) == [0, 1, 2] and all(item.num_views == 4 for item in objects)
+    frame = next(frames())
+    for item in objects:
+        seen = frame.unproject()[(frame.instance == (3, 10, 17)[item.id]) & (frame.depth > 0)]
+        assert 0.6 < item.score <= 0.8 and item.label == "object" and item.label_id == 0
+        np.testing.assert_allclose(item.box_3d, [*seen.min(axis=0), *seen.max(axis=0)], atol=0.1)
+        np.testing.assert_allclose(item.points.mean(axis=0), seen.mean(axis=0), atol=0.1)
+        assert item.points.shape == item.colors.shape and item.colors.dtype == np.uint8
+        assert np.mean(session.ids_at(item.points) == item.id) == 1
+    points, colors, ids = session.cloud()
+    assert len(points) == len(colors) == len(ids) == len(session.map)
+    assert session.ids_at(np.array([[50.0, 50.0, 50.0]])).tolist() == [-1]
+    assert session.objects(min_views=5) == []
+
+
+def test_the_network_runs_through(network):
+    model, processor = network
+    session = SceneSession(model, processor, threshold=0.0, merging=GeometricMerging(min_overlap=0.1))
+    for frame in frames(3):
+        result = session.update(frame)
+        shown = np.unique(result["segmentation"][result["segmentation"] >= 0])
+        assert set(shown) == set(result["ids"]) == {info["id"] for info in result["segments_info"]}
+        for row, index in enumerate(result["ids"]):
+            inside = np.zeros(frame.depth.size, dtype=bool)
+            inside[result["pixel_indices"][result["point_masks"][row]]] = True
+            assert inside[(result["segmentation"] == index).ravel()].any()
+        expected = frame.unproject().reshape(-1, 3)[result["pixel_indices"]]
+        np.testing.assert_allclose(result["points"], expected, atol=1e-5)
+    assert len(session.bank) and (session.bank["views"] > 1).any()
+    np.testing.assert_allclose(np.linalg.norm(session.bank["features"][session.bank["views"] == 1], axis=1), 1)
+
+
+def test_frames_that_cannot_be_placed_are_refused_and_change_nothing(network):
+    session = SceneSession(*network, threshold=0.0)
+    first, second = frames(2)
+    session.update(first)
+    before = state_of(session)
+    with pytest.raises(ValueError, match="synthetic 7: camera_to_world is None"):
+        session.update(make_frame(60, 80, with_pose=False, seed=7))
+    for broken in (np.full((4, 4), np.nan), np.diag([1.0, 1, 2, 1]), np.eye(3)):
+        frame = make_frame(60, 80, seed=8)
+        frame.camera_to_world = broken
+        with pytest.raises(ValueError, match="synthetic 8: camera_to_world"):
+            session.update(frame)
+    far = make_frame(60, 80, seed=9)
+    far.camera_to_world = np.array([[1.0, 0, 0, 1e9], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    with pytest.raises(ValueError, match="from the origin"):
+        session.update(far)
+    with pytest.raises(ValueError, match="expected an RGBDFrame"):
+        session.update({"image": first.image})
+    assert_same_state(before, state_of(session))
+    session.update(second)
+    assert session.frame_ids == ["synthetic 0", "synthetic 1"]
+    session.reset()
+    assert session.num_frames == 0 and session.objects() == [] and len(session.cloud()[0]) == 0
+
+
+@pytest.mark.parametrize("merging", ["geometric", "none", GeometricMerging(min_overlap=0.3)])
+def test_a_loaded_session_goes_on_as_if_it_had_never_stopped(network, tmp_path, merging):
+    path = tmp_path / "scene.safetensors"
+    whole = Oracle(*network, merging=merging, voxel_size=0.07, threshold=0.25, max_objects=7)
+    # A session without a frame can be kept too.
+    whole.save(path)
+    whole = Oracle.load(path, *network)
+    for frame in frames(2):
+        whole.update(frame)
+    whole.save(path)
+    resumed = Oracle.load(path, *network)
+    assert resumed.merging == whole.merging or merging == "none"
+    for name in ("threshold", "voxel_size", "max_objects", "max_instances", "keep_frames"):
+        assert getattr(resumed, name) == getattr(whole, name)
+    for frame in list(frames(4))[2:]:
+        first, second = whole.update(frame), resumed.update(frame)
+        np.testing.assert_array_equal(first["segmentation"], second["segmentation"])
+    assert_same_state(state_of(whole), state_of(resumed))
+    for index in range(4):
+        np.testing.assert_array_equal(whole.frame_segmentation(index), resumed.frame_segmentation(index))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_that_hold_no_scene_are_named(network, tmp_path):
+    path = tmp_path / "scene.safetensors"
+    with pytest.raises(DataFileError, match=r"scene\.safetensors"):
+        SceneSession.load(path, *network)
+    path.write_bytes(b"nothing")
+    with pytest.raises(DataFileError, match="no readable scene"):
+        SceneSession.load(path, *network)
+    from safetensors.numpy import save_file
+
+    save_file({"a": np.zeros(1)}, path)
+    with pytest.raises(DataFileError, match="not the file of a scene"):
+        SceneSession.load(path, *network)
+
+
+def test_the_scene_forgets_the_weakest_above_its_limit(network):
+    session = Oracle(*network, merging="none", max_objects=5, voxel_size=0.1)
+    for frame in frames(6):
+        ids = session.update(frame)["ids"]
+        assert set(ids) <= set(session.bank["ids"].tolist())
+    # 4 is a tenth under the limit; the three of a frame come on top of that.
+    assert len(session.bank) <= 5 and session.bank.next_id == 18
+    alive = set(session.bank["ids"].tolist())
+    assert set(np.unique(session.cloud()[2])) <= alive | {-1}
+    assert set(np.unique(session.frame_segmentation(0))) <= alive | {-1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"merging": "magic"}, "merging is 'magic'; expected one of none, geometric, learned"),
+        ({"merging": "learned"}, "needs a network with a box head and a merge head"),
+        ({"voxel_size": 0}, "voxel_size is 0"),
+        ({"max_objects": 0}, "max_objects is 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(network, settings, message):
+    with pytest.raises(ValueError, match=message):
+        SceneSession(*network, **settings)
+
+
+def test_maps_of_frames_only_where_they_are_kept(network):
+    session = Oracle(*network, keep_frames=False)
+    session.update(next(frames()))
+    with pytest.raises(ValueError, match="keep_frames"):
+        session.frame_segmentation(0)

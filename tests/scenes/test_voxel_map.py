@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from bifusion_hf.scenes.voxel_map import MAX_COORDINATE, SceneMap, VoxelIndex, frame_voxels, voxel_keys
+
+
+def test_rows_are_found_as_a_dictionary_finds_them():
+    rng = np.random.default_rng(0)
+    index, expected = VoxelIndex(), {}
+    for _ in range(60):
+        keys = np.unique(rng.integers(0, 40000, size=rng.integers(1, 3000)))
+        rng.shuffle(keys)
+        for key in keys.tolist():
+            expected.setdefault(key, len(expected))
+        assert index.insert(keys).tolist() == [expected[key] for key in keys.tolist()]
+        asked = rng.integers(0, 80000, size=500)
+        assert index.find(asked).tolist() == [expected.get(key, -1) for key in asked.tolist()]
+    assert len(index) == len(expected) and index.keys.tolist() == list(expected)
+
+
+def test_keys_of_negative_places_and_of_places_too_far():
+    points = np.array([[-0.01, 0.0, 0.01], [0.01, 0.0, 0.01], [-0.039, 0.039, 0.0], [0.0, 0.0, 0.0]])
+    keys = voxel_keys(points, 0.04)
+    assert keys[0] == keys[2] and keys[1] == keys[3] and keys[0] != keys[1]
+    for place in (MAX_COORDINATE * 0.04 + 1, np.nan, np.inf):
+        with pytest.raises(ValueError, match="from the origin"):
+            voxel_keys(np.array([[0, 0, place]]), 0.04)
+
+
+def test_what_a_frame_says_of_its_voxels():
+    keys = np.array([9, 4, 9, 9, 4, 9, 7])
+    positions = np.arange(21.0).reshape(7, 3)
+    colors = (np.arange(21) * 10 % 256).astype(np.uint8).reshape(7, 3)
+    rows = np.array([2, 1, 2, 0, -1, 0, -1])
+    voxels, means, tints, winners = frame_voxels(keys, positions, colors, rows)
+    assert voxels.tolist() == [4, 7, 9]
+    for row, key in enumerate(voxels):
+        np.testing.assert_allclose(means[row], positions[keys == key].mean(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(tints[row], colors[keys == key].mean(axis=0), rtol=1e-6)
+    # Equal numbers: none before any instance, the lower instance before the higher one.
+    assert winners.tolist() == [-1, -1, 0]
+
+
+def test_means_votes_and_forgetting():
+    scene = SceneMap(0.1)
+    keys = np.array([3, 8], dtype=np.int64)
+    for value, ids in ((1.0, [5, -1]), (2.0, [5, 6]), (6.0, [4, 6])):
+        scene.add(keys, np.full((2, 3), value), np.full((2, 3), 10 * value), np.array(ids))
+    np.testing.assert_allclose(scene.positions, 3, rtol=1e-6)
+    assert (scene.colors == 30).all() and scene.seen.tolist() == [3, 3]
+    owners, shares = scene.owners()
+    assert owners.tolist() == [5, 6]
+    np.testing.assert_allclose(shares, [2 / 3, 2 / 3], rtol=1e-6)
+    assert scene.owners(min_share=0.7)[0].tolist() == [-1, -1]
+    scene.forget(np.array([5, 99]))
+    assert scene.owners()[0].tolist() == [4, 6]
+    again = SceneMap.from_state(0.1, scene.state())
+    again.add(keys, np.zeros((2, 3)), np.zeros((2, 3)), np.array([7, 7]))
+    scene.add(keys, np.zeros((2, 3)), np.zeros((2, 3)), np.array([7, 7]))
+    for name, value in scene.state().items():
+        np.testing.assert_array_equal(again.state()[name], value)
