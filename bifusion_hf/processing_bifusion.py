@@ -455,9 +455,9 @@ class BiFusionProcessor(ProcessorMixin):
             the depth image, -1 = none, else an id (None for a cloud that was not made from a depth image);
             `segments_info`, a list of `id`, `label_id`, `label`, `score`, `num_points` and `box_3d` [min x, y, z, max
             x, y, z] in metres, in the frame of the input's points; `point_masks` bool [K, N], `scores` float32 [K],
-            `labels` int64 [K], `queries` int64 [K], their rows in the outputs. An id is a row of `point_masks`, which has
-            overlapping instances too; as elsewhere in transformers, `segments_info` leaves out those that have no
-            pixel in `segmentation`.
+            `labels` int64 [K], `queries` int64 [K], their rows in the outputs. An id is a row of `point_masks`,
+            which has overlapping instances too; as elsewhere in transformers, `segments_info` leaves out those that
+            have no pixel in `segmentation`.
 
         Raises:
             ValueError: The model has another number of labels than there are names.

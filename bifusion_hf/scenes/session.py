@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from ..data.augmentation import resize_image
-from ..data.collator import FORWARD_INPUTS
 from ..data.frames import NONE, RGBDFrame
+from ..layers.frame_batch import FORWARD_INPUTS
 from .merging import (
     STRATEGIES,
     CoveredObjects,

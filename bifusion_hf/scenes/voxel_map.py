@@ -1,7 +1,7 @@
 """What a scene is known to be made of: voxels with their mean place and colour, and votes for whose they are.
 
-Everything is kept in arrays that double when they are full, and a voxel is found by a hash of its place, so that what a
-frame costs follows from the frame alone. The memory follows from the surface that was seen, about 80 bytes a voxel.
+Everything is kept in arrays that double when they are full, and a voxel is found by a hash of its place, so that what
+a frame costs follows from the frame alone. The memory follows from the surface that was seen, about 80 bytes a voxel.
 """
 
 from collections.abc import Mapping
