@@ -1,21 +1,23 @@
 """The processor: from RGB-D frames to the network's inputs, and from its outputs to instances."""
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ProcessorMixin
+from transformers import ProcessorMixin
 
 from .configuration_bifusion import BiFusionConfig
 from .data.augmentation import resize_image
-from .data.collator import IGNORE, Sample, collate_samples
+from .data.collator import IGNORE, FrameFeatures, Sample, collate_samples
 from .data.frames import RGBDFrame
 from .data.inputs import frames_from_columns
 from .labels import point_instances_from_labels, thing_classes
 from .layers.frame_batch import FORWARD_INPUTS
 from .postprocessing import NONE, instances_of_frame, semantics_of_frame, unpad_frames
 from .presets import PROCESSOR_PRESETS
+from .superpoints.numbering import renumber_superpoints
 
 
 # The image statistics of CLIP's training.
@@ -25,23 +27,6 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # The colour statistics of ScanNet's point clouds, as ESAM uses them.
 COLOR_MEAN = (0.47793125906962, 0.4303257521323044, 0.3749598901421883)
 COLOR_STD = (0.2834475483823543, 0.27566157565723015, 0.27018971370874995)
-# What a network in half precision takes in half precision.
-_CAST = ("point_colors", "pixel_values")
-
-
-class FrameFeatures(BatchFeature):
-    """A batch of the processor. `to(dtype)` casts colours and image alone: positions stay where they are."""
-
-    def to(self, *args, **kwargs) -> "FrameFeatures":
-        """Moves all tensors to a device, and casts what a network in half precision takes so; as in `BatchFeature`."""
-        cast = BatchFeature({name: self[name] for name in _CAST if name in self}).to(*args, **kwargs)
-        rest = BatchFeature({name: value for name, value in self.items() if name not in cast})
-        args = [value for value in args if not isinstance(value, torch.dtype)]
-        kwargs.pop("dtype", None)
-        if args or kwargs:
-            rest = rest.to(*args, **kwargs)
-        self.data = {name: cast[name] if name in cast else rest[name] for name in self.data}
-        return self
 
 
 class BiFusionProcessor(ProcessorMixin):
@@ -53,10 +38,8 @@ class BiFusionProcessor(ProcessorMixin):
             [height, width], then frames of another aspect are refused; None keeps each frame's own size.
         size_divisor: Without a fixed [height, width], both sides are rounded to multiples of it: the patch size of the
             image tower.
-        image_mean: Of the image branch, fractions of 255; CLIP's by default. `image_std` likewise.
-        image_std: See `image_mean`.
-        color_mean: Of the point colours, fractions of 255; those of ESAM by default. `color_std` likewise.
-        color_std: See `color_mean`.
+        image_mean, image_std: Of the image branch, fractions of 255; CLIP's by default.
+        color_mean, color_std: Of the point colours, fractions of 255; those of ESAM by default.
         stuff_classes: Semantic classes that have no instances.
         class_to_label: Instance label of each semantic class, -1 for classes whose instances are left out; None =
             class-agnostic, every instance has label 0.
@@ -73,6 +56,9 @@ class BiFusionProcessor(ProcessorMixin):
     Raises:
         ValueError: A value is malformed.
     """
+
+    # transformers' Trainer asks the tokenizer of every processor for these.
+    tokenizer = SimpleNamespace(eos_token_id=None, bos_token_id=None, pad_token_id=None)
 
     def __init__(
         self,
@@ -141,12 +127,12 @@ class BiFusionProcessor(ProcessorMixin):
     def from_config(cls, config: BiFusionConfig, **overrides: Any) -> "BiFusionProcessor":
         """The processor that belongs to a network, with defaults for what the network does not say.
 
-        Takes the label names and the patch size. With one label the processor is class-agnostic; with as many labels
-        as there are classes beside stuff, the labels are those classes in order.
+        With one label the processor is class-agnostic; with as many labels as there are classes beside stuff, the
+        labels are those classes in order.
 
         Args:
-            config: The network's configuration. One that was read from a file of release 0.1, which held them, gives
-                number of points, image size and statistics and post-processing values too.
+            config: Gives label names and patch size. One that was read from a file of release 0.1 gives what that
+                held of the processor's arguments too.
             overrides: Arguments of the processor that replace the others.
 
         Raises:
@@ -161,15 +147,14 @@ class BiFusionProcessor(ProcessorMixin):
         }
         stuff = values.get("stuff_classes", (0, 1))
         if config.num_labels > 1 and "class_to_label" not in values:
-            things = [index for index in range(config.num_semantic_labels) if index not in stuff]
+            classes = range(config.num_semantic_labels)
+            things = [index for index in classes if index not in stuff]
             if config.num_labels != len(things):
                 raise ValueError(
                     f"the model has {config.num_labels} labels and {len(things)} classes beside stuff; give "
                     "class_to_label, the label of each semantic class (-1 = none)"
                 )
-            values["class_to_label"] = [
-                things.index(index) if index in things else NONE for index in range(config.num_semantic_labels)
-            ]
+            values["class_to_label"] = [things.index(index) if index in things else NONE for index in classes]
         return cls(**values)
 
     @classmethod
@@ -191,18 +176,13 @@ class BiFusionProcessor(ProcessorMixin):
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers, which gives a default processor where a checkpoint has none.
-
-        Raises:
-            OSError: There is no `processor_config.json`.
-        """
+        """As in transformers; OSError where there is no `processor_config.json`, instead of a default processor."""
         values, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if not values:
             raise OSError(
-                f"{pretrained_model_name_or_path} has no processor_config.json: how frames were prepared for this "
-                "network is unknown. Save the processor that it was trained with there (`processor.save_pretrained`; "
-                "transformers' Trainer does it with processing_class=processor), or make one with "
-                "`BiFusionProcessor.from_config(config, num_points=..., image_size=...)` and save that"
+                f"{pretrained_model_name_or_path} has no processor_config.json. Save the processor of its training "
+                "there (transformers' Trainer does with processing_class=processor), or one of "
+                "`BiFusionProcessor.from_config(config, num_points=..., image_size=...)`"
             )
         return values, unused
 
@@ -217,7 +197,7 @@ class BiFusionProcessor(ProcessorMixin):
 
     @property
     def min_instance_points(self) -> float:
-        """Only instances of more points are given: 100 at 20,000 points a frame."""
+        """Only instances of more points are given and evaluated: 100 at 20,000 points a frame."""
         return self.num_points / 200
 
     def __call__(
@@ -272,9 +252,7 @@ class BiFusionProcessor(ProcessorMixin):
             "frame_id": frame_ids,
         }
         batch = self.collate([self.prepare_frame(frame) for frame in frames_from_columns(columns)])
-        if return_tensors == "np":
-            batch = {name: _to_numpy(value) for name, value in batch.items()}
-        return FrameFeatures(batch)
+        return FrameFeatures(batch if return_tensors == "pt" else _to_numpy(batch))
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Normalises colours and pads the samples into a batch; see `data.collator.collate_samples`."""
@@ -513,22 +491,9 @@ class BiFusionProcessor(ProcessorMixin):
         ]
 
 
-def renumber_superpoints(superpoints: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers the superpoints that hold a sampled point without gaps.
-
-    Args:
-        superpoints: int [H, W], -1 = none.
-        pixels: int [N], flat indices of sampled pixels; all lie in a superpoint.
-
-    Returns:
-        int32 [H, W] with the new ids, -1 = none or without a sampled point; int64 [N], the new id of each point.
-    """
-    used, superpoint_ids = np.unique(superpoints.reshape(-1)[pixels], return_inverse=True)
-    place = np.minimum(np.searchsorted(used, superpoints), len(used) - 1)
-    return np.where(used[place] == superpoints, place, NONE).astype(np.int32), superpoint_ids.astype(np.int64)
-
-
 def _to_numpy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _to_numpy(entry) for name, entry in value.items()}
     if isinstance(value, list):
         return [_to_numpy(entry) for entry in value]
     return value.numpy() if isinstance(value, torch.Tensor) else value

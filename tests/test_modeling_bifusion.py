@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModel, AutoModelForInstanceSegmentation
 
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionModel
+from bifusion_hf.data.collator import FrameFeatures
 from bifusion_hf.layers.query_decoder import select_queries
 
 
@@ -198,6 +199,25 @@ def test_same_prediction_in_a_fresh_process(small_config, make_batch, tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     with torch.no_grad():
         assert_same(torch.load(tmp_path / "out"), model(**batch).masks_queries_logits)
+
+
+def test_half_precision_inputs_of_the_processor_move_no_point(small_config, make_batch):
+    """`inputs.to(device, dtype)`, the usual line of transformers, gives what float32 inputs give."""
+    batch = {name: value for name, value in make_batch().items() if not name.endswith("_labels")}
+    half = build(small_config("residual"), dtype=torch.bfloat16)
+    cast = FrameFeatures(dict(batch)).to("cpu", torch.bfloat16)
+    assert cast["pixel_values"].dtype == torch.bfloat16
+    with torch.no_grad():
+        assert torch.equal(half(**cast).masks_queries_logits, half(**batch).masks_queries_logits)
+
+
+@pytest.mark.parametrize("name", ["points", "point_pixels", "camera_rotations"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_positions_in_half_precision_are_refused(name, dtype, small_config, make_batch):
+    batch = make_batch()
+    batch[name] = batch[name].to(torch.float16)
+    with pytest.raises(ValueError, match=f"{name} has dtype torch.float16.*expected torch.float32"):
+        build(small_config("residual"), dtype=dtype)(**batch)
 
 
 def test_half_precision_models_run(small_config, make_batch):

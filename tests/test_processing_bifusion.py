@@ -6,13 +6,16 @@ import pytest
 import torch
 from frame_factory import BED, CHAIR, POSE, TABLE, make_frame
 from PIL import Image
-from transformers import BatchFeature
+from transformers import AutoProcessor, BatchFeature, pipeline
 
+from bifusion_hf import BiFusionForInstanceSegmentation
 from bifusion_hf.configuration_bifusion import BiFusionConfig
 from bifusion_hf.data.alignment import ALIGNMENT_THRESHOLD, alignment_error
 from bifusion_hf.data.frames import CAMERA_TO_POINTS, RGBDFrame
+from bifusion_hf.hub.pretrained import load_pretrained
 from bifusion_hf.layers.geometry import sample_tokens
-from bifusion_hf.processing_bifusion import BiFusionProcessor, renumber_superpoints
+from bifusion_hf.processing_bifusion import BiFusionProcessor
+from bifusion_hf.superpoints.numbering import renumber_superpoints
 
 
 THING_LABELS = [-1, -1, *range(198)]
@@ -442,6 +445,53 @@ def test_from_config():
     assert aware.label_names == THING_NAMES
     with pytest.raises(ValueError, match="the model has 3 labels and 198 classes.*class_to_label"):
         BiFusionProcessor.from_config(BiFusionConfig(num_labels=3))
+
+
+@pytest.mark.parametrize("config", [None, "config.json"])
+def test_a_folder_without_a_processor_is_refused_by_name(config, tmp_path):
+    """As transformers' Trainer leaves it; there a default processor would take its place."""
+    BiFusionForInstanceSegmentation(BiFusionConfig.from_preset("tiny")).save_pretrained(tmp_path)
+    if config is None:
+        (tmp_path / "config.json").unlink()
+    with pytest.raises(OSError, match=rf"{tmp_path} has no processor_config.json.*num_points"):
+        BiFusionProcessor.from_pretrained(tmp_path)
+    if config is not None:
+        for load in (
+            load_pretrained,
+            AutoProcessor.from_pretrained,
+            lambda folder: pipeline("rgbd-instance-segmentation", model=str(folder)),
+        ):
+            with pytest.raises(OSError, match="has no processor_config.json"):
+                load(tmp_path)
+
+
+# --- half precision
+
+
+@pytest.mark.parametrize(
+    "how", [("cpu", torch.bfloat16), (torch.float16,), {"dtype": torch.bfloat16}, {"device": "cpu"}]
+)
+def test_a_cast_leaves_positions_where_they_are(how, processor):
+    inputs = processor(**arguments(make_frame()), instance_masks=make_frame().instance)
+    names = list(inputs)
+    before = {name: value.clone() for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    moved = inputs.to(**how) if isinstance(how, dict) else inputs.to(*how)
+    assert moved is inputs and list(moved) == names
+    dtype = how.get("dtype", torch.float32) if isinstance(how, dict) else how[-1]
+    for name, value in before.items():
+        if name in ("point_colors", "pixel_values"):
+            assert moved[name].dtype == dtype
+            assert torch.equal(moved[name], value.to(dtype))
+        else:
+            assert torch.equal(moved[name], value) and moved[name].dtype == value.dtype, name
+    assert moved["points"].dtype == moved["point_pixels"].dtype == moved["camera_rotations"].dtype == torch.float32
+
+
+def test_a_move_moves_everything(processor):
+    inputs = processor(**arguments(make_frame()), instance_masks=make_frame().instance).to("meta", torch.bfloat16)
+    tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
+    tensors += [*inputs["mask_labels"], *inputs["class_labels"], *inputs["superpoint_maps"]]
+    assert {value.device.type for value in tensors} == {"meta"}
 
 
 # --- post-processing

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from transformers import BatchFeature
 
 from .frames import RGBDFrame
 
@@ -12,6 +13,23 @@ from .frames import RGBDFrame
 Sample = dict[str, Any]
 # Semantic label of points that no loss and no metric counts.
 IGNORE = -100
+# What a network in half precision takes in half precision.
+_CAST = ("point_colors", "pixel_values")
+
+
+class FrameFeatures(BatchFeature):
+    """A batch of the processor. `to(dtype)` casts colours and image alone: positions stay where they are."""
+
+    def to(self, *args, **kwargs) -> "FrameFeatures":
+        """Moves all tensors to a device, and casts what a network in half precision takes so; as in `BatchFeature`."""
+        cast = BatchFeature({name: self[name] for name in _CAST if name in self}).to(*args, **kwargs)
+        rest = BatchFeature({name: value for name, value in self.items() if name not in cast})
+        args = [value for value in args if not isinstance(value, torch.dtype)]
+        kwargs.pop("dtype", None)
+        if args or kwargs:
+            rest = rest.to(*args, **kwargs)
+        self.data = {name: cast[name] if name in cast else rest[name] for name in self.data}
+        return self
 
 
 def normalize(values: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

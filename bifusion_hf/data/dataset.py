@@ -6,6 +6,7 @@ so that it does not depend on the number of processes and workers, nor on which 
 
 import logging
 import zlib
+from collections import UserDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,14 @@ from .mixture import Mixture
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any] | RGBDFrame
+
+
+class PreparedSample(UserDict):
+    """What the processor and the augmentation made of a frame.
+
+    No `dict`: of dicts transformers' Trainer leaves the collator only what the network's forward names
+    (`remove_unused_columns`), and a batch is made of more than that.
+    """
 
 
 class FrameDataset(Dataset):
@@ -80,19 +89,19 @@ class FrameDataset(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample | None:
+    def __getitem__(self, key: int | tuple[int, int]) -> PreparedSample | None:
         """The sample of a row; see `prepare`."""
         epoch, index = key if isinstance(key, tuple) else (int(self._epoch), key)
         index = range(len(self))[index]
         place = f"row {index}" if self.mixture is None else self.mixture.place(index)
         return self.prepare(self.rows[index], epoch, index, place)
 
-    def prepare_streamed(self, row: Row, epoch: int, position: int) -> Sample | None:
+    def prepare_streamed(self, row: Row, epoch: int, position: int) -> PreparedSample | None:
         """The sample of a streamed row, whose position is not its own: in the seed the frame's name stands for it."""
         name = row.frame_id if isinstance(row, RGBDFrame) else row.get("frame_id")
         return self.prepare(row, epoch, zlib.crc32(str(name).encode()), f"row {position} of the stream")
 
-    def prepare(self, row: Row, epoch: int, index: int, place: str) -> Sample | None:
+    def prepare(self, row: Row, epoch: int, index: int, place: str) -> PreparedSample | None:
         """Reads and prepares a row.
 
         Args:
@@ -110,7 +119,7 @@ class FrameDataset(Dataset):
             ValueError: The row is broken; the message names the row and the frame.
         """
         try:
-            return self._prepare(row, epoch, index)
+            return PreparedSample(self._prepare(row, epoch, index))
         # Whatever a decoder, a file system or a check raises, it is the row that has to be named.
         except Exception as error:
             name = row.frame_id if isinstance(row, RGBDFrame) else row.get("frame_id")

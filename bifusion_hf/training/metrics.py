@@ -27,6 +27,13 @@ BAR_TERMS = ("loss", "loss_cls", "loss_mask", "loss_dice", "loss_sem", "loss_cli
 # What the loop itself spends its time on: the liveness audit, averaging the weights, showing and writing numbers, and
 # checkpoints. Skipping updates, counting and moving batches are the rest of the overhead.
 OWN_PARTS = ("audit", "ema", "logging", "checkpoint")
+# Apple's GPUs.
+DEVICES_WITHOUT_FLOAT64 = ("mps",)
+
+
+def for_sums(values: torch.Tensor) -> torch.Tensor:
+    """Values in float64, in which terms are added up; float32 on a device that has no float64."""
+    return values.float() if values.device.type in DEVICES_WITHOUT_FLOAT64 else values.double()
 
 
 class Timer:

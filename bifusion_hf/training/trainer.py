@@ -31,7 +31,7 @@ from .guards import (
     largest_samples,
     preserved_buffers,
 )
-from .metrics import Recorder, memory_gib
+from .metrics import Recorder, for_sums, memory_gib
 from .optimization import build_optimizer, build_scheduler
 from .setup import build_accelerator, compile_dense_parts, prepare_network, shares_batch_statistics
 
@@ -244,7 +244,7 @@ class BiFusionTrainer:
             # A term that is switched off is a constant that nothing counts.
             terms = {name: term for name, term in outputs.loss_dict.items() if term.requires_grad or counts.get(name)}
             for name, term in {"loss": outputs.loss, **terms}.items():
-                sums[name] = sums.get(name, 0) + term.detach().double()
+                sums[name] = sums.get(name, 0) + for_sums(term.detach())
         values = self._step(sums, counts, audited)
         shown = (audited or self._is_logged(update)) and not values["skipped"]
         with self.recorder.timer.part("logging"):
@@ -261,7 +261,7 @@ class BiFusionTrainer:
             norm = self.accelerator.clip_grad_norm_(trainable, self.arguments.optimizer.max_grad_norm)
             # One transfer to the host for all numbers of the update; on a GPU it waits for the backward pass.
             losses = self.accelerator.reduce(torch.stack(list(sums.values())), "sum")
-            *numbers, norm = torch.cat([losses, norm.double().reshape(1)]).tolist()
+            *numbers, norm = torch.cat([losses, for_sums(norm).reshape(1)]).tolist()
         values = {**dict(zip(sums, numbers, strict=True)), "grad_norm": norm}
         accepted = self.guard.accept(values, self.accelerator.scaler)
         if accepted:

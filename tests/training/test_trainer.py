@@ -19,6 +19,7 @@ from training_standin import (
     recipe,
 )
 
+import bifusion_hf.training.metrics
 import bifusion_hf.training.setup
 import bifusion_hf.training.trainer
 from bifusion_hf.training.checkpoints import list_checkpoints
@@ -357,6 +358,20 @@ def test_frozen_parameters_have_no_gradient_and_no_state(tmp_path):
     norm = trainer.network.norm
     assert norm.weight.grad is None and norm.weight not in trainer.optimizer.state
     assert norm.num_batches_tracked == 0 and torch.equal(norm.running_mean, torch.zeros(8))
+
+
+def test_a_device_without_float64_trains(tmp_path, monkeypatch):
+    def refuse(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+
+    def losses(folder):
+        make_trainer(recipe(folder, training={"max_updates": 2}, evaluation={"every_epochs": 0})).train()
+        return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+
+    expected = losses(tmp_path / "cpu")
+    monkeypatch.setattr(bifusion_hf.training.metrics, "DEVICES_WITHOUT_FLOAT64", ("cpu",))
+    monkeypatch.setattr(torch.Tensor, "double", refuse)
+    assert losses(tmp_path / "mps") == pytest.approx(expected, rel=1e-6) and len(expected) == 2
 
 
 def test_bf16_trains_and_fp16_on_a_cpu_is_refused(tmp_path):
