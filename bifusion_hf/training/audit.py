@@ -251,16 +251,6 @@ class LivenessAudit:
             if re.search(e.pattern, name)
         )
 
-    def dead_tensors(self, fraction: float = 1e-6) -> list[str]:
-        """Trainable tensors whose latest gradient is below `fraction` of the largest, exemptions not considered."""
-        floor = float(self._norms.max()) * fraction
-        norms = self._norms.tolist()
-        return [
-            name
-            for name, parameter, norm in zip(self.names, self.parameters, norms, strict=True)
-            if parameter.requires_grad and not norm > floor
-        ]
-
     def table(self) -> str:
         """One table of modules, loss terms, the gate and the alignment, as they were last recorded."""
         rows: dict[str, list[int]] = {}

@@ -199,6 +199,17 @@ def failures(accelerator: Accelerator, action: Callable[[], None], *, main_only:
     return [message for message in gather_object([error]) if message]
 
 
+def in_main_process(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Does something in the main process alone; where it fails there, all processes stop.
+
+    Raises:
+        CheckpointError: It failed.
+    """
+    errors = failures(accelerator, action, main_only=True)
+    if errors:
+        raise CheckpointError("; ".join(errors))
+
+
 def replace_folder(folder: Path, write: Callable[[Path], None]):
     """Writes a folder's new content beside it and then swaps both, so that a kill leaves one of them whole.
 

@@ -6,13 +6,14 @@ any update without replaying anything, and one process with batch 4 sees the sam
 carry their own seed (seed, epoch, row), so that loader workers have no state.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..data.mixture import Mixture, shuffled
@@ -157,6 +158,42 @@ class StreamedFrames(IterableDataset):
             epoch += 1
 
 
+def stream_readers(data: DataArguments, batch_size: int) -> dict[str, int]:
+    """What decides which reader of a stream gives which row; empty where rows are taken by index.
+
+    Args:
+        data: Section of the recipe.
+        batch_size: Frames of one forward in one process.
+    """
+    if not data.streaming:
+        return {}
+    # The process itself reads as one worker does.
+    return {
+        "data.num_workers": max(1, data.num_workers),
+        "data.shuffle_buffer": data.shuffle_buffer,
+        "training.batch_size": batch_size,
+    }
+
+
+def check_readers(checkpoint: Path, before: Mapping[str, int], here: Mapping[str, int]) -> None:
+    """Refuses to go on with other readers of a stream than a checkpoint was written with.
+
+    Args:
+        checkpoint: For the message.
+        before: Its `stream_readers`.
+        here: Those of this run.
+
+    Raises:
+        ValueError: They differ.
+    """
+    for key in {**before, **here}:
+        if before.get(key) != here.get(key):
+            raise ValueError(
+                f"{checkpoint} has {key} {before.get(key)}, this run {here.get(key)}: other readers of a stream would "
+                "give some rows twice and others never; keep it"
+            )
+
+
 def build_loader(dataset: Dataset, sampler: UpdateSampler | None, batch_size: int, **options: Any) -> DataLoader:
     """Loader of the whole run: one iterator over all epochs, so that workers never stop between them.
 
@@ -200,3 +237,30 @@ def train_batches(
         # Each process reads its own shards of a stream; Accelerate would shard or dispatch them once more.
         return (send_to_device(batch, accelerator.device) for batch in loader)
     return iter(accelerator.prepare_data_loader(loader))
+
+
+def take_window(
+    batches: Iterator[dict[str, Any] | None], size: int, accelerator: Accelerator, *, may_lack: bool
+) -> tuple[list[dict[str, Any]], int, list[str]]:
+    """The next batches of an update, without those of which all frames are broken.
+
+    All processes make the same number of passes, in each of which they wait for one another: where one has a batch
+    less, the others leave one out too.
+
+    Args:
+        batches: Of this process; None for one without frames.
+        size: Batches of an update in one process.
+        accelerator: Of the run.
+        may_lack: Whether a batch may be None at all.
+
+    Returns:
+        The batches of this process; how many are missing in all; and the frames, of all processes, that are left out
+        although they are whole.
+    """
+    window = [batch for batch in (next(batches) for _ in range(size)) if batch is not None]
+    if not may_lack:
+        return window, 0, []
+    left = accelerator.gather(torch.tensor([len(window)], device=accelerator.device)).tolist()
+    missing, common = sum(size - number for number in left), min(left)
+    whole = [name for batch in window[common:] for name in batch.get("frame_ids", [])]
+    return window[:common], missing, gather_object(whole) if missing else []

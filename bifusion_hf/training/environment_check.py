@@ -110,11 +110,6 @@ class EnvironmentCheck:
         self._check("forward, backward", self._step, remedy, needs=["alignment (train)"])
         return self.results
 
-    @property
-    def passed(self) -> bool:
-        """Whether nothing failed."""
-        return all(result.status != FAILED for result in self.results)
-
     def _check(self, name: str, check: Callable[[], str], remedy: str, needs: Sequence[str] = ()) -> None:
         good = {result.name for result in self.results if result.status == PASSED}
         lacking = [need for need in needs if need not in good]

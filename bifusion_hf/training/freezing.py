@@ -21,16 +21,13 @@ _BLOCK_LISTS = ("encoder.layers", "encoder.layer", "layers", "layer")
 _EMBEDDINGS = ("embeddings", "embedder", "pre_layrnorm", "pre_layernorm")
 
 
-def freeze_for_training(model: nn.Module, training: TrainingArguments) -> int:
+def freeze_for_training(model: nn.Module, training: TrainingArguments) -> None:
     """Freezes what the model's configuration, `training.freeze` and `training.unfreeze_at` freeze at the start.
-
-    Returns:
-        How many parameters (scalars) are frozen now.
 
     Raises:
         ValueError: A name that the model has not.
     """
-    return freeze(model, [*frozen_prefixes(model), *training.freeze, *training.unfreeze_at])
+    freeze(model, [*frozen_prefixes(model), *training.freeze, *training.unfreeze_at])
 
 
 def frozen_prefixes(model: nn.Module) -> list[str]:

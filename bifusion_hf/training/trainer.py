@@ -22,7 +22,14 @@ from ..data.alignment import check_alignment
 from ..recipe.arguments import TrainArguments
 from . import checkpoints
 from .audit import LivenessAudit, alpha_statistics, probe_loss
-from .data_loading import UpdateSampler, train_batches, updates_per_epoch
+from .data_loading import (
+    UpdateSampler,
+    check_readers,
+    stream_readers,
+    take_window,
+    train_batches,
+    updates_per_epoch,
+)
 from .freezing import eval_mode, train_mode, unfreeze_due
 from .guards import (
     NonFiniteGuard,
@@ -166,18 +173,6 @@ class BiFusionTrainer:
             sampler = UpdateSampler(rows, self.frames_per_update, self.total_updates, seed, self.update, mixture)
         return train_batches(self.train_dataset, sampler, self.batch_size, self.collate, data, self.accelerator)
 
-    def _stream_readers(self) -> dict[str, int]:
-        """What decides which reader of a stream gives which row; empty where rows are taken by index."""
-        data = self.arguments.data
-        if not data.streaming:
-            return {}
-        # No worker reads as one does.
-        return {
-            "data.num_workers": max(1, data.num_workers),
-            "data.shuffle_buffer": data.shuffle_buffer,
-            "training.batch_size": self.batch_size,
-        }
-
     def _end(self) -> None:
         """Takes the process group apart; the network stays."""
         if self.accelerator.num_processes > 1:
@@ -188,24 +183,17 @@ class BiFusionTrainer:
         self.accelerator.end_training()
 
     def _next_window(self, batches: Iterator[Batch | None]) -> list[Batch]:
-        """The batches of the next update, without those of which all frames are broken and skipped.
-
-        All processes make the same number of passes, in each of which they wait for one another: where one has a batch
-        less, the others leave one out too.
-        """
-        window = [batch for batch in (next(batches) for _ in range(self.accumulation)) if batch is not None]
-        if not self.arguments.data.skip_broken_rows:
-            return window
-        left = self.accelerator.gather(torch.tensor([len(window)], device=self.accelerator.device)).tolist()
-        if min(left) < self.accumulation:
-            whole = gather_object([name for batch in window[min(left) :] for name in batch.get("frame_ids", [])])
-            self.skipped_batches += sum(self.accumulation - number for number in left)
+        """The batches of the next update that have frames."""
+        skip = self.arguments.data.skip_broken_rows
+        window, missing, whole = take_window(batches, self.accumulation, self.accelerator, may_lack=skip)
+        if missing:
+            self.skipped_batches += missing
             others = f"; so that all processes keep step, whole frames too: {', '.join(whole)}" if whole else ""
             self.recorder.warning(
                 f"update {self.update + 1} is smaller: batches of broken frames alone are left out, "
                 f"{self.skipped_batches} so far{others}"
             )
-        return window[: min(left)]
+        return window
 
     def _pass_over(self) -> dict[str, float]:
         """Takes the place of `_run_update` where an update has no frame."""
@@ -391,13 +379,7 @@ class BiFusionTrainer:
             if self.processor is not None:
                 self.processor.save_pretrained(partial)
 
-        self._in_main_process(lambda: checkpoints.replace_folder(folder, write))
-
-    def _in_main_process(self, action: Callable[[], None]) -> None:
-        """Does something in the main process alone; where it fails there, all processes stop."""
-        errors = checkpoints.failures(self.accelerator, action, main_only=True)
-        if errors:
-            raise checkpoints.CheckpointError("; ".join(errors))
+        checkpoints.in_main_process(self.accelerator, lambda: checkpoints.replace_folder(folder, write))
 
     def save_checkpoint(self) -> Path:
         """Writes everything that a resumed run needs."""
@@ -410,7 +392,7 @@ class BiFusionTrainer:
             "skipped": self.guard.skipped,
             "skipped_in_a_row": self.guard.in_a_row,
             "skipped_batches": self.skipped_batches,
-            "stream": self._stream_readers(),
+            "stream": stream_readers(self.arguments.data, self.batch_size),
         }
         with self.recorder.timer.part("checkpoint"):
             return checkpoints.save_checkpoint(
@@ -445,7 +427,7 @@ class BiFusionTrainer:
 
         # All have looked for checkpoints before one of them deletes any.
         self.accelerator.wait_for_everyone()
-        self._in_main_process(prepare_folder)
+        checkpoints.in_main_process(self.accelerator, prepare_folder)
         self.accelerator.init_trackers(self.arguments.logging.project, config=self.arguments.flat())
         if checkpoint is not None:
             self._resume(checkpoint)
@@ -471,14 +453,8 @@ class BiFusionTrainer:
                 f"{self.accelerator.num_processes}: resume with as many"
             )
         # Older checkpoints do not tell.
-        here = self._stream_readers()
-        before = state.get("stream", here)
-        for key in {**before, **here}:
-            if before.get(key) != here.get(key):
-                raise ValueError(
-                    f"{checkpoint} has {key} {before.get(key)}, this run {here.get(key)}: other readers of a stream "
-                    "would give some rows twice and others never; keep it"
-                )
+        readers = stream_readers(self.arguments.data, self.batch_size)
+        check_readers(checkpoint, state.get("stream", readers), readers)
         self.update, self.best = state["update"], state["best"]
         if self.accelerator.is_main_process:
             checkpoints.drop_later(self.checkpoint_dir, self.update)
