@@ -1,0 +1,98 @@
+"""Sixteen bits and what is not a number: results are rounded, sums are wider, and nothing is hidden."""
+
+import pytest
+import torch
+from sparse_examples import random_grid
+from torch import nn
+
+from bifusion_hf.sparse import (
+    SparseTensor,
+    SubmanifoldConv3d,
+    VoxelGrid,
+    convolve_normalized,
+    set_sparse_backend,
+    voxelize,
+)
+from bifusion_hf.sparse.backends import compiled_backend
+
+
+@pytest.fixture(params=["torch", "compiled"])
+def backend(request):
+    if request.param == "compiled" and (reason := compiled_backend.kernels_unavailable_reason()):
+        pytest.skip(reason)
+    return request.param
+
+
+def convolution(backend, kernel):
+    """A layer of a kernel [27, in, out]."""
+    layer = SubmanifoldConv3d(*kernel.shape[1:], 3).to(kernel.dtype)
+    set_sparse_backend(layer, backend)
+    with torch.no_grad():
+        layer.kernel.copy_(kernel)
+    return layer
+
+
+def identity(channels):
+    norm = nn.BatchNorm1d(channels, eps=0).eval()
+    assert norm.running_var.eq(1).all()
+    return norm
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_results_are_rounded_to_the_nearest(backend, is_finished):
+    """Sums of two, which float32 holds exactly: cut off they would be smaller in half of the cases."""
+    grid = random_grid(count=400, low=-4, high=5)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(len(grid), 2, generator=generator).bfloat16()
+    kernel = torch.zeros(27, 2, 16, dtype=torch.bfloat16)
+    kernel[13] = 1
+    layer = convolution(backend, kernel)
+    exact = features.float().sum(1, keepdim=True).expand(-1, 16)
+    assert (exact.bfloat16().float() != exact).float().mean() > 0.3
+    with torch.no_grad():
+        if is_finished:
+            norm = identity(16).bfloat16()
+            found = convolve_normalized(layer, norm, SparseTensor(features, grid), is_rectified=False).features
+        else:
+            found = layer(SparseTensor(features, grid)).features
+    assert found.dtype == torch.bfloat16 and torch.equal(found, exact.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_are_wider_than_what_is_summed(backend, dtype):
+    """Ones added up in bfloat16 end at 256, in float16 at 2048; and a sum beyond 65504 is none in float16."""
+    cells = torch.cartesian_prod(torch.arange(1), *[torch.arange(10)] * 3)
+    grid = VoxelGrid(cells, 1)
+    features = torch.ones(len(grid), 160, dtype=dtype, requires_grad=True)
+    layer = convolution(backend, torch.ones(27, 160, 3, dtype=dtype))
+    out = layer(SparseTensor(features, grid)).features
+    inner = ((cells[:, 1:] > 0) & (cells[:, 1:] < 9)).all(1)
+    assert (out[inner] == 27 * 160).all() and out.dtype == dtype
+    (out * torch.full_like(out, 8)).sum().backward()
+    assert (features.grad[inner] == 27 * 3 * 8).all()
+    # The middle of the kernel has a pair in each of the 1000 voxels.
+    assert (layer.kernel.grad[13] == 8000).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_means_over_points_are_wider_too(dtype):
+    points = torch.full((3000, 3), 0.5)
+    grid = voxelize(points, torch.zeros(3000, dtype=torch.int64), 1.0, 1)
+    mean = grid.mean(torch.full((3000, 2), 40.0, dtype=dtype))
+    assert mean.dtype == dtype and mean.tolist() == [[40.0, 40.0]]
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_rectifier_does_not_hide_what_is_not_a_number(backend, is_finished):
+    grid = random_grid()
+    features = torch.randn(len(grid), 4, generator=torch.Generator().manual_seed(0))
+    features[7] = float("nan")
+    features[20] = float("inf")
+    layer = convolution(backend, torch.randn(27, 4, 20, generator=torch.Generator().manual_seed(1)))
+    table = grid.kernel_maps("submanifold", 3).forward.table
+    with torch.set_grad_enabled(not is_finished):
+        out = convolve_normalized(layer, identity(20), SparseTensor(features, grid)).features
+    assert out[(table == 7).any(0)].isnan().all()
+    assert not torch.isfinite(out[(table == 20).any(0)]).all(1).any()
+    rest = out[~((table == 7) | (table == 20)).any(0)]
+    assert torch.isfinite(rest).all() and (rest >= 0).all() and (rest == 0).any()
