@@ -5,6 +5,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
+from .entry import command
+
 
 EXAMPLES = """examples:
   bifusion-check
@@ -14,6 +16,7 @@ EXAMPLES = """examples:
 WIDTH = 118
 
 
+@command("bifusion-check")
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints what passed and what failed, with what to do.
 

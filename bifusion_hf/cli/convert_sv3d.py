@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .entry import command
+
 
 if TYPE_CHECKING:
     import torch
@@ -109,6 +111,7 @@ class Provenance:
     license: str
 
 
+@command("bifusion-convert-sv3d")
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line.
 
@@ -123,13 +126,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from ..hub.release import ReleaseError, check_repo_id, publish
 
-    try:
-        if arguments.push_to_hub is not None:
-            check_repo_id(arguments.push_to_hub)
-        report = convert(arguments)
-        print(f"{report}\nwritten: {arguments.dest}")
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"{parser.prog}: error: {error}") from error
+    if arguments.push_to_hub is not None:
+        check_repo_id(arguments.push_to_hub)
+    report = convert(arguments)
+    print(f"{report}\nwritten: {arguments.dest}")
     if arguments.push_to_hub is None:
         return
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import assets
+from .entry import command
 from .predict import load_segmenter
 
 
@@ -22,6 +23,7 @@ EXAMPLES = """examples:
 SAMPLES = 8
 
 
+@command("bifusion-demo")
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line.
 
@@ -30,22 +32,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.space is not None:
-            from ..demo.space import write_space
+    if arguments.space is not None:
+        from ..demo.space import write_space
 
-            files = write_space(arguments.space, arguments.checkpoint)
-            print(f"{', '.join(str(path) for path in files)}\nPush this folder to a Space of the Gradio SDK.")
-            return
-        launch(
-            arguments.checkpoint,
-            read_samples(arguments.data, arguments.split, arguments.rows),
-            arguments.device,
-            server_name=arguments.host,
-            server_port=arguments.port,
-        )
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"{parser.prog}: error: {error}") from error
+        files = write_space(arguments.space, arguments.checkpoint)
+        print(f"{', '.join(str(path) for path in files)}\nPush this folder to a Space of the Gradio SDK.")
+        return
+    launch(
+        arguments.checkpoint,
+        read_samples(arguments.data, arguments.split, arguments.rows),
+        arguments.device,
+        server_name=arguments.host,
+        server_port=arguments.port,
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .entry import command
+
 
 EXAMPLES = """examples:
   bifusion-evaluate sample --data sample --split val
@@ -16,6 +18,7 @@ EXAMPLES = """examples:
 """
 
 
+@command("bifusion-evaluate")
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line.
 
@@ -30,10 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         given = [f"--{name}" for name in ("save_predictions", "seed") if getattr(arguments, name) is not None]
         if given:
             parser.error(f"{', '.join(given)} and --predictions exclude each other")
-    try:
-        results, is_main = run(arguments)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"{parser.prog}: error: {error}") from error
+    results, is_main = run(arguments)
     if is_main:
         report(results, arguments)
 

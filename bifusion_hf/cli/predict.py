@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import assets
 from ..superpoints.masks import load_mask_generator, superpoints_from_mask_generator
+from .entry import command
 
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ EXAMPLES = """examples:
 """
 
 
+@command("bifusion-predict")
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line.
 
@@ -34,17 +36,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     check_arguments(parser, arguments)
-    try:
-        segmenter = load_segmenter(arguments.checkpoint, arguments.device)
-        generator = None if arguments.mask_generator is None else load_mask_generator(arguments.mask_generator)
-        for frame in read_frames(arguments):
-            if generator is not None:
-                frame.superpoints = superpoints_from_mask_generator(
-                    generator, frame.image, frame.depth, frame.intrinsics
-                )
-            predict(segmenter, frame, arguments)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"{parser.prog}: error: {error}") from error
+    segmenter = load_segmenter(arguments.checkpoint, arguments.device)
+    generator = None if arguments.mask_generator is None else load_mask_generator(arguments.mask_generator)
+    for frame in read_frames(arguments):
+        if generator is not None:
+            frame.superpoints = superpoints_from_mask_generator(generator, frame.image, frame.depth, frame.intrinsics)
+        predict(segmenter, frame, arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ from ..data.esam import prepare_esam
 from ..data.scannet.mesh_labels import MAX_DISTANCE, NEAR_RANGE
 from ..data.scannet.preparation import prepare_scannet200, report_summary
 from ..data.scannet.source import LABEL_SOURCES
+from .entry import command
 
 
 EXAMPLES = """examples:
@@ -19,6 +20,7 @@ An interrupted run goes on where it stopped when it is started again with the sa
 """
 
 
+@command("bifusion-prepare-scannet200")
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line.
 
@@ -30,10 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    try:
-        report = prepare(parser, arguments)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"{parser.prog}: error: {error}") from error
+    report = prepare(parser, arguments)
     print(report_summary(report), end="")
     print(f"settings and skipped frames: {arguments.out / 'report.txt'}")
     failed = [scan for part in report["splits"].values() for scan in part["failed"]]

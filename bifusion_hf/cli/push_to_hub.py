@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import assets
+from .entry import command
 
 
 EXAMPLES = """examples:
@@ -32,6 +33,7 @@ MODEL_OPTIONS = (
 DATASET_OPTIONS = ("name", "origin")
 
 
+@command("bifusion-push-to-hub")
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line.
 
@@ -47,25 +49,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.type == "model" and arguments.metrics is None:
         parser.error("--metrics is missing: the JSON file of bifusion-evaluate --output")
 
-    from ..hub.release import ReleaseError, publish
+    from ..hub.release import publish
 
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = arguments.dry_run or Path(temporary) / "release"
-            write_release(folder, arguments)
-            if arguments.dry_run is not None:
-                print(f"{folder}: the release, not uploaded")
-                return
-            published = publish(
-                folder,
-                arguments.repo,
-                repo_type=arguments.type,
-                private=not arguments.public,
-                tag=arguments.tag,
-                message=arguments.message,
-            )
-    except (ValueError, OSError, ReleaseError) as error:
-        raise SystemExit(f"{parser.prog}: error: {error}") from error
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.dry_run or Path(temporary) / "release"
+        write_release(folder, arguments)
+        if arguments.dry_run is not None:
+            print(f"{folder}: the release, not uploaded")
+            return
+        published = publish(
+            folder,
+            arguments.repo,
+            repo_type=arguments.type,
+            private=not arguments.public,
+            tag=arguments.tag,
+            message=arguments.message,
+        )
     version = f", tag {published.tag}" if published.tag else ""
     print(f'{published.url}: revision="{published.commit}"{version}')
 

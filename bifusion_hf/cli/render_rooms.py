@@ -9,6 +9,7 @@ from ..rooms.catalog import LIBRARIES
 from ..rooms.dataset import build_dataset
 from ..rooms.generate import WORLDS, RoomSettings
 from ..rooms.sensor import SENSORS
+from .entry import command
 
 
 _EPILOG = """
@@ -23,9 +24,9 @@ README.md then carries. An interrupted run goes on where it stopped when it is s
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line of `render_rooms`."""
+    """The parser of `main`."""
     parser = argparse.ArgumentParser(
-        prog="render_rooms",
+        prog="bifusion-render-rooms",
         description=__doc__,
         epilog=_EPILOG % ", ".join(f"{name} {licence}" for name, licence in LIBRARIES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -86,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command("bifusion-render-rooms")
 def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     parser = build_parser()
@@ -93,29 +95,26 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.train < 0 or arguments.val < 0 or arguments.train + arguments.val == 0:
         parser.error(f"--train {arguments.train} --val {arguments.val}: expected at least one frame")
     require_package("embreex")
-    try:
-        settings = RoomSettings(
-            furniture=tuple(arguments.furniture),
-            libraries=tuple(arguments.libraries) if arguments.furniture else (),
-            cache=str(arguments.cache),
-            texture_pack=arguments.texture_pack,
-            seed=arguments.seed,
-            width=arguments.width,
-            height=arguments.height,
-            views=arguments.views,
-            photometric=arguments.photometric,
-            world=arguments.world,
-            sensor=arguments.sensor,
-        )
-        summary = build_dataset(
-            arguments.out,
-            settings,
-            {"train": arguments.train, "val": arguments.val},
-            workers=arguments.workers,
-            jpeg_quality=arguments.jpeg_quality,
-        )
-    except ValueError as error:
-        parser.error(str(error))
+    settings = RoomSettings(
+        furniture=tuple(arguments.furniture),
+        libraries=tuple(arguments.libraries) if arguments.furniture else (),
+        cache=str(arguments.cache),
+        texture_pack=arguments.texture_pack,
+        seed=arguments.seed,
+        width=arguments.width,
+        height=arguments.height,
+        views=arguments.views,
+        photometric=arguments.photometric,
+        world=arguments.world,
+        sensor=arguments.sensor,
+    )
+    summary = build_dataset(
+        arguments.out,
+        settings,
+        {"train": arguments.train, "val": arguments.val},
+        workers=arguments.workers,
+        jpeg_quality=arguments.jpeg_quality,
+    )
     for split, digest in summary["sha256"].items():
         print(
             f"{split}: {summary['frames'][split]} frames, {summary['instances_per_frame'][split]} instances a frame, "

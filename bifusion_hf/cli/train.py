@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from ..recipe.reading import describe_keys, load_arguments, recipe_names
+from .entry import command
 from .openmp import restart_with_passive_threads
 
 
@@ -23,6 +24,7 @@ Every key of a recipe can be given on the command line, its value as YAML:
 {keys}"""
 
 
+@command("bifusion-train")
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the recipe, then plans or trains.
 
@@ -37,11 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(USAGE.format(recipes=", ".join(recipe_names()), keys=describe_keys()))
         return
     recipe = None if words[0].startswith("--") else words.pop(0)
-    try:
-        arguments = load_arguments(recipe, words)
-    except ValueError as error:
-        raise SystemExit(f"bifusion-train: {error}") from error
-
+    arguments = load_arguments(recipe, words)
     if argv is None:
         restart_with_passive_threads()
     # Late, so that a mistake in the recipe is told at once.

@@ -17,9 +17,14 @@ def load_pretrained(source: str | Path) -> tuple[BiFusionForInstanceSegmentation
 
     Raises:
         OSError: There is no such checkpoint or revision, or the Hub cannot be reached and nothing is cached.
-        ValueError: No revision follows the `@`, the weights are not those that the Hub promised, or a later release of
-            the package wrote them.
+        ValueError: No revision follows the `@`, the weights are damaged, not those that the Hub promised, or of other
+            shapes than the configuration says, or a later release of the package wrote them.
     """
     name, pinned = pinned_name(assets.SAMPLE_CHECKPOINT if str(source) == "sample" else source)
-    model = BiFusionForInstanceSegmentation.from_pretrained(name, **pinned)
+    try:
+        model = BiFusionForInstanceSegmentation.from_pretrained(name, **pinned)
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(f"{source}: its weights do not have the shapes of its config.json, see above") from error
     return model, BiFusionProcessor.from_pretrained(name, **pinned)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .files import DataFileError
-from .hub_files import verify_download
+from .hub_files import verify_download, verify_safetensors
 from .safe_pickle import load_checkpoint
 
 
@@ -127,7 +127,8 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         DataFileError: The file is damaged, holds anything but tensors and plain containers, or no state dict.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and path.is_file():
+        verify_safetensors(path)
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:

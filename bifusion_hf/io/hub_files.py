@@ -1,6 +1,7 @@
 """What is named on the Hub: pinned names, and downloads that are what the Hub promised."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from .files import DataFileError
 
 
 WEIGHTS_FILE = "model.safetensors"
+_LFS_POINTER = b"version https://git-lfs"
+# Safetensors itself refuses longer ones.
+_LONGEST_HEADER = 100_000_000
 # Names of blobs in the cache: SHA-256 of a large file, or git's SHA-1 of a small one.
 _SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
@@ -72,15 +76,59 @@ def verify_download(path: str | Path) -> None:
         )
 
 
+def verify_safetensors(path: str | Path) -> None:
+    """Whether a file is safetensors and as long as its header says; the tensors are not read.
+
+    Raises:
+        DataFileError: It is cut short, or something else.
+    """
+    refuse_lfs_pointer(path)
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        header = file.read(length) if length <= size else b""
+    if len(start) == 8 and len(header) == length:
+        try:
+            ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
+            needed = 8 + length + max(ends, default=0)
+        except (ValueError, AttributeError, LookupError, TypeError) as error:
+            raise DataFileError(path, "is no safetensors file: its header cannot be read") from error
+    elif len(start) == 8 and length > _LONGEST_HEADER:
+        raise DataFileError(path, "is no safetensors file: it does not begin as one")
+    else:
+        needed = 8 + length
+    if size < needed:
+        raise DataFileError(
+            path, f"is cut short: it has {size} bytes and needs {needed}; copy or download it once more"
+        )
+
+
+def refuse_lfs_pointer(path: str | Path) -> None:
+    """Names a file that only points to its content, as a clone without Git LFS leaves it.
+
+    Raises:
+        DataFileError: It is one.
+    """
+    with open(path, "rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise DataFileError(path, "is a Git LFS pointer, not the file itself: run `git lfs pull` beside it")
+
+
 def verify_pulled_weights(
     source: str | Path, revision: str | None = None, cache_dir: str | Path | None = None
 ) -> None:
-    """`verify_download` for the weights that transformers has pulled; folders and what is not in the cache pass.
+    """`verify_download` for the weights that transformers has pulled, `verify_safetensors` for those of a folder.
+
+    What is neither in the cache nor a folder passes.
 
     Raises:
         DataFileError: See there.
     """
     if Path(source).is_dir():
+        for pattern in (WEIGHTS_FILE, "model-*-of-*.safetensors"):
+            for path in sorted(Path(source).glob(pattern)):
+                verify_safetensors(path)
         return
     try:
         path = try_to_load_from_cache(str(source), WEIGHTS_FILE, revision=revision, cache_dir=cache_dir)

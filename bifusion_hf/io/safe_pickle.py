@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from .files import DataFileError, read_bytes
+from .hub_files import refuse_lfs_pointer
 
 
 # Roots of the modules whose objects a checkpoint may hold beside its tensors; they are not created.
@@ -63,6 +64,7 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise DataFileError(path, "no such file")
+    refuse_lfs_pointer(path)
     try:
         with torch.serialization.safe_globals(_stand_ins(path, ignored_modules)):
             return torch.load(path, map_location=map_location, weights_only=True)

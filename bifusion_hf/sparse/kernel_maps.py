@@ -6,12 +6,12 @@ dilation * stride for odd K, r * stride for even K; `out[u] = sum_k in[u + offse
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import torch
 
 from .coordinates import KEY_MARGIN, pack_offset
 from .gather_plan import GatherPlan
-from .voxels import VoxelGrid
 
 
 @dataclass(eq=False)
@@ -68,6 +68,35 @@ class KernelMaps:
     is_mirrored: bool
 
 
+class Grid(Protocol):
+    """What kernel maps are made from: `VoxelGrid`, which keeps them."""
+
+    stride: int
+    sorted_keys: torch.Tensor
+    order: torch.Tensor | None
+    parents: torch.Tensor
+    octants: torch.Tensor
+    device: torch.device
+
+    def __len__(self) -> int: ...
+
+    def coarser(self) -> "Grid": ...
+
+    def finer(self) -> "Grid": ...
+
+    def kernel_maps(self, kind: str, kernel_size: int, dilation: int = 1) -> KernelMaps: ...
+
+
+class ConvolutionLayer(Protocol):
+    """What a backend has to know of a layer beside its kernel."""
+
+    kind: str
+    in_channels: int
+    kernel_size: int
+    dilation: int
+    backend: str
+
+
 def kernel_offsets(kernel_size: int, step: int = 1) -> list[tuple[int, int, int]]:
     """Displacements (x, y, z) of a kernel's offsets in MinkowskiEngine's order; `step` = dilation x stride."""
     first = -(kernel_size // 2) if kernel_size % 2 else 0
@@ -75,7 +104,7 @@ def kernel_offsets(kernel_size: int, step: int = 1) -> list[tuple[int, int, int]
     return [(x, y, z) for z in line for y in line for x in line]
 
 
-def build_kernel_maps(grid: VoxelGrid, kind: str, kernel_size: int, dilation: int) -> KernelMaps:
+def build_kernel_maps(grid: Grid, kind: str, kernel_size: int, dilation: int) -> KernelMaps:
     """Makes the kernel maps of a convolution on `grid`.
 
     Args:
@@ -93,7 +122,7 @@ def build_kernel_maps(grid: VoxelGrid, kind: str, kernel_size: int, dilation: in
     return KernelMaps(strided.backward, strided.forward, is_mirrored=False)
 
 
-def _submanifold_maps(grid: VoxelGrid, kernel_size: int, dilation: int) -> KernelMaps:
+def _submanifold_maps(grid: Grid, kernel_size: int, dilation: int) -> KernelMaps:
     step = dilation * grid.stride
     if kernel_size // 2 * step > KEY_MARGIN:
         raise ValueError(
@@ -105,7 +134,7 @@ def _submanifold_maps(grid: VoxelGrid, kernel_size: int, dilation: int) -> Kerne
     return KernelMaps(kernel_map, kernel_map, is_mirrored=True)
 
 
-def _submanifold_table(grid: VoxelGrid, kernel_size: int, step: int) -> torch.Tensor:
+def _submanifold_table(grid: Grid, kernel_size: int, step: int) -> torch.Tensor:
     """The table int32 [K, V], found line by line.
 
     Keys are consecutive along x, so one search finds where a kernel's line along x begins among the sorted keys, and
@@ -132,7 +161,7 @@ def _submanifold_table(grid: VoxelGrid, kernel_size: int, step: int) -> torch.Te
     return by_row
 
 
-def _strided_maps(grid: VoxelGrid) -> KernelMaps:
+def _strided_maps(grid: Grid) -> KernelMaps:
     coarse = grid.coarser()
     parents = grid.parents
     rows = torch.arange(len(grid), dtype=torch.int32, device=grid.device)

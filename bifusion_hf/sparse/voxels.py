@@ -1,7 +1,6 @@
 """Voxel grids, and features on them."""
 
 import weakref
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,10 +13,7 @@ from .coordinates import (
     pack,
     unpack,
 )
-
-
-if TYPE_CHECKING:
-    from .kernel_maps import KernelMaps
+from .kernel_maps import KernelMaps, build_kernel_maps
 
 
 class VoxelGrid:
@@ -142,10 +138,8 @@ class VoxelGrid:
         x, y, z = self.coordinates[:, 1:].long().div(self.stride, rounding_mode="floor").remainder(2).unbind(1)
         return x + 2 * y + 4 * z
 
-    def kernel_maps(self, kind: str, kernel_size: int, dilation: int = 1) -> "KernelMaps":
+    def kernel_maps(self, kind: str, kernel_size: int, dilation: int = 1) -> KernelMaps:
         """The kernel maps that a convolution on this grid needs, made at the first call."""
-        from .kernel_maps import build_kernel_maps
-
         key = (kind, kernel_size, dilation)
         if key not in self._maps:
             self._maps[key] = build_kernel_maps(self, kind, kernel_size, dilation)

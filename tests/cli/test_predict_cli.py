@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -197,6 +198,24 @@ def test_errors_of_the_data_name_the_file(checkpoint, files, tmp_path):
     fails({"--image": str(tmp_path / "text.png")}, r"cannot identify image file .*text\.png")
     with pytest.raises(SystemExit, match="no-such-checkpoint"):
         main([*flat(files), "--checkpoint", str(tmp_path / "no-such-checkpoint")])
+
+
+def test_damaged_weights_are_told_in_a_line(checkpoint, files, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "damaged")
+    weights, content = folder / "model.safetensors", (folder / "model.safetensors").read_bytes()
+
+    def fails(message):
+        with pytest.raises(SystemExit, match=rf"bifusion-predict: error: {message}"):
+            main([*flat(files), "--checkpoint", str(folder)])
+
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 8912345\n")
+    fails(".*model.safetensors: is a Git LFS pointer")
+    weights.write_bytes(content[:-100])
+    fails(f".*model.safetensors: is cut short: it has {len(content) - 100} bytes and needs {len(content)}")
+    weights.write_bytes(content)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "decoder_size": config["decoder_size"] * 2}))
+    fails(".*damaged: its weights do not have the shapes of its config.json")
 
 
 def test_help(capsys):

@@ -1,6 +1,8 @@
 import hashlib
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from bifusion_hf.io.files import DataFileError
 from bifusion_hf.io.hub_files import (
@@ -8,6 +10,7 @@ from bifusion_hf.io.hub_files import (
     split_revision,
     verify_download,
     verify_pulled_weights,
+    verify_safetensors,
 )
 
 
@@ -41,10 +44,46 @@ def test_a_cached_file_is_held_against_the_name_of_its_blob(tmp_path, kind):
     with pytest.raises(DataFileError, match=rf"model.safetensors: has the {kind} \w+, but .* {names[kind]}.* Delete"):
         verify_download(path)
     verify_pulled_weights("org/m", cache_dir=tmp_path)
-    verify_pulled_weights(path.parent, cache_dir=tmp_path)
     # What is no name at all is for whoever loads it to say.
     verify_pulled_weights(tmp_path / "nowhere", cache_dir=tmp_path)
     # Without a link nothing says what it should be.
     path.unlink()
     path.write_bytes(b"anything")
     verify_download(path)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(30, 3), "b": torch.zeros(2)}, path, metadata={"format": "pt"})
+    return path
+
+
+def test_whole_weights_pass(weights):
+    verify_safetensors(weights)
+    verify_pulled_weights(weights.parent)
+    save_file({}, weights)
+    verify_safetensors(weights)
+
+
+def test_weights_that_are_cut_short_are_named(weights):
+    content = weights.read_bytes()
+    for kept in (0, 5, 8, 40, len(content) - 1):
+        weights.write_bytes(content[:kept])
+        with pytest.raises(DataFileError, match=f"model.safetensors: is cut short: it has {kept} bytes and needs"):
+            verify_pulled_weights(weights.parent)
+    # One of several files.
+    weights.write_bytes(content[:99])
+    weights.rename(weights.parent / "model-00002-of-00002.safetensors")
+    with pytest.raises(DataFileError, match="model-00002-of-00002.safetensors: is cut short"):
+        verify_pulled_weights(weights.parent)
+
+
+def test_what_is_no_safetensors_file_is_named(weights):
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(DataFileError, match="model.safetensors: is a Git LFS pointer, not the file itself.*git lfs"):
+        verify_pulled_weights(weights.parent)
+    for content in (b"PK\3\4" + b"x" * 100, (20).to_bytes(8, "little") + b"x" * 20):
+        weights.write_bytes(content)
+        with pytest.raises(DataFileError, match="model.safetensors: is no safetensors file"):
+            verify_safetensors(weights)

@@ -4,19 +4,15 @@
 the package of that name, and is made for CUDA devices.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from ...import_utils import is_available
 from ..finish import Finish
+from ..kernel_maps import ConvolutionLayer
+from ..voxels import VoxelGrid
 from . import compiled_backend, spconv_backend, torch_backend
 from .compiled_backend import kernels_unavailable_reason
 
-
-if TYPE_CHECKING:
-    from ..convolution import _SparseConvolution
-    from ..voxels import VoxelGrid
 
 BACKENDS = ("auto", "torch", "compiled", "spconv")
 
@@ -56,8 +52,8 @@ def choose_backend(name: str, device: str, dtype: torch.dtype) -> str:
 def convolve(
     features: torch.Tensor,
     kernel: torch.Tensor,
-    grid: "VoxelGrid",
-    layer: "_SparseConvolution",
+    grid: VoxelGrid,
+    layer: ConvolutionLayer,
     finish: Finish | None = None,
 ) -> torch.Tensor:
     """Features [V, Cin] on `grid` -> [V', Cout] on the layer's output grid, by the layer's backend.

@@ -7,21 +7,17 @@ over the opposite map with the transposed kernels; the gradient of the kernel co
 import logging
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from ..finish import Finish
-from ..kernel_maps import KernelMap, KernelMaps
+from ..kernel_maps import ConvolutionLayer, KernelMap, KernelMaps
+from ..voxels import VoxelGrid
 from . import torch_backend
 from .folding import convolve_folded, is_foldable
 from .kernel_library import KernelError, call, kernel_library
 
-
-if TYPE_CHECKING:
-    from ..convolution import _SparseConvolution
-    from ..voxels import VoxelGrid
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +31,8 @@ SELF_TEST_TOLERANCE = 1e-4
 def convolve(
     features: torch.Tensor,
     kernel: torch.Tensor,
-    grid: "VoxelGrid",
-    layer: "_SparseConvolution",
+    grid: VoxelGrid,
+    layer: ConvolutionLayer,
     finish: Finish | None = None,
 ) -> torch.Tensor:
     """Features [N_in, Cin] on `grid`, kernel [K, Cin, Cout] -> [N_out, Cout], of one of `DTYPES`.

@@ -8,21 +8,17 @@ network's stem, with its 3 channels, and not for wide layers.
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 
-from ..kernel_maps import KernelMaps, kernel_offsets
+from ..kernel_maps import ConvolutionLayer, KernelMaps, kernel_offsets
+from ..voxels import VoxelGrid
 
-
-if TYPE_CHECKING:
-    from ..convolution import _SparseConvolution
-    from ..voxels import VoxelGrid
 
 MAX_FOLDED_CHANNELS = 8
 
 
-def is_foldable(layer: "_SparseConvolution") -> bool:
+def is_foldable(layer: ConvolutionLayer) -> bool:
     """Whether a layer is better computed on the coarser grid."""
     return layer.kernel_size == 5 and layer.dilation == 1 and layer.in_channels <= MAX_FOLDED_CHANNELS
 
@@ -30,7 +26,7 @@ def is_foldable(layer: "_SparseConvolution") -> bool:
 def convolve_folded(
     features: torch.Tensor,
     kernel: torch.Tensor,
-    grid: "VoxelGrid",
+    grid: VoxelGrid,
     convolve_over: Callable[[torch.Tensor, torch.Tensor, KernelMaps], torch.Tensor],
 ) -> torch.Tensor:
     """Features [V, Cin] on `grid`, kernel [125, Cin, Cout] -> [V, Cout].

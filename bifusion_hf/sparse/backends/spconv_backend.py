@@ -10,25 +10,21 @@ What differs between the two worlds, and is bridged here:
 """
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ...import_utils import require_package
 from ..coordinates import pack
+from ..kernel_maps import ConvolutionLayer
+from ..voxels import VoxelGrid
 
-
-if TYPE_CHECKING:
-    from ..convolution import _SparseConvolution
-    from ..voxels import VoxelGrid
 
 # spconv has no bfloat16 and no float64.
 DTYPES = (torch.float32, torch.float16)
 
 
-def convolve(
-    features: torch.Tensor, kernel: torch.Tensor, grid: "VoxelGrid", layer: "_SparseConvolution"
-) -> torch.Tensor:
+def convolve(features: torch.Tensor, kernel: torch.Tensor, grid: VoxelGrid, layer: ConvolutionLayer) -> torch.Tensor:
     """Features [N_in, Cin] on `grid`, which is not empty, kernel [K, Cin, Cout] -> [N_out, Cout].
 
     On a CPU it takes spconv's `Native` algorithm, the only one that a CPU has: right, but for tests and comparisons.
@@ -62,7 +58,7 @@ def check_build() -> None:
         )
 
 
-def _submanifold(features: torch.Tensor, kernel: torch.Tensor, grid: "VoxelGrid", dilation: int) -> torch.Tensor:
+def _submanifold(features: torch.Tensor, kernel: torch.Tensor, grid: VoxelGrid, dilation: int) -> torch.Tensor:
     # Pairs that were found while no gradient was in view lack what a gradient needs.
     key = ("spconv pairs", torch.is_grad_enabled())
     known = grid.extras.get(key) or _sparse_tensor(features, grid)
@@ -71,7 +67,7 @@ def _submanifold(features: torch.Tensor, kernel: torch.Tensor, grid: "VoxelGrid"
     return out.features
 
 
-def _strided(features: torch.Tensor, kernel: torch.Tensor, grid: "VoxelGrid") -> torch.Tensor:
+def _strided(features: torch.Tensor, kernel: torch.Tensor, grid: VoxelGrid) -> torch.Tensor:
     out = _apply("strided", kernel, _sparse_tensor(features, grid))
     coarse = grid.coarser()
     coordinates = out.indices.long()
@@ -81,7 +77,7 @@ def _strided(features: torch.Tensor, kernel: torch.Tensor, grid: "VoxelGrid") ->
     return out.features[torch.argsort(rows)]
 
 
-def _transposed(features: torch.Tensor, kernel: torch.Tensor, grid: "VoxelGrid") -> torch.Tensor:
+def _transposed(features: torch.Tensor, kernel: torch.Tensor, grid: VoxelGrid) -> torch.Tensor:
     fine = grid.finer()
     if "spconv halving" not in fine.extras:
         # spconv finds the pairs in the strided convolution that this one undoes; none was run, so one is, on nothing.
@@ -91,13 +87,13 @@ def _transposed(features: torch.Tensor, kernel: torch.Tensor, grid: "VoxelGrid")
     return _apply("transposed", kernel, halved.replace_feature(features[rows])).features
 
 
-def _origin(grid: "VoxelGrid") -> torch.Tensor:
+def _origin(grid: VoxelGrid) -> torch.Tensor:
     """Where spconv's coordinates of a grid begin: int32 [3], a multiple of the coarser stride."""
     alignment = 2 * grid.stride
     return grid.coordinates[:, 1:].amin(0).div(alignment, rounding_mode="floor") * alignment
 
 
-def _sparse_tensor(features: torch.Tensor, grid: "VoxelGrid") -> Any:
+def _sparse_tensor(features: torch.Tensor, grid: VoxelGrid) -> Any:
     spconv = require_package("spconv.pytorch")
     local = (grid.coordinates[:, 1:] - _origin(grid)) // grid.stride
     shape = (local.amax(0) // 2 * 2 + 2).tolist()

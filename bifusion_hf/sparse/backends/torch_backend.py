@@ -6,25 +6,17 @@ its rows. Rows of a chunk are distinct, so the result depends on no order of exe
 the same form over the opposite map, and the gradient of the kernel comes from the same gathered rows.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch.autograd.function import once_differentiable
 
 from ..gather_plan import GatherPlan, OffsetSet
-from ..kernel_maps import KernelMap, KernelMaps
+from ..kernel_maps import ConvolutionLayer, KernelMap, KernelMaps
+from ..voxels import VoxelGrid
 from .folding import convolve_folded, is_foldable
 from .products import multiply
 
 
-if TYPE_CHECKING:
-    from ..convolution import _SparseConvolution
-    from ..voxels import VoxelGrid
-
-
-def convolve(
-    features: torch.Tensor, kernel: torch.Tensor, grid: "VoxelGrid", layer: "_SparseConvolution"
-) -> torch.Tensor:
+def convolve(features: torch.Tensor, kernel: torch.Tensor, grid: VoxelGrid, layer: ConvolutionLayer) -> torch.Tensor:
     """Features [N_in, Cin] on `grid`, kernel [K, Cin, Cout] -> [N_out, Cout], differentiable once."""
     if is_foldable(layer):
         return convolve_folded(features, kernel, grid, convolve_over)
