@@ -158,7 +158,7 @@ def write_dataset_release(
         ValueError: There are no shards, the card has no licence, or the licence forbids a public release.
     """
     check_repo_id(repo_id)
-    shards = sorted((data / "data").glob("*.parquet"))
+    shards = sorted((data / "data").glob("[!.]*.parquet"))
     if not shards:
         raise ValueError(f"{data}: no data/*.parquet; expected a data set of frames")
     splits = _splits(data, shards)

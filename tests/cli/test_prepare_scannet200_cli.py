@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -141,15 +140,15 @@ def test_a_killed_run_goes_on(arguments, tmp_path):
     code = "import sys; from bifusion_hf.cli.prepare_scannet200 import main; main(sys.argv[1:])"
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL)
     shards = tmp_path / "out" / "data"
-    while process.poll() is None and len(list(shards.glob("*.parquet"))) < 4:
+    while process.poll() is None and len(list(shards.glob("[!.]*.parquet"))) < 4:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = {path: path.stat().st_mtime_ns for path in shards.glob("*.parquet")}
+    done = {path: path.stat().st_mtime_ns for path in shards.glob("[!.]*.parquet")}
     assert 4 <= len(done) < 21
     main(arguments)
     # The last shard may have been without its record.
     assert sum(path.stat().st_mtime_ns == time_ns for path, time_ns in done.items()) >= len(done) - 1
     rows = load_frames(tmp_path / "out", "train")
     assert rows["frame_id"] == [f"{scan}_{number}" for scan in scans for number in range(0, 8000, 200)]
-    assert not [name for name in os.listdir(tmp_path / "out" / ".preparation") if name.endswith(".tmp")]
+    assert not [path for folder in (shards, tmp_path / "out" / ".preparation") for path in folder.glob(".partial*")]
