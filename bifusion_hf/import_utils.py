@@ -16,6 +16,7 @@ OPTIONAL_PACKAGES = {
     "gradio": "demo",
     "rerun": "rerun",
     "onnx": "onnx",
+    "lzfse": "record3d",
 }
 
 

@@ -56,27 +56,32 @@ def read_frame(
     return frame
 
 
-def read_depth(path: str | Path, depth_scale: float | None = None) -> np.ndarray:
+def read_depth(
+    path: str | Path, depth_scale: float | None = None, *, integer_scale: float | None = None
+) -> np.ndarray:
     """Depth in metres, float64 [H, W], of a one-channel PNG, TIFF, PGM, ... or of a `.npy` array.
 
     Args:
         path: The file.
         depth_scale: Units per metre; needed for integers (1000 for millimetres, 5000 for TUM RGB-D).
+        integer_scale: That of integers by the convention of the layout that the file is of; floats are metres there.
 
     Raises:
-        ValueError: Not one channel, or integers without `depth_scale`.
+        ValueError: Not one channel, or integers without a scale.
     """
     values = _read_array(path)
     if values.ndim != 2:
         raise ValueError(
             f"{path}: depth has shape {values.shape}; expected one channel [H, W] (not a coloured picture)"
         )
-    if depth_scale is None:
-        if not np.issubdtype(values.dtype, np.floating):
+    if depth_scale is None and not np.issubdtype(values.dtype, np.floating):
+        depth_scale = integer_scale
+        if depth_scale is None:
             raise ValueError(
                 f"{path}: depth is of {values.dtype}; expected depth_scale, its units per metre (1000 for "
                 "millimetres, 5000 for TUM RGB-D)"
             )
+    if depth_scale is None:
         return values.astype(np.float64)
     if not (np.isfinite(depth_scale) and depth_scale > 0):
         raise ValueError(f"depth_scale is {depth_scale}; expected positive units per metre")

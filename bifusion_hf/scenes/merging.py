@@ -249,7 +249,7 @@ def _cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _assign(similarity: np.ndarray, ids: np.ndarray, matched: np.ndarray) -> np.ndarray:
-    """`matched` with the ids of the pairs of the best one-to-one choice, out of similarities [M, K] above 0."""
+    """`matched` with the ids of the pairs above 0 that the best one-to-one choice out of [M, K] makes."""
     rows, columns = linear_sum_assignment(similarity, maximize=True)
     good = similarity[rows, columns] > 0
     matched[columns[good]] = ids[rows[good]]

@@ -19,7 +19,7 @@ def iou(first, second):
 
 
 def best_pairs(table):
-    """Pairs (row, column) above 0 of the one-to-one choice of largest sum: the best so far for each set of columns."""
+    """Pairs (row, column) above 0 of the one-to-one choice of largest sum: the best for every set of columns."""
     best = {frozenset(): (0.0, [])}
     for row, values in enumerate(table):
         for used, (total, pairs) in list(best.items()):

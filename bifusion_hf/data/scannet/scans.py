@@ -12,8 +12,9 @@ from ...io.files import (
     read_bytes,
     read_text,
 )
-from ..frames import scale_intrinsics
+from ..frames import RGBDFrame, scale_intrinsics
 from .annotations import read_scan_info
+from .registration import register_color, resize_nearest
 from .sens import SensFile
 
 
@@ -179,6 +180,44 @@ def open_scan(folder: str | Path, *, assume_registered: bool = False) -> SensSca
     if not folder.is_dir():
         raise DataFileError(folder, "no such folder")
     raise DataFileError(folder, f"has neither {sens.name} nor the folders color, depth, pose, intrinsic")
+
+
+def scan_frame(
+    scan: SensScan | ExportedScan,
+    number: int,
+    frame_id: str,
+    pose: np.ndarray,
+    depth: np.ndarray,
+    size: tuple[int, int] | None = None,
+) -> RGBDFrame:
+    """A frame of a scan, its colour brought onto the grid of the depth image.
+
+    Args:
+        scan: The scan.
+        number: Of the frame.
+        frame_id: Name of the frame.
+        pose: Of the frame, [4, 4].
+        depth: Of the frame, as the scan gives it.
+        size: (width, height) of the frame; None = of the depth image.
+
+    Raises:
+        DataFileError: The colour image is missing or damaged.
+        ValueError: The frame is malformed, or `size` has another aspect.
+    """
+    own_size = (depth.shape[1], depth.shape[0])
+    size = size or own_size
+    if abs(size[0] * own_size[1] - own_size[0] * size[1]) > max(*size, *own_size):
+        raise ValueError(f"depth is {own_size} while image_size is {size}; expected the same aspect")
+    intrinsics = scale_intrinsics(scan.depth_intrinsics, size[0] / own_size[0], size[1] / own_size[1])
+    color = scan.color(number)
+    color_intrinsics = scan.color_intrinsics((color.shape[1], color.shape[0]))
+    return RGBDFrame(
+        image=register_color(color, color_intrinsics, intrinsics, size),
+        depth=resize_nearest(depth, size) / scan.depth_scale,
+        intrinsics=intrinsics,
+        camera_to_world=pose,
+        frame_id=frame_id,
+    )
 
 
 class LabelImages:

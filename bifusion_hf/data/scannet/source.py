@@ -9,12 +9,12 @@ import numpy as np
 
 from ...io.files import DataFileError
 from ...labels import raw_id_to_index
-from ..frames import MIN_VALID_POINTS, RGBDFrame, frame_to_row, scale_intrinsics
+from ..frames import MIN_VALID_POINTS, RGBDFrame, frame_to_row
 from .annotations import axis_alignment, read_vertex_labels
 from .mesh import read_mesh
 from .mesh_labels import MAX_DISTANCE, MeshLabels
-from .registration import register_color, register_labels, resize_nearest
-from .scans import ExportedScan, LabelImages, SensScan, open_scan
+from .registration import register_labels
+from .scans import ExportedScan, LabelImages, SensScan, open_scan, scan_frame
 from .shards import SkippedFrame
 
 
@@ -145,28 +145,16 @@ class _FrameReader:
             return SkippedFrame(frame_id, "malformed", f"{place}: {error}")
 
     def _frame(self, number: int, frame_id: str, pose: np.ndarray, depth: np.ndarray) -> RGBDFrame:
-        own_size = (depth.shape[1], depth.shape[0])
-        size = self.size or own_size
-        if abs(size[0] * own_size[1] - own_size[0] * size[1]) > max(*size, *own_size):
-            raise ValueError(f"depth is {own_size} while image_size is {size}; expected the same aspect")
-        intrinsics = scale_intrinsics(self.scan.depth_intrinsics, size[0] / own_size[0], size[1] / own_size[1])
-        color = self.scan.color(number)
-        color_intrinsics = self.scan.color_intrinsics((color.shape[1], color.shape[0]))
-        frame = RGBDFrame(
-            image=register_color(color, color_intrinsics, intrinsics, size),
-            depth=resize_nearest(depth, size) / self.scan.depth_scale,
-            intrinsics=intrinsics,
-            camera_to_world=pose,
-            frame_id=frame_id,
-        )
+        frame = scan_frame(self.scan, number, frame_id, pose, depth, self.size)
         if self.mesh is not None:
             frame.instance, raw_ids = self.mesh.label(frame)
             frame.semantic = raw_id_to_index(raw_ids).astype(np.int32)
         elif self.images is not None:
+            size = (frame.depth.shape[1], frame.depth.shape[0])
             instance, raw_ids = self.images.read(number)
             label_intrinsics = self.scan.color_intrinsics((raw_ids.shape[1], raw_ids.shape[0]))
             instance, raw_ids = (
-                np.where(frame.depth > 0, register_labels(image, label_intrinsics, intrinsics, size), 0)
+                np.where(frame.depth > 0, register_labels(image, label_intrinsics, frame.intrinsics, size), 0)
                 for image in (instance, raw_ids)
             )
             frame.instance, frame.semantic = instance - 1, raw_id_to_index(raw_ids).astype(np.int32)

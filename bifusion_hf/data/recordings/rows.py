@@ -1,0 +1,58 @@
+"""Rows of a data set of frames as a recording."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..frames import RGBDFrame, frame_from_row, load_frames
+from .base import ReadOptions, Recording
+
+
+def scene_of(row: dict[str, Any]) -> str:
+    """The scene that a row's frame belongs to: its `scene_id`, else its name without the number at the end."""
+    if row.get("scene_id"):
+        return str(row["scene_id"])
+    name = str(row.get("frame_id") or "frame")
+    return name.rstrip("0123456789").rstrip("-_/. ") or name
+
+
+def scenes_of(data: Any) -> dict[str, list[int]]:
+    """Rows of each scene of a data set, in their order."""
+    columns = [name for name in ("frame_id", "scene_id") if name in data.column_names]
+    scenes: dict[str, list[int]] = {}
+    for index, row in enumerate(data.select_columns(columns)):
+        scenes.setdefault(scene_of(row), []).append(index)
+    return scenes
+
+
+def rows_recording(source: Any, data: Any, rows: Sequence[int], options: ReadOptions) -> Recording:
+    """Some rows of a data set, in the order given."""
+    names = data.select_columns(["frame_id"])["frame_id"]
+    has_pose = "camera_to_world" in data.column_names
+
+    def read(index: int) -> RGBDFrame:
+        frame = frame_from_row(data[rows[index]])
+        if frame.camera_to_world is not None:
+            frame.camera_to_world = options.upright(frame.camera_to_world)
+        return frame
+
+    return Recording("data set", source, [str(names[row] or f"row {row}") for row in rows], has_pose, read)
+
+
+def open_rows(source: Any, options: ReadOptions) -> Recording:
+    """The frames of one scene of a data set.
+
+    Raises:
+        ValueError: The data set has several scenes and `scene` names none of them.
+    """
+    data = load_frames(source, options.split)
+    scenes = scenes_of(data)
+    if options.scene is None and len(scenes) > 1:
+        raise ValueError(f"{source}: {options.split!r} has {len(scenes)} scenes; give scene: {_some(scenes)}")
+    scene = options.scene or next(iter(scenes))
+    if scene not in scenes:
+        raise ValueError(f"{source}: {options.split!r} has no scene {scene!r}; it has {_some(scenes)}")
+    return rows_recording(source, data, scenes[scene], options)
+
+
+def _some(names: dict[str, Any]) -> str:
+    return ", ".join(list(names)[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,239 @@
+import datasets
+import numpy as np
+import pytest
+from recording_files import (
+    make_frames,
+    save_text,
+    write_folders,
+    write_frame_folders,
+    write_r3d,
+    write_redwood,
+    write_tum,
+)
+
+from bifusion_hf.data.frames import frame_features, frame_to_row
+from bifusion_hf.data.recordings import open_recording
+from bifusion_hf.data.recordings.base import UP_ROTATIONS
+from bifusion_hf.data.recordings.folders import read_trajectory_log
+from bifusion_hf.io.files import DataFileError
+
+
+def write_rows(folder, frames):
+    (folder / "data").mkdir(parents=True)
+    rows = [{**frame_to_row(frame), "frame_id": f"room_a_{index}"} for index, frame in enumerate(frames)]
+    rows.append({**frame_to_row(frames[0]), "frame_id": "room_b_0"})
+    data = datasets.Dataset.from_list(rows, features=frame_features())
+    data.to_parquet(str(folder / "data" / "val-00000-of-00001.parquet"))
+
+
+WRITERS = {
+    "folders": write_folders,
+    "tum": write_tum,
+    "redwood": write_redwood,
+    "frames": write_frame_folders,
+    "rows": write_rows,
+}
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_every_layout_gives_the_frames_that_were_written(layout, tmp_path):
+    frames = make_frames()
+    folder = tmp_path / "place"
+    WRITERS[layout](folder, frames)
+    options = {"scene": "room_a"} if layout == "rows" else {}
+    recording = open_recording(folder, **options)
+    assert len(recording) == len(recording.ids) == len(set(recording.ids)) == 3 and recording.posed
+    for name, read, frame in zip(recording.ids, recording, frames, strict=True):
+        assert read.frame_id == name
+        np.testing.assert_allclose(read.depth, frame.depth, atol=1.1e-4 if layout == "tum" else 1e-6)
+        np.testing.assert_allclose(read.intrinsics, frame.intrinsics, atol=1e-6)
+        np.testing.assert_allclose(read.camera_to_world, frame.camera_to_world, atol=1e-6)
+        error = np.abs(read.image.astype(int) - frame.image).mean()
+        # Redwood's colour images are JPEGs.
+        assert error < 25 if layout == "redwood" else error == 0
+        if layout == "frames":
+            np.testing.assert_array_equal(read.instance, frame.instance)
+    part = open_recording(folder, every=2, **options)
+    assert part.ids == recording.ids[::2]
+    np.testing.assert_array_equal(part[1].depth, recording[2].depth)
+    assert open_recording(folder, limit=2, **options)[1:].ids == recording.ids[1:2]
+    np.testing.assert_array_equal(recording[-1].depth, recording[2].depth)
+    with pytest.raises(IndexError):
+        recording[3]
+
+
+@pytest.mark.parametrize(("sizes", "each"), [(True, True), (True, False)])
+def test_record3d(sizes, each, tmp_path):
+    lzfse = pytest.importorskip("lzfse")
+    frames = make_frames()
+    path = tmp_path / "take.r3d"
+    write_r3d(path, frames, lzfse, sizes=sizes, each=each)
+    recording = open_recording(path)
+    assert recording.ids == ["take_0", "take_1", "take_2"] and recording.posed
+    for read, frame in zip(recording, frames, strict=True):
+        np.testing.assert_array_equal(read.depth, frame.depth)
+        np.testing.assert_allclose(read.intrinsics, frame.intrinsics, atol=1e-9)
+        np.testing.assert_allclose(read.camera_to_world, frame.camera_to_world, atol=1e-9)
+        assert read.image.shape == (48, 64, 3)
+    write_r3d(path, frames, lzfse, sizes=False)
+    with pytest.raises(DataFileError, match=r"take\.r3d \(rgbd/0\.depth\): has 768 values; expected one of"):
+        open_recording(path)[0]
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataFileError, match="metadata cannot be unpacked"):
+        open_recording(path)
+
+
+def test_frames_without_poses(tmp_path):
+    write_folders(tmp_path, make_frames(), poses=False)
+    recording = open_recording(tmp_path)
+    assert not recording.posed and "no poses" in repr(recording)
+    assert recording[0].camera_to_world is None
+
+
+def test_a_pose_that_is_missing_or_lost_is_named(tmp_path):
+    write_folders(tmp_path, make_frames())
+    (tmp_path / "pose" / "10.txt").unlink()
+    save_text(tmp_path / "pose" / "20.txt", np.full((4, 4), -np.inf))
+    recording = open_recording(tmp_path)
+    recording[0]
+    with pytest.raises(DataFileError, match=r"pose: has no pose of frame 10"):
+        recording[1]
+    with pytest.raises(ValueError, match=f"{tmp_path.name}_20: camera_to_world is not finite"):
+        recording[2]
+
+
+def test_depth_has_the_users_scale_and_camera_first(tmp_path):
+    frames = make_frames(1)
+    write_folders(tmp_path, frames)
+    frame = open_recording(tmp_path, depth_scale=2000, intrinsics=[30, 31, 15, 12])[0]
+    np.testing.assert_allclose(frame.depth, frames[0].depth / 2, atol=1e-6)
+    assert frame.intrinsics[0, 0] == 30 and frame.intrinsics[1, 2] == 12
+    (tmp_path / "intrinsic.txt").unlink()
+    with pytest.raises(DataFileError, match=r"has no intrinsics \(intrinsic/intrinsic_depth\.txt"):
+        open_recording(tmp_path)
+    # Floating-point depth is in metres whatever the layout's convention for integers is.
+    (tmp_path / "depth" / "0.png").unlink()
+    np.save(tmp_path / "depth" / "0.npy", frames[0].depth)
+    np.testing.assert_array_equal(open_recording(tmp_path, intrinsics=[30, 31, 15, 12])[0].depth, frames[0].depth)
+
+
+@pytest.mark.parametrize("up", UP_ROTATIONS)
+def test_worlds_with_another_axis_up_are_turned(up, tmp_path):
+    rotation = UP_ROTATIONS[up]
+    axis = np.eye(3)["xyz".index(up[-1])] * (-1 if up[0] == "-" else 1)
+    np.testing.assert_allclose(rotation @ axis, [0, 0, 1])
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3))
+    assert np.isclose(np.linalg.det(rotation), 1)
+    frames = make_frames(1)
+    write_folders(tmp_path, frames)
+    pose = open_recording(tmp_path, up=up)[0].camera_to_world
+    np.testing.assert_allclose(pose[:3], rotation @ frames[0].camera_to_world[:3], atol=1e-6)
+
+
+def test_tum_interpolates_between_poses_and_refuses_gaps(tmp_path):
+    folder = tmp_path / "rgbd_dataset_freiburg2_desk"
+    frames = make_frames()
+    write_tum(folder, frames)
+    (folder / "intrinsics.txt").unlink()
+    recording = open_recording(folder)
+    assert recording[0].intrinsics[0, 0] == 520.9
+    lines = (folder / "groundtruth.txt").read_text().splitlines()
+    # Two poses 0.06 s around the first frame, and none near the second.
+    first = [float(word) for word in lines[1].split()]
+    moved = [first[0] + 0.04, first[1] + 0.06, *first[2:]]
+    far = [200.0, *first[1:]]
+    text = [" ".join(map(str, row)) for row in ([first[0] - 0.02, *first[1:]], moved, far)]
+    (folder / "groundtruth.txt").write_text("\n".join(text))
+    recording = open_recording(folder)
+    pose = recording[0].camera_to_world
+    np.testing.assert_allclose(pose[:3, 3] - frames[0].camera_to_world[:3, 3], [0.03, 0, 0], atol=1e-3)
+    with pytest.raises(DataFileError, match=r"groundtruth\.txt: has no pose within 0\.02 s of 100\.507"):
+        recording[1]
+    assert len(open_recording(folder, max_difference=0.01)) == 3
+    with pytest.raises(DataFileError, match="no depth image has a colour image"):
+        open_recording(folder, max_difference=0.001)
+    (folder / "rgb.txt").write_text("1.0 ../../outside.png\n")
+    (folder / "depth.txt").write_text("1.0 depth/a.png\n")
+    with pytest.raises(DataFileError, match="expected one inside"):
+        open_recording(folder)[0]
+    (folder / "rgb.txt").write_text("now rgb/a.png\n")
+    with pytest.raises(DataFileError, match=r"rgb\.txt \(line 1\)"):
+        open_recording(folder)
+    other = folder.rename(tmp_path / "desk")
+    write_tum(other, frames)
+    (other / "intrinsics.txt").unlink()
+    with pytest.raises(DataFileError, match="has no intrinsics"):
+        open_recording(other)
+
+
+def test_trajectories_of_some_frames(tmp_path):
+    frames = make_frames()
+    write_redwood(tmp_path, frames)
+    lines = (tmp_path / "trajectory.log").read_text().splitlines()
+    (tmp_path / "trajectory.log").write_text("\n".join(lines[:5] + lines[10:]))
+    recording = open_recording(tmp_path)
+    np.testing.assert_allclose(recording[2].camera_to_world, frames[2].camera_to_world, atol=1e-6)
+    with pytest.raises(DataFileError, match=r"trajectory\.log: has no pose of frame 1 \(0000002-000002\)"):
+        recording[1]
+    (tmp_path / "trajectory.log").write_text("\n".join(lines[:7]))
+    with pytest.raises(DataFileError, match="has 7 lines; expected five for each pose"):
+        read_trajectory_log(tmp_path / "trajectory.log")
+    (tmp_path / "trajectory.log").write_text("\n".join(["0 0 x", *lines[1:5]]))
+    with pytest.raises(DataFileError, match=r"trajectory\.log \(line 1\)"):
+        read_trajectory_log(tmp_path / "trajectory.log")
+
+
+def test_what_is_no_recording_is_refused_with_what_was_found(tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(DataFileError, match=r"is no recording; it has notes\.txt\. Expected a \.sens file"):
+        open_recording(tmp_path)
+    with pytest.raises(DataFileError, match=r"notes\.txt: is no recording"):
+        open_recording(tmp_path / "notes.txt")
+    with pytest.raises(DataFileError, match="no such file or folder"):
+        open_recording(tmp_path / "nowhere")
+    (tmp_path / "color").mkdir()
+    (tmp_path / "depth").mkdir()
+    with pytest.raises(DataFileError, match="color: has no images"):
+        open_recording(tmp_path)
+    for options, message in (
+        ({"up": "w"}, "up is 'w'"),
+        ({"every": 0}, "every is 0"),
+        ({"limit": 0}, "limit 0"),
+        ({"depth_scale": -1}, "depth_scale is -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_recording(tmp_path, **options)
+
+
+def test_images_of_different_names_or_numbers(tmp_path):
+    frames = make_frames()
+    write_folders(tmp_path, frames)
+    (tmp_path / "depth" / "20.png").unlink()
+    assert len(open_recording(tmp_path)) == 2
+    for path in sorted((tmp_path / "depth").iterdir()):
+        path.rename(path.with_name(f"d{path.name}"))
+    with pytest.raises(DataFileError, match="3 colour images and 2 depth images of other names"):
+        open_recording(tmp_path)
+    (tmp_path / "color" / "0.jpg").write_bytes(b"")
+    with pytest.raises(DataFileError, match="has both"):
+        open_recording(tmp_path)
+
+
+def test_damaged_images_are_named(tmp_path):
+    write_folders(tmp_path, make_frames())
+    (tmp_path / "color" / "10.png").write_bytes(b"none")
+    (tmp_path / "depth" / "20.png").write_bytes(b"none")
+    recording = open_recording(tmp_path)
+    with pytest.raises(DataFileError, match=r"color/10\.png: is no readable picture"):
+        recording[1]
+    with pytest.raises(DataFileError, match=r"depth/20\.png: cannot be read"):
+        recording[2]
+
+
+def test_a_scene_of_several_has_to_be_named(tmp_path):
+    write_rows(tmp_path, make_frames())
+    with pytest.raises(ValueError, match="has 2 scenes; give scene: room_a, room_b"):
+        open_recording(tmp_path)
+    with pytest.raises(ValueError, match="has no scene 'room_c'"):
+        open_recording(tmp_path, scene="room_c")
+    assert open_recording(tmp_path, scene="room_b").ids == ["room_b_0"]
