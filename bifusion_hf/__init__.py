@@ -8,7 +8,7 @@ with explain_torchvision_misfit():
 
     from .configuration_bifusion import BiFusionConfig, BiFusionPointConfig
     from .data.frames import RGBDFrame
-    from .evaluation import InstanceAveragePrecision
+    from .evaluation import InstanceAveragePrecision, SceneAveragePrecision
     from .modeling_bifusion import (
         BiFusionForInstanceSegmentation,
         BiFusionForInstanceSegmentationOutput,
@@ -18,6 +18,8 @@ with explain_torchvision_misfit():
     )
     from .pipeline_bifusion import register as _register_pipeline
     from .processing_bifusion import BiFusionProcessor
+    from .scenes import SceneSession
+    from .scenes.pipeline import register as _register_scene_pipeline
     from .version import __version__
     from .weights import WeightLoadReport, load_clip_weights, load_sv3d_weights, load_vision_weights
 
@@ -28,6 +30,7 @@ AutoModel.register(BiFusionConfig, BiFusionModel, exist_ok=True)
 AutoModelForInstanceSegmentation.register(BiFusionConfig, BiFusionForInstanceSegmentation, exist_ok=True)
 AutoProcessor.register(BiFusionConfig, BiFusionProcessor, exist_ok=True)
 _register_pipeline()
+_register_scene_pipeline()
 
 __all__ = [
     "BiFusionConfig",
@@ -40,6 +43,8 @@ __all__ = [
     "BiFusionProcessor",
     "InstanceAveragePrecision",
     "RGBDFrame",
+    "SceneAveragePrecision",
+    "SceneSession",
     "WeightLoadReport",
     "__version__",
     "load_clip_weights",

@@ -99,7 +99,7 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
 
     def preprocess(self, frame: Mapping[str, Any] | RGBDFrame) -> Sample:
         """The processor's sample of a frame."""
-        return self.processor.prepare_frame(frame if isinstance(frame, RGBDFrame) else _read_frame(frame))
+        return self.processor.prepare_frame(frame if isinstance(frame, RGBDFrame) else frame_from_dict(frame))
 
     def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         inputs = {name: batch[name] for name in FORWARD_INPUTS if name in batch}
@@ -138,8 +138,8 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
             yield from self.postprocess(self.forward(batch, **forward_params), **postprocess_params)
 
 
-def _read_frame(frame: Mapping[str, Any]) -> RGBDFrame:
-    """The frame of a dict.
+def frame_from_dict(frame: Mapping[str, Any]) -> RGBDFrame:
+    """The frame of a dict with the keys of `REQUIRED_KEYS` and perhaps of `OPTIONAL_KEYS`.
 
     Raises:
         ValueError: A key is missing or unknown, or the frame is malformed.

@@ -12,6 +12,7 @@ import numpy as np
 from .. import assets
 from ..superpoints.masks import load_mask_generator, superpoints_from_mask_generator
 from .entry import command
+from .recording_options import add_recording_options, open_source, parse_intrinsics
 
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ EXAMPLES = """examples:
       --intrinsics 577.9 577.9 319.5 239.5 --output out
   bifusion-predict --image color.jpg --depth depth.npy --intrinsics camera.json --pose pose.txt --output out
   bifusion-predict --data sample --split val --rows 0 1 2 --output out
+  bifusion-predict --recording rgbd_dataset_freiburg2_desk --every 50 --output out
 """
 
 
@@ -80,6 +82,14 @@ def build_parser() -> argparse.ArgumentParser:
     rows.add_argument("--data", help="folder with data/SPLIT-*.parquet, id on the Hub, or 'sample'")
     rows.add_argument("--split", default="val", help="default: val")
     rows.add_argument("--rows", type=int, nargs="+", default=[0], help="rows to predict, default: 0")
+    recording = parser.add_argument_group("frames of a recording, each on its own")
+    recording.add_argument(
+        "--recording",
+        metavar="SOURCE",
+        help="folders color/ depth/ (pose/), .sens, TUM RGB-D, trajectory.log, .r3d, a folder a frame, or a data set; "
+        "docs/scenes.md has the layouts",
+    )
+    add_recording_options(recording)
     parser.add_argument(
         "--checkpoint",
         default=str(assets.SAMPLE_CHECKPOINT),
@@ -99,25 +109,25 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Ends with a usage error unless exactly one source of frames is given, in full."""
-    of_files = ("image", "depth", "intrinsics", "depth_scale", "pose", "superpoints")
-    given = [f"--{name}" for name in of_files if getattr(arguments, name) is not None]
-    if arguments.data is not None and given:
-        parser.error(f"--data and {', '.join(given)} exclude each other")
-    if arguments.data is None:
-        missing = [f"--{name}" for name in of_files[:3] if getattr(arguments, name) is None]
+    of_files = ("image", "depth", "pose", "superpoints", "intrinsics", "depth_scale")
+    sources = {"--data": of_files, "--recording": of_files[:4]}
+    given = [name for name in sources if getattr(arguments, name[2:]) is not None]
+    if len(given) > 1:
+        parser.error(f"{' and '.join(given)} exclude each other")
+    for source in given:
+        others = [f"--{name}" for name in sources[source] if getattr(arguments, name) is not None]
+        if others:
+            parser.error(f"{source} and {', '.join(others)} exclude each other")
+    if not given:
+        missing = [f"--{name}" for name in ("image", "depth", "intrinsics") if getattr(arguments, name) is None]
         if missing:
-            parser.error(f"{', '.join(missing)} missing; a frame needs --image, --depth and --intrinsics, or --data")
+            parser.error(
+                f"{', '.join(missing)} missing; a frame needs --image, --depth and --intrinsics, or --data, or "
+                "--recording"
+            )
     if arguments.superpoints is not None and arguments.mask_generator is not None:
         parser.error("--superpoints and --mask_generator exclude each other")
-    if arguments.intrinsics is not None and len(arguments.intrinsics) > 1:
-        try:
-            arguments.intrinsics = [float(value) for value in arguments.intrinsics]
-        except ValueError:
-            parser.error(f"--intrinsics {' '.join(arguments.intrinsics)}: expected fx fy cx cy, or one file")
-        if len(arguments.intrinsics) != 4:
-            parser.error(f"--intrinsics has {len(arguments.intrinsics)} numbers; expected fx fy cx cy")
-    elif arguments.intrinsics is not None:
-        arguments.intrinsics = arguments.intrinsics[0]
+    parse_intrinsics(parser, arguments)
     if arguments.output.exists() and not arguments.output.is_dir():
         parser.error(f"--output {arguments.output} is a file; expected a folder")
 
@@ -147,6 +157,9 @@ def read_frames(arguments: argparse.Namespace) -> Iterator["RGBDFrame"]:
     from ..data.frame_files import read_frame
     from ..data.frames import frame_from_row, load_frames
 
+    if arguments.recording is not None:
+        yield from open_source(arguments.recording, arguments)
+        return
     if arguments.data is None:
         yield read_frame(
             arguments.image,

@@ -67,6 +67,9 @@ class SceneSession:
         print(item.id, item.label, item.score, item.num_views, item.box_3d, len(item.points))
     ```
 
+    Attributes: `frame_ids`, of the frames taken in; `notes`, a dict for what the caller wants `save` to keep with the
+    scene, as JSON; `bank` and `map`, what is known of objects and voxels.
+
     What is kept is the objects' means, a map of voxels with votes for their owners, and each frame's small map of ids:
     no mask over all points. The time of an update does not depend on the number of frames before it.
 
@@ -114,6 +117,7 @@ class SceneSession:
         self.bank = ObjectBank()
         self.map = SceneMap(self.voxel_size)
         self.frame_ids: list[str] = []
+        self.notes: dict[str, Any] = {}
         # Pose of each frame, and its map of ids: height, width and the deflated values.
         self._poses: list[np.ndarray] = []
         self._maps: list[tuple[int, int, bytes]] = []

@@ -1,13 +1,13 @@
 """Scenes on disk: one `.safetensors` file, written whole or not at all."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..io.atomic import new_file
 from ..io.files import DataFileError
 from ..version import __version__, check_checkpoint_version
 from .merging import STRATEGIES, ObjectBank
@@ -42,13 +42,11 @@ def save_session(session: "SceneSession", path: str | Path) -> None:
         "keep_frames": session.keep_frames,
         "next_id": session.bank.next_id,
         "frame_ids": session.frame_ids,
+        "notes": session.notes,
     }
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    save_file(
-        {name: np.ascontiguousarray(value) for name, value in tensors.items()}, partial, {"scene": json.dumps(content)}
-    )
-    os.replace(partial, path)
+    with new_file(path) as partial:
+        arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        save_file(arrays, partial, {"scene": json.dumps(content)})
 
 
 def load_session(kind: type["SceneSession"], path: str | Path, model, processor) -> "SceneSession":
@@ -78,7 +76,7 @@ def load_session(kind: type["SceneSession"], path: str | Path, model, processor)
 
     session.bank = ObjectBank.from_state(content["next_id"], part("bank."))
     session.map = SceneMap.from_state(session.voxel_size, part("map."))
-    session.frame_ids = list(content["frame_ids"])
+    session.frame_ids, session.notes = list(content["frame_ids"]), dict(content["notes"])
     session._poses = list(tensors["frames.poses"])
     sizes = tensors["frames.sizes"]
     data = tensors["frames.maps"].tobytes()

@@ -15,7 +15,7 @@ SUPERPOINTS = np.arange(60 * 80).reshape(60, 80) // 80 // 10 * 8 + np.arange(60 
 def network(small_config):
     torch.manual_seed(0)
     model = BiFusionForInstanceSegmentation(small_config(num_labels=1)).eval()
-    return model, BiFusionProcessor.from_config(model.config)
+    return model, BiFusionProcessor.from_config(model.config, num_points=600)
 
 
 class Oracle(SceneSession):

@@ -3,8 +3,8 @@
 `metadata` is JSON: `h`, `w` of the colour images, `dh`, `dw` of depth, `K` (column by column) of the colour images or
 `perFrameIntrinsicCoeffs` (fx, fy, cx, cy of each frame), `poses` and `initPose` (qx, qy, qz, qw, tx, ty, tz). Poses
 are camera to world, relative to the first one, which `initPose` places; axes are those of OpenGL (camera x right, y
-up, z backward; world y up). `rgbd/N.jpg` and `rgbd/N.depth`, float32 metres compressed by LZFSE. Sources: the app's author
-in issues 7, 24, 27, 33, 83 and 93 of its repository.
+up, z backward; world y up). `rgbd/N.jpg` and `rgbd/N.depth`, float32 metres compressed by LZFSE. Sources: the app's
+author in issues 7, 24, 27, 33, 83 and 93 of its repository.
 """
 
 import json

@@ -1,0 +1,242 @@
+"""bifusion-scan: the objects of a whole scene from a recording of posed frames."""
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import assets
+from ..io.atomic import write_text
+from .recording_options import add_camera_options, add_recording_options, open_source, parse_intrinsics
+
+
+if TYPE_CHECKING:
+    from ..data.recordings import Recording
+    from ..scenes import SceneSession
+
+SESSION_FILE = "session.safetensors"
+MAX_ANIMATED = 300
+EXAMPLES = """examples:
+  bifusion-scan scene0000_00.sens --every 40 --output out
+  bifusion-scan rgbd_dataset_freiburg2_desk --every 10 --output out
+  bifusion-scan recording.r3d --every 10 --output out --rerun
+  bifusion-scan rooms --split val --scene rooms-0-val-00000-path --output out
+
+A run that was stopped goes on where it was when it is started again with the same arguments.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+    """
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    parse_intrinsics(parser, arguments)
+    if arguments.output.exists() and not arguments.output.is_dir():
+        parser.error(f"--output {arguments.output} is a file; expected a folder")
+    if arguments.save_every < 1:
+        parser.error(f"--save_every is {arguments.save_every}; expected at least 1")
+    try:
+        run(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"{parser.prog}: error: {error}") from error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `main`."""
+    parser = argparse.ArgumentParser(
+        prog="bifusion-scan",
+        description="Segments the frames of a recording and merges them into the objects of one scene. Writes "
+        "scene.ply (one colour an object, ids as a property), objects.json, frames/NAME.jpg (masks whose colours stay "
+        "with the object) and an animation of them.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="folders color/ depth/ pose/ intrinsic/, .sens, TUM RGB-D, trajectory.log, .r3d, a folder a frame, or a "
+        "data set; docs/scenes.md has the layouts",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument(
+        "--checkpoint",
+        default=str(assets.SAMPLE_CHECKPOINT),
+        help="folder, or id on the Hub (org/name or org/name@revision); by default the checkpoint that comes with the "
+        "package",
+    )
+    parser.add_argument("--split", default="val", help="of a data set, default: val")
+    add_recording_options(parser)
+    add_camera_options(parser)
+    parser.add_argument(
+        "--merging",
+        choices=("learned", "geometric", "none"),
+        help="how frames become objects; by default learned where the checkpoint has the heads for it, else geometric",
+    )
+    parser.add_argument("--threshold", type=float, default=0.3, help="of the instances of a frame, default: 0.3")
+    parser.add_argument("--min_score", type=float, default=0.3, help="of the objects in the results, default: 0.3")
+    parser.add_argument("--min_views", type=int, default=2, help="frames that found an object, default: 2")
+    parser.add_argument("--voxel_size", type=float, default=0.04, help="metres, of the scene's map, default: 0.04")
+    parser.add_argument("--animation", choices=("webp", "gif", "none"), help="default: webp where Pillow writes it")
+    parser.add_argument("--rerun", action="store_true", help="also write scene.rrd for the Rerun viewer (extra rerun)")
+    parser.add_argument("--save_every", type=int, default=20, metavar="N", help="frames between saves, default: 20")
+    parser.add_argument("--strict", action="store_true", help="stop at the first frame that cannot be used")
+    parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that has a scan")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> "SceneSession":
+    """Scans what the arguments name and writes the results.
+
+    Raises:
+        ValueError: The recording has no poses, no frame could be used, or the folder holds another scan.
+    """
+    from ..import_utils import require_package
+
+    if arguments.rerun:
+        require_package("rerun")
+    recording = open_source(arguments.source, arguments)
+    if not recording.posed:
+        raise ValueError(f"{arguments.source}: {recording.kind} without poses; a scene needs the pose of each frame")
+    session = open_session(arguments, recording)
+    scan(session, recording, arguments)
+    if not session.num_frames:
+        skipped = session.notes["skipped"]
+        raise ValueError(f"{arguments.source}: none of {len(recording)} frames could be used; the first: {skipped[0]}")
+    write_results(session, recording, arguments)
+    return session
+
+
+def plan_of(arguments: argparse.Namespace, recording: "Recording") -> dict[str, Any]:
+    """What the content of a scan follows from."""
+    names = ("checkpoint", "merging", "threshold", "voxel_size", "intrinsics", "depth_scale", "up")
+    return {
+        "source": str(arguments.source),
+        "frames": [len(recording), recording.ids[0], recording.ids[-1]],
+        **{name: getattr(arguments, name) for name in names},
+    }
+
+
+def open_session(arguments: argparse.Namespace, recording: "Recording") -> "SceneSession":
+    """A new session, or the one that an earlier run left.
+
+    Raises:
+        ValueError: The earlier run had other arguments.
+    """
+    import torch
+    from transformers.utils import logging
+
+    from ..hub.pretrained import load_pretrained
+    from ..scenes import SceneSession
+
+    logging.disable_progress_bar()
+    model, processor = load_pretrained(arguments.checkpoint)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.eval().to(device)
+    plan, path = plan_of(arguments, recording), arguments.output / SESSION_FILE
+    if path.exists() and not arguments.overwrite:
+        session = SceneSession.load(path, model, processor)
+        found = session.notes.get("plan", {})
+        differing = [
+            f"{key} was {found.get(key)}, is {value}" for key, value in plan.items() if found.get(key) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"{path} is of another scan: {'; '.join(differing)}. Give another --output, or --overwrite"
+            )
+        return session
+    session = SceneSession(
+        model,
+        processor,
+        merging=arguments.merging,
+        threshold=arguments.threshold,
+        voxel_size=arguments.voxel_size,
+    )
+    session.notes = {"plan": plan, "next": 0, "skipped": []}
+    return session
+
+
+def scan(session: "SceneSession", recording: "Recording", arguments: argparse.Namespace) -> None:
+    """Takes in the frames that the session does not have yet, and writes their pictures."""
+    from tqdm.auto import tqdm
+
+    from ..visualization.scene_files import draw_scene_frame
+
+    folder = arguments.output / "frames"
+    folder.mkdir(parents=True, exist_ok=True)
+    start = session.notes["next"]
+    if start:
+        print(f"going on at frame {start} of {len(recording)}")
+    bar = tqdm(range(start, len(recording)), initial=start, total=len(recording), unit="frame")
+    for index in bar:
+        try:
+            frame = recording[index]
+            result = session.update(frame)
+        except ValueError as error:
+            if arguments.strict:
+                raise
+            # A tracker loses its camera now and then; such a frame says nothing of the scene.
+            session.notes["skipped"].append(str(error))
+            bar.write(f"skipped: {error}")
+        else:
+            draw_scene_frame(frame.image, result).save(folder / picture_name(frame.frame_id), quality=90)
+            bar.set_postfix(objects=len(session.bank))
+        session.notes["next"] = index + 1
+        if (index + 1) % arguments.save_every == 0:
+            session.save(arguments.output / SESSION_FILE)
+    session.save(arguments.output / SESSION_FILE)
+
+
+def picture_name(frame_id: str) -> str:
+    """File of a frame's picture."""
+    return re.sub(r"[^\w.-]+", "_", frame_id) + ".jpg"
+
+
+def write_results(session: "SceneSession", recording: "Recording", arguments: argparse.Namespace) -> None:
+    """Writes cloud, objects, animation and perhaps the Rerun file, and says where."""
+    from ..visualization.scene_files import animation_format, object_to_json, write_animation, write_scene_cloud
+
+    objects = [item for item in session.objects(min_views=arguments.min_views) if item.score > arguments.min_score]
+    out = arguments.output
+    write_scene_cloud(out / "scene.ply", session, objects)
+    skipped = session.notes["skipped"]
+    content = {
+        "source": str(arguments.source),
+        "layout": recording.kind,
+        "checkpoint": arguments.checkpoint,
+        "merging": session.merging.name,
+        "threshold": session.threshold,
+        "min_score": arguments.min_score,
+        "min_views": arguments.min_views,
+        "voxel_size": session.voxel_size,
+        "coordinates": "world, metres, z up",
+        "num_frames": session.num_frames,
+        "skipped": skipped,
+        "objects": [object_to_json(item) for item in objects],
+    }
+    write_text(out / "objects.json", json.dumps(content, indent=2) + "\n")
+    written = [out / "scene.ply", out / "objects.json", out / "frames"]
+    kind = animation_format(arguments.animation)
+    if kind != "none":
+        step = -(-session.num_frames // MAX_ANIMATED)
+        files = [out / "frames" / picture_name(name) for name in session.frame_ids[::step]]
+        written.append(out / f"scene.{kind}")
+        write_animation(written[-1], files)
+    if arguments.rerun:
+        from ..visualization.rerun_file import write_rerun
+
+        written.append(out / "scene.rrd")
+        write_rerun(written[-1], session, objects, recording)
+    if skipped:
+        print(f"{len(skipped)} of {len(recording)} frames were skipped; objects.json says why")
+    print(f"{session.num_frames} frames, {len(objects)} objects -> {', '.join(str(path) for path in written)}")
+
+
+if __name__ == "__main__":
+    main()
