@@ -2,12 +2,12 @@
 
 Floors, tables and shelves are horizontal, walls and the sides of most things vertical. So an "up" g is good if many
 surface normals are parallel or at right angles to it (Gupta, Arbelaez and Malik, "Perceptual Organization and
-Recognition of Indoor Scenes from RGB-D Images", CVPR 2013). Their method starts from the camera's up and turns it, step
-by step, into the direction that fits the normals best; that end is taken here too. But a camera that looks down at a
-table is so far from level that the start leads astray, and which of three directions at right angles is up is no
-question of fit. Both are answered as by Coughlan and Yuille ("Manhattan World: Compass Direction from a Single Image by
-Bayesian Inference", ICCV 1999): all directions are compared, by how likely the normals are under each and by how people
-hold cameras, hardly rolled, level or looking down. The posterior of the best direction is the confidence.
+Recognition of Indoor Scenes from RGB-D Images", CVPR 2013). Their method starts from the camera's up and turns it,
+step by step, into the direction that fits the normals best; that end is taken here too. But a camera that looks down
+at a table is so far from level that the start leads astray, and which of three directions at right angles is up is no
+question of fit. Both are answered as by Coughlan and Yuille ("Manhattan World: Compass Direction from a Single Image
+by Bayesian Inference", ICCV 1999): all directions are compared, by how likely the normals are under each and by how
+people hold cameras, hardly rolled, level or looking down. The posterior of the best direction is the confidence.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ from functools import lru_cache
 import numpy as np
 
 from ..superpoints.geometry import estimate_normals, surface_links
-from .frames import CAMERA_TO_POINTS
 
 
 # Without a better one, an estimate of less confidence is not used.
@@ -49,8 +48,8 @@ class UpEstimate:
 
     Args:
         direction: float64 [3], unit, in camera axes (x right, y down, z forward).
-        confidence: Probability in [0, 1] that up lies within 15 degrees of the best direction, under the assumptions of
-            the module.
+        confidence: Probability in [0, 1] that up lies within 15 degrees of the best direction, under the assumptions
+            of the module.
     """
 
     direction: np.ndarray
@@ -167,7 +166,7 @@ def _likelihood() -> np.ndarray:
 
 
 def _refined(up: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """The direction near `up` that is most parallel and most at right angles to the normals [M, 3] that are nearly so."""
+    """The direction near `up` most parallel and most at right angles to the normals [M, 3] that are nearly so."""
     for tolerance in _TOLERANCES:
         cosines = np.abs(normals @ up)
         parallel, across = normals[cosines > np.cos(tolerance)], normals[cosines < np.sin(tolerance)]
@@ -175,5 +174,3 @@ def _refined(up: np.ndarray, normals: np.ndarray) -> np.ndarray:
         found = np.linalg.eigh(form)[1][:, 0]
         up = found * np.sign(found @ up)
     return up
-
-
