@@ -81,11 +81,6 @@ class VoxelGrid:
         return self.coordinates.device
 
     @property
-    def sample_indices(self) -> torch.Tensor:
-        """Sample of each voxel, int64 [V]."""
-        return self.coordinates[:, 0].long()
-
-    @property
     def keys_by_row(self) -> torch.Tensor:
         """Key of each voxel, int64 [V], in the order of the rows."""
         return self.sorted_keys if self.order is None else pack(self.coordinates)

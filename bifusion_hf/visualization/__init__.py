@@ -1,8 +1,8 @@
 """Looking at frames and predictions: overlay pictures, coloured point clouds, segments as JSON."""
 
 from .colors import instance_colors
-from .overlay import draw_comparison, draw_instances, draw_superpoints, side_by_side
-from .ply import color_by_instance, read_ply, write_ply
+from .overlay import draw_comparison, draw_instances, side_by_side
+from .ply import color_by_instance, write_ply
 from .segments import segments_to_json
 
 
@@ -10,9 +10,7 @@ __all__ = [
     "color_by_instance",
     "draw_comparison",
     "draw_instances",
-    "draw_superpoints",
     "instance_colors",
-    "read_ply",
     "segments_to_json",
     "side_by_side",
     "write_ply",

@@ -161,25 +161,6 @@ def _free_place(centre, size, limits, taken) -> tuple[float, float, float, float
     return best
 
 
-def draw_superpoints(image: np.ndarray, superpoints: np.ndarray) -> Image.Image:
-    """The image with the boundaries of its superpoints; what has none is darkened.
-
-    Args:
-        image: uint8 [Hc, Wc, 3] RGB.
-        superpoints: int [H, W], -1 = none; of the same aspect as the image.
-
-    Returns:
-        RGB picture, enlarged to about `PICTURE_WIDTH`.
-    """
-    canvas, labels = _enlarge(np.asarray(image), _check_map("superpoints", superpoints))
-    canvas[labels < 0] *= 0.35
-    boundary = np.zeros(labels.shape, bool)
-    boundary[:, :-1] |= labels[:, :-1] != labels[:, 1:]
-    boundary[:-1] |= labels[:-1] != labels[1:]
-    canvas[boundary] = (255, 230, 0)
-    return Image.fromarray(canvas.round().astype(np.uint8))
-
-
 def side_by_side(panels: Mapping[str, Image.Image]) -> Image.Image:
     """Pictures in a row, each under its title; all are brought to the height of the first."""
     height = next(iter(panels.values())).height

@@ -53,33 +53,6 @@ def write_ply(path: str | Path, points: np.ndarray, colors: np.ndarray, *, insta
     Path(path).write_bytes(("\n".join([*header, "end_header"]) + "\n").encode("ascii") + vertices.tobytes())
 
 
-def read_ply(path: str | Path) -> dict[str, np.ndarray]:
-    """Vertex properties of a binary little-endian PLY file such as `write_ply` writes, by name, each [N].
-
-    Raises:
-        ValueError: The file is no such PLY, or is cut short; the message names it.
-    """
-    data = Path(path).read_bytes()
-    head, found, body = data.partition(b"end_header\n")
-    lines = head.decode("ascii", errors="replace").split("\n")
-    if not found or lines[:2] != ["ply", "format binary_little_endian 1.0"]:
-        raise ValueError(f"{path}: not a binary little-endian PLY file")
-    number, fields = None, []
-    for line in lines[2:]:
-        words = line.split()
-        if words[:2] == ["element", "vertex"] and len(words) == 3 and words[2].isdecimal():
-            number = int(words[2])
-        elif words[:1] == ["property"] and len(words) == 3 and words[1] in _TYPES:
-            fields.append((words[2], _TYPES[words[1]]))
-        elif words and words[0] != "comment":
-            raise ValueError(f"{path}: cannot read header line {line!r}")
-    dtype = np.dtype(fields)
-    if number is None or len(body) != number * dtype.itemsize:
-        raise ValueError(f"{path}: has {len(body)} bytes of vertices; expected {number} of {dtype.itemsize} bytes")
-    vertices = np.frombuffer(body, dtype)
-    return {name: vertices[name].copy() for name in dtype.names or ()}
-
-
 def color_by_instance(point_colors: np.ndarray, instance: np.ndarray, colors: np.ndarray | None = None) -> np.ndarray:
     """One colour per instance; points without one keep their own.
 

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ply_files import read_ply
 
 from bifusion_hf.cli.predict import main
 from bifusion_hf.configuration_bifusion import BiFusionConfig
 from bifusion_hf.data.frames import RGBDFrame, frame_features, frame_to_row
 from bifusion_hf.modeling_bifusion import BiFusionForInstanceSegmentation
 from bifusion_hf.processing_bifusion import BiFusionProcessor
-from bifusion_hf.visualization import instance_colors, read_ply
+from bifusion_hf.visualization import instance_colors
 
 
 HEIGHT, WIDTH = 60, 80

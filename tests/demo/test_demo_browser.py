@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from ply_files import read_ply
 
 from bifusion_hf.cli.demo_app import read_samples
-from bifusion_hf.visualization import read_ply
 
 
 pytestmark = pytest.mark.slow

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from frame_factory import make_frame
+from ply_files import read_ply
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.data.augmentation import resize_image
@@ -18,7 +19,6 @@ from bifusion_hf.demo.prediction import (
     write_files,
 )
 from bifusion_hf.pipeline_bifusion import RGBDInstanceSegmentationPipeline
-from bifusion_hf.visualization import read_ply
 
 
 HEIGHT, WIDTH = 96, 128

@@ -8,7 +8,6 @@ from PIL import Image, ImageChops
 from bifusion_hf.visualization import (
     draw_comparison,
     draw_instances,
-    draw_superpoints,
     instance_colors,
     segments_to_json,
     side_by_side,
@@ -120,19 +119,8 @@ def test_malformed_input(frame):
         draw_instances(image, segmentation, info[:1])
     with pytest.raises(ValueError, match="segmentation has shape .* float64"):
         draw_instances(image, segmentation * 1.0, info)
-    with pytest.raises(ValueError, match="superpoints has shape .* float64"):
-        draw_superpoints(image, segmentation * 1.0)
     with pytest.raises(ValueError, match=r"image has shape \(240, 320\)"):
         draw_instances(image[..., 0], segmentation, info)
-
-
-def test_superpoints_have_boundaries_and_holes_are_dark(frame):
-    image, segmentation, _ = frame
-    pixels = np.asarray(draw_superpoints(image, segmentation))
-    scale = pixels.shape[1] // 320
-    assert (pixels[100 * scale, 100 * scale] == 120).all()
-    assert (pixels[0, 0] < 60).all()
-    assert (pixels == (255, 230, 0)).all(axis=-1).any()
 
 
 def test_prediction_wears_the_colour_of_the_truth(frame):
