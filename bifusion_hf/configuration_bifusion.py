@@ -307,10 +307,12 @@ class BiFusionConfig(PreTrainedConfig):
             values["label2id"] = {name: label for label, name in values["id2label"].items()}
             kwargs.pop("label2id", None)
         loaded = super().from_dict(values, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
         old = {name: config_dict[name] for name in PROCESSOR_FIELDS if name in config_dict}
         if old:
-            config = loaded[0] if isinstance(loaded, tuple) else loaded
             config.old_processor_fields = old
+        # What `kwargs` changed was set field by field, and may contradict the rest.
+        config.validate()
         return loaded
 
     @classmethod

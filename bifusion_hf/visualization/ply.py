@@ -7,16 +7,7 @@ import numpy as np
 from .colors import instance_colors
 
 
-_TYPES = {
-    "char": "i1",
-    "uchar": "u1",
-    "short": "<i2",
-    "ushort": "<u2",
-    "int": "<i4",
-    "uint": "<u4",
-    "float": "<f4",
-    "double": "<f8",
-}
+_TYPES = {"uchar": "u1", "int": "<i4", "float": "<f4"}
 
 
 def write_ply(path: str | Path, points: np.ndarray, colors: np.ndarray, *, instance: np.ndarray | None = None) -> None:

@@ -140,6 +140,64 @@ def test_a_resumed_run_keeps_the_activation_that_init_clip_set(tmp_path, monkeyp
         build_trainer(arguments)
 
 
+def test_a_run_that_resumes_with_another_processor_is_refused(tmp_path):
+    arguments = small_recipe(tmp_path, data={"val": None}, training={"max_updates": 1})
+    build_trainer(arguments).train()
+    arguments.resume_from_checkpoint = "latest"
+    build_trainer(arguments)
+    arguments.model.processor.update(num_points=500, superpoint_color_blur=0.01)
+    with pytest.raises(ValueError, match="model.processor: .* differ in num_points, superpoint_color_blur;"):
+        build_trainer(arguments)
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """A checkpoint whose processor and losses are those of no preset."""
+    config = {"loss_config": {"class_weight": 3.0, "mask_weight": 2.0}}
+    processor = {"num_points": 500, "mask_threshold": 0.3, "max_instances": 20, "superpoint_color_blur": 0.01}
+    arguments = small_recipe(tmp_path, config=config, processor=processor).model
+    model = build_model(arguments, 0)
+    model.save_pretrained(tmp_path / "pretrained")
+    build_processor(arguments, model.config).save_pretrained(tmp_path / "pretrained")
+    return tmp_path / "pretrained"
+
+
+@pytest.mark.parametrize("section", ["processor", "config"])  # release 0.1 had them in the configuration
+def test_pretrained_and_overrides_both_take_effect(section, pretrained):
+    asked = {"num_points": 400, "image_size": 120, "mask_threshold": 0.45}
+    sections = {"config": {"loss_config": {"class_weight": 4.0}, "num_semantic_labels": 200}}
+    sections.setdefault(section, {}).update(asked)
+    recipe = TrainArguments.from_dict({"model": {"pretrained": str(pretrained), **sections}})
+    model = build_model(recipe.model, 0)
+    processor = build_processor(recipe.model, model.config)
+    saved = BiFusionProcessor.from_pretrained(pretrained).to_dict()
+    assert processor.to_dict() == {**saved, **asked}
+    losses = model.config.loss_config
+    assert (losses.class_weight, losses.mask_weight, model.criterion.weights["loss_cls"]) == (4.0, 2.0, 4.0)
+
+
+def test_pretrained_with_other_names_of_its_labels_gives_them_to_both(pretrained):
+    values = {"pretrained": str(pretrained), "config": {"id2label": {0: "thing"}}}
+    arguments = TrainArguments.from_dict({"model": values}).model
+    config = build_model(arguments, 0).config
+    assert build_processor(arguments, config).label_names == [config.id2label[0]] == ["thing"]
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("processor", {"num_point": 5}, "unknown key 'model.processor.num_point'; did you mean 'num_points'"),
+        ("config", {"loss_weights": 5}, "unknown key 'model.config.loss_weights'"),
+        ("config", {"loss_config": {"clas_weight": 1.0}}, "loss_config has no clas_weight"),
+        ("config", {"dice_weight": [1.0, 1.0]}, "loss_config.dice_weight needs one number or 4"),
+    ],
+)
+def test_pretrained_with_an_override_that_cannot_take_effect_is_refused_by_name(section, values, message, pretrained):
+    arguments = TrainArguments.from_dict({"model": {"pretrained": str(pretrained), section: values}}).model
+    with pytest.raises(Exception, match=message):
+        build_processor(arguments, build_model(arguments, 0).config)
+
+
 def test_config_overrides_are_checked_and_merged(tmp_path):
     model = small_recipe(tmp_path).model
     assert build_model(model, 0).config.vision_config.image_size == 320
