@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from bifusion_hf import BiFusionConfig
+from bifusion_hf import BiFusionConfig, BiFusionProcessor
 from bifusion_hf.assets import SAMPLE_FRAMES
 from bifusion_hf.cli import predict
 from bifusion_hf.data.frames import frame_from_row, load_frames
@@ -127,13 +128,15 @@ def test_what_is_wrong_is_not_accepted():
 
 @pytest.mark.parametrize("name", READMES)
 def test_keys_and_recipes_exist(name):
-    keys, fields = valid_keys(), BiFusionConfig.from_preset("tiny").to_dict()
+    keys = valid_keys()
+    fields = {"config": BiFusionConfig.from_preset("tiny"), "processor": BiFusionProcessor.from_preset("tiny")}
     sections = {key.split(".")[0] for key in keys if "." in key}
     found = {match for span in spans(name) for match in re.findall(r"[\w.]*\.\w+", span.split("=")[0])}
     named = {key.removeprefix("--") for key in found if key.split(".")[0] in sections}
     assert len(named) > 8
     for key in named:
-        assert key in keys or key.startswith("model.config.") and key.removeprefix("model.config.") in fields, key
+        section, _, field = key.removeprefix("model.").partition(".")
+        assert key in keys or attrgetter(field)(fields[section]) is not None, key
     rows = re.findall(r"^\| (`[^|]*`) \|[^|]*(?:\[[^|]*\))?[^|]*\| ([^|]*) \| ([^|]*) \|$", _text(name), re.MULTILINE)
     rows = [row for row in rows if set(re.findall(r"`(\w+)`", row[0])) & set(recipe_names())]
     assert len(rows) >= 5
