@@ -15,6 +15,7 @@ from typing import Any, Literal, Union
 
 import yaml
 
+from ..io.atomic import write_text
 from ..old_names import rename_recipe
 
 
@@ -323,7 +324,7 @@ class TrainArguments:
 
     def save(self, path: str | Path):
         """Writes the recipe as YAML."""
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
 
 
 def valid_keys(section: type = TrainArguments, prefix: str = "") -> dict[str, Any]:

@@ -5,9 +5,7 @@ always whole; one that is deleted is renamed away first. It holds what Accelerat
 scaler, random state of every process) plus `trainer_state.json`, and it loads with `from_pretrained`.
 """
 
-import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -18,6 +16,17 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from ..io.atomic import (
+    WriteError,
+    delete_folder,
+    disk_space,
+    new_folder,
+    partial_path,
+    publish_folder,
+    recover_folder,
+    remove_unfinished,
+)
 
 
 WEIGHTS_FILE = "model.safetensors"
@@ -118,7 +127,7 @@ def drop_later(root: Path, update: int) -> None:
     """Deletes checkpoints beyond an update that a run goes back to; it writes them again."""
     for path in list_checkpoints(root):
         if int(_NAME.fullmatch(path.name).group(1)) > update:
-            _delete(path)
+            delete_folder(path)
 
 
 def save_checkpoint(
@@ -143,28 +152,23 @@ def save_checkpoint(
         CheckpointError: Writing failed in a process (a full disk, ...); the earlier checkpoints are intact.
     """
     final = checkpoint_folder(root, update)
-    partial = root / f".partial-{final.name}"
+    partial = partial_path(final, shared=True)
 
     def write_part() -> None:
         # A second node may not have the folder yet.
         partial.mkdir(parents=True, exist_ok=True)
         write(partial)
         if accelerator.is_main_process:
-            _write_durably(partial / STATE_FILE, json.dumps(state, indent=1))
+            (partial / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
 
     def put_in_place() -> None:
-        for path in partial.iterdir():
-            _flush(path)
-        if final.exists():
-            _delete(final)
-        partial.rename(final)
-        _flush(root)
+        publish_folder(partial, final, replace=True, durable=True)
         for old in list_checkpoints(root)[:-keep]:
-            _delete(old)
+            delete_folder(old)
 
     def clear() -> None:
         if accelerator.is_local_main_process:
-            remove_partial(root)
+            remove_unfinished(root)
 
     errors = failures(accelerator, clear) or failures(accelerator, write_part)
     errors = errors or failures(accelerator, put_in_place, main_only=True)
@@ -210,94 +214,35 @@ def in_main_process(accelerator: Accelerator, action: Callable[[], None]) -> Non
         raise CheckpointError("; ".join(errors))
 
 
-def replace_folder(folder: Path, write: Callable[[Path], None]):
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Writes a folder's new content beside it and then swaps both, so that a kill leaves one of them whole.
 
     Raises:
         CheckpointError: Writing failed; the old content is intact.
     """
-    partial, old = folder.with_name(f".partial-{folder.name}"), folder.with_name(f".old-{folder.name}")
     try:
+        with new_folder(folder, replace=True, durable=True) as partial:
+            write(partial)
+    except Exception as error:
+        # The swap itself may have failed half way.
         recover_folder(folder)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write(partial)
-        for path in partial.iterdir():
-            _flush(path)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-    except Exception as exception:
-        message = f"could not write {folder}: {_space(partial)} ({type(exception).__name__}: {exception})"
-        shutil.rmtree(partial, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        raise CheckpointError(message) from exception
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(folder: Path):
-    """Finishes a swap of `replace_folder` that a kill cut short."""
-    old = folder.with_name(f".old-{folder.name}")
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+        reason = f"could not write {folder}: {disk_space(folder)} ({type(error).__name__}: {error})"
+        raise CheckpointError(str(error) if isinstance(error, WriteError) else reason) from error
 
 
 def clear_run(output_dir: Path):
     """Deletes what an earlier run left in its folder, before a new one starts there."""
     for name in ("checkpoints", "best", "final"):
         if (output_dir / name).exists():
-            _delete(output_dir / name)
+            delete_folder(output_dir / name)
     for name in ("metrics.jsonl", "train.log", "curves.png"):
         (output_dir / name).unlink(missing_ok=True)
-
-
-def remove_partial(root: Path):
-    """Deletes what killed runs left unfinished."""
-    for path in [*root.glob(".partial-*"), *root.glob(".deleted-*")]:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _delete(folder: Path):
-    # A kill in the middle of rmtree must not leave a folder that looks like a checkpoint.
-    doomed = folder.with_name(f".deleted-{folder.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _write_durably(path: Path, text: str):
-    path.write_text(text, encoding="utf-8")
-    _flush(path)
-
-
-def _flush(path: Path):
-    # A rename may reach the disk before the files' content does; fsync orders them. Not every
-    # system can open a folder.
-    flags = os.O_RDONLY
-    with contextlib.suppress(PermissionError):
-        descriptor = os.open(path, flags)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _space(folder: Path) -> str:
-    """What the disk has to do with a failed write into `folder`, which may not even have been made."""
-    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    # Writers report a full disk in many ways, some of them as broken files.
-    full = "the disk is full, " if free < max(written, 1 << 20) else ""
-    return f"{full}{free / 2**20:.1f} MiB are free on it"
 
 
 def _failure(root: Path, update: int, errors: str, partial: Path) -> str:
     checkpoints = list_checkpoints(root)
     last = f"the last complete one is {checkpoints[-1]}" if checkpoints else "there is no earlier one"
     return (
-        f"could not write the checkpoint of update {update} to {root}: {_space(partial)}; {last}. Make room and "
+        f"could not write the checkpoint of update {update} to {root}: {disk_space(partial)}; {last}. Make room and "
         f"resume with --resume_from_checkpoint latest. ({errors})"
     )

@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..io.atomic import write_text
 from .curves import draw_curves
 
 
@@ -194,6 +194,4 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _drop_later_lines(path: Path, update: int) -> None:
     lines = [line for line in read_metrics(path) if line["update"] <= update]
     if path.is_file():
-        partial = path.with_name(f".{path.name}")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

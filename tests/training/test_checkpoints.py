@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 from training_standin import StandIn, make_trainer, recipe
 
+from bifusion_hf.io.atomic import recover_folder
 from bifusion_hf.training.checkpoints import (
     CheckpointError,
     checkpoints_folder,
     find_checkpoint,
     list_checkpoints,
     read_state,
-    recover_folder,
     replace_folder,
     save_checkpoint,
 )
