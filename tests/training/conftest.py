@@ -1,3 +1,6 @@
+import os
+
+import datasets
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -10,3 +13,13 @@ def fresh_accelerate_state():
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True, scope="package")
+def no_waiting(tmp_path_factory):
+    """A cache of its own; nothing waits for the disk, nor, as datasets does, for its reader threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets_cache")
+        patch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield

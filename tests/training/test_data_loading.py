@@ -70,9 +70,7 @@ def test_the_loader_leaves_torchs_generator_alone(workers):
 
 
 @pytest.fixture
-def stream(tmp_path, monkeypatch):
-    # datasets sleeps for seconds after its reader threads, against a hang of Arrow.
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+def stream(tmp_path):
     for shard in range(4):
         rows = [{"frame_id": f"{shard}_{index}"} for index in range(6)]
         datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / f"train-{shard}.parquet"))

@@ -1,9 +1,8 @@
 """A recipe whose pretrained tower stays as it is: `init.vision`, `training.freeze` and its image statistics."""
 
-import datasets
 import pytest
 import torch
-from test_run import small_recipe
+from real_recipe import small_recipe
 from transformers import Dinov2Config, Dinov2Model
 
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor
@@ -26,12 +25,6 @@ TOWER_CONFIG = {
     "image_size": 70,
     "patch_size": 14,
 }
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.getbasetemp() / "datasets_cache"
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import psutil
 import pytest
 import torch
 from processes import join, run_processes
+from real_recipe import small_recipe
 from safetensors.torch import load_file
-from test_run import small_recipe
 from training_standin import (
     RecordingTrainer,
     StandInFrames,
@@ -23,9 +23,11 @@ from training_standin import (
     recipe,
 )
 
+from bifusion_hf.recipe.reading import load_arguments
 from bifusion_hf.training import checkpoints
-from bifusion_hf.training.checkpoints import list_checkpoints
+from bifusion_hf.training.checkpoints import list_checkpoints, read_state
 from bifusion_hf.training.metrics import read_metrics
+from bifusion_hf.training.run import build_trainer
 
 
 # Two processes need no second GPU; with the policy set, the command does not start itself anew.
@@ -54,7 +56,7 @@ def train_for_kill(folder, resume):
     arguments = recipe(
         folder,
         resume_from_checkpoint="latest" if resume else None,
-        training={"epochs": 12, "batch_size": 2, "accumulation": 2 // int(os.environ["WORLD_SIZE"])},
+        training={"epochs": 12, "batch_size": 2, "accumulation": 2},
         checkpoints={"every_updates": 1},
         evaluation={"every_updates": 5},
         data={"num_workers": 1},
@@ -71,13 +73,12 @@ def done(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [1, 2])
-def test_killed_five_times_at_random_moments_and_resumed_the_weights_are_identical(tmp_path, world):
-    join(run_processes(train_for_kill, world, tmp_path / "whole", False))
-    draw = random.Random(world)
+def test_killed_five_times_at_random_moments_and_resumed_the_weights_are_identical(tmp_path):
+    join(run_processes(train_for_kill, 1, tmp_path / "whole", False))
+    draw = random.Random(1)
     killed = tmp_path / "killed"
     for kill in range(5):
-        processes = run_processes(train_for_kill, world, killed, True)
+        processes = run_processes(train_for_kill, 1, killed, True)
         while all(process.is_alive() for process in processes) and done(killed) < 1 + 5 * kill:
             time.sleep(0.005)
         # Somewhere in the next few updates, checkpoints and evaluations.
@@ -87,14 +88,13 @@ def test_killed_five_times_at_random_moments_and_resumed_the_weights_are_identic
             process.kill()
             process.join()
         assert not (killed / "final").exists()
-    join(run_processes(train_for_kill, world, killed, True))
+    join(run_processes(train_for_kill, 1, killed, True))
     checkpoints = [list_checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("whole", "killed")]
     assert [path.name for path in checkpoints] == ["checkpoint-0000048"] * 2
-    for name in ("model.safetensors",):
-        first, second = (load_file(path / name) for path in checkpoints)
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[key], second[key]) for key in first)
-    for name in ("optimizer.bin", *(f"random_states_{rank}.pkl" for rank in range(world))):
+    first, second = (load_file(path / "model.safetensors") for path in checkpoints)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    for name in ("optimizer.bin", "random_states_0.pkl"):
         first, second = (torch.load(path / name, weights_only=False) for path in checkpoints)
         assert str(first) == str(second), name
     for name in ("best", "final"):
@@ -239,37 +239,14 @@ def test_resuming_with_another_number_of_processes_is_refused(tmp_path):
         make_trainer(arguments).train()
 
 
-@pytest.mark.slow
-def test_torchrun(tmp_path):
-    """The same through the launcher itself."""
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from pathlib import Path\n"
-        "from test_processes import train_recording\n"
-        "train_recording(Path(sys.argv[1]), 2, 1)\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
-    environment = {**os.environ, **ON_CPU}
-    subprocess.run([*command, tmp_path / "torchrun"], check=True, env=environment, timeout=120)
-    join(run_processes(train_recording, 1, tmp_path / "one", 4, 1))
-    one = torch.load(tmp_path / "one" / "seen_0.pt")
-    assert_same_updates(one, torch.load(tmp_path / "torchrun" / "seen_0.pt"))
-
-
-def torchrun_real(recipe_file, folder):
-    """Two processes of scripts/train.py on the real network, which go on from the latest checkpoint of a folder."""
-    script = Path(__file__).parents[2] / "scripts" / "train.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
-    command += [recipe_file, "--output_dir", folder, "--resume_from_checkpoint", "latest"]
-    environment = {**os.environ, **ON_CPU, "HF_DATASETS_CACHE": str(recipe_file.parent / "cache")}
-    return subprocess.Popen([str(word) for word in command], env=environment)
+def train_real(folder, recipe_file):
+    arguments = load_arguments(recipe_file, ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"])
+    build_trainer(arguments).train()
 
 
 @pytest.mark.slow
-def test_the_real_network_under_torchrun_survives_five_kills(tmp_path):
-    """Five times `kill -9` at random moments, each resumed: weights and losses are those of the uninterrupted run."""
+def test_the_real_network_survives_five_kills_and_torchrun_starts_it(tmp_path):
+    """Five times `kill -9` at random moments, each resumed: the weights and losses of a whole run by the launcher."""
     recipe_file = tmp_path / "recipe.yaml"
     small_recipe(
         tmp_path,
@@ -280,23 +257,30 @@ def test_the_real_network_under_torchrun_survives_five_kills(tmp_path):
         checkpoints={"every_updates": 1},
     ).save(recipe_file)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert torchrun_real(recipe_file, whole).wait(300) == 0
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
+    command += [recipe_file, "--output_dir", whole]
+    environment = {**os.environ, **ON_CPU, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    launcher = subprocess.Popen([str(word) for word in command], env=environment)
     draw = random.Random(0)
     for kill in range(5):
-        launcher = torchrun_real(recipe_file, killed)
-        while done(killed) < 1 + 3 * kill:
-            assert launcher.poll() is None
+        processes = run_processes(train_real, 2, killed, recipe_file)
+        while done(killed) < 1 + 2 * kill:
+            assert all(process.is_alive() for process in processes)
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.3))
-        # Without any warning: SIGKILL, to the launcher, both processes and their loader workers.
-        processes = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
-        for process in processes:
+        # Without any warning: SIGKILL, to both processes and their loader workers.
+        doomed = [psutil.Process(process.pid) for process in processes]
+        doomed += [child for process in doomed for child in process.children(recursive=True)]
+        for process in doomed:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        launcher.wait(60)
-        assert not psutil.wait_procs(processes, timeout=60)[1]
+        for process in processes:
+            process.join(60)
+        assert not psutil.wait_procs(doomed, timeout=60)[1]
         assert not (killed / "final").exists()
-    assert torchrun_real(recipe_file, killed).wait(300) == 0
+    join(run_processes(train_real, 2, killed, recipe_file))
+    assert launcher.wait(600) == 0
     for name in ("best", "final"):
         first, second = (load_file(run / name / "model.safetensors") for run in (whole, killed))
         assert first.keys() == second.keys()
@@ -305,3 +289,5 @@ def test_the_real_network_under_torchrun_survives_five_kills(tmp_path):
         [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line] for run in (whole, killed)
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 18
+    states = [read_state(list_checkpoints(run / "checkpoints")[-1]) for run in (whole, killed)]
+    assert [state["num_processes"] for state in states] == [2, 2]

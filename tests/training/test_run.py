@@ -1,16 +1,15 @@
 """Recipes with the real network on the sample frames."""
 
-import datasets
 import numpy as np
 import pytest
 import torch
 from processes import join, run_processes
+from real_recipe import prepared_frames, small_recipe, write_frames
 from torch import nn
 from training_standin import RecordingTrainer, assert_same_updates
 
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.data.frames import frame_from_row, load_frames
-from bifusion_hf.recipe.arguments import TrainArguments
 from bifusion_hf.superpoints import segmentation as superpoints
 from bifusion_hf.training import run
 from bifusion_hf.training.checkpoints import list_checkpoints
@@ -19,53 +18,8 @@ from bifusion_hf.training.plan import describe_plan, saved_bytes
 from bifusion_hf.training.run import build_model, build_processor, build_trainer, cache_superpoints
 
 
-# A network of the real kind, small enough for seconds on one core.
-SMALL = {
-    "voxel_size": 0.1,
-    "hidden_size": 8,
-    "projection_dim": 16,
-    "projection_hidden_size": 16,
-    "decoder_size": 16,
-    "decoder_intermediate_size": 32,
-    "gate_warmup_steps": 0,
-    "point_config": {"stem_channels": 8, "planes": [8] * 8, "stem_kernel_size": 3},
-    "vision_config": {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "patch_size": 40,
-    },
-}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.getbasetemp() / "datasets_cache"
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
-
-
-def small_recipe(folder, **sections):
-    values = {
-        "output_dir": str(folder),
-        "model": {
-            "preset": "tiny",
-            "config": {**SMALL, **sections.pop("config", {})},
-            "processor": {"num_points": 600, **sections.pop("processor", {})},
-        },
-        "data": {"max_train_frames": 4, "max_val_frames": 2, "num_workers": 0},
-        "optimizer": {"learning_rate": 1e-3},
-        "training": {"batch_size": 2, "epochs": 1},
-        "evaluation": {"num_workers": 0},
-        "logging": {"progress_bar": False, "every_updates": 1},
-    }
-    for name, section in sections.items():
-        values.setdefault(name, {}).update(section)
-    return TrainArguments.from_dict(values)
-
-
 def test_a_recipe_trains_evaluates_and_saves_what_from_pretrained_loads(tmp_path):
-    trainer = build_trainer(small_recipe(tmp_path))
+    trainer = build_trainer(small_recipe(tmp_path, data={"train": "sample", "val": "sample"}))
     results = trainer.train()
     assert {"all_ap", "all_ap_50%", "all_ap_25%"} <= results.keys()
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
@@ -80,14 +34,6 @@ def test_a_recipe_trains_evaluates_and_saves_what_from_pretrained_loads(tmp_path
     state = trainer.network.state_dict()
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
     assert int(model.model.training_progress.update) == 2
-
-
-def test_the_same_seed_gives_identical_losses(tmp_path):
-    losses = []
-    for name in "ab":
-        build_trainer(small_recipe(tmp_path / name, evaluation={"every_epochs": 0}, data={"val": None})).train()
-        losses.append([line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in line])
-    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("fusion", ["residual", "lite_gate"])
@@ -253,12 +199,11 @@ def test_the_plan_says_what_will_happen(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_stream_has_a_plan_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+def test_a_stream_has_a_plan_too(tmp_path):
     data = {"val": None, "streaming": True, "max_train_frames": None}
     sections = {"training": {"max_updates": 5}, "checkpoints": {"every_updates": 2}}
     text = describe_plan(build_trainer(small_recipe(tmp_path, data=data, **sections)))
-    assert "5 updates; streamed of sample" in text and "checkpoint: every 2 updates" in text
+    assert f"5 updates; streamed of {prepared_frames()}" in text and "checkpoint: every 2 updates" in text
 
 
 def test_compile_takes_the_dense_parts_and_keeps_the_names_of_the_weights(tmp_path, monkeypatch):
@@ -273,37 +218,45 @@ def test_compile_takes_the_dense_parts_and_keeps_the_names_of_the_weights(tmp_pa
     assert not any("_orig_mod" in name for name in network.state_dict())
 
 
-def updates_of(folder, monkeypatch, **training):
+def updates_of(folder, **training):
     """Loss terms and gradients of a run, and the bytes that a forward pass keeps for its backward pass."""
-    monkeypatch.setattr(run, "BiFusionTrainer", RecordingTrainer)
-    trainer = build_trainer(small_recipe(folder, training=training, data={"val": None}))
-    kept = saved_bytes(trainer)
-    trainer.train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "BiFusionTrainer", RecordingTrainer)
+        trainer = build_trainer(small_recipe(folder, training=training, data={"val": None}))
+        kept = saved_bytes(trainer)
+        trainer.train()
     return trainer.seen, kept
 
 
-def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(tmp_path, monkeypatch):
-    plain, kept = updates_of(tmp_path / "plain", monkeypatch)
-    checkpointed, kept_less = updates_of(tmp_path / "checkpointed", monkeypatch, gradient_checkpointing=True)
-    assert_same_updates(plain, checkpointed, tolerance=1e-5)
-    assert kept_less < 0.8 * kept
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    torch.set_num_threads(1)
+    return updates_of(tmp_path_factory.mktemp("plain"))
+
+
+def test_the_same_seed_gives_identical_updates(tmp_path, plain):
+    assert_same_updates(plain[0], updates_of(tmp_path)[0], tolerance=0)
+
+
+def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(tmp_path, plain):
+    checkpointed, kept_less = updates_of(tmp_path, gradient_checkpointing=True)
+    assert_same_updates(plain[0], checkpointed, tolerance=1e-5)
+    assert kept_less < 0.8 * plain[1]
 
 
 @pytest.mark.slow
-def test_a_compiled_run_has_the_same_gradients(tmp_path, monkeypatch):
+def test_a_compiled_run_has_the_same_gradients(tmp_path, monkeypatch, plain):
     """Traced and differentiated as for a compiler, which itself is left out: it takes minutes."""
-    plain, _ = updates_of(tmp_path / "plain", monkeypatch)
     compile_module = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda *args, **kw: compile_module(*args, backend="aot_eager", **kw))
     torch._dynamo.reset()
-    compiled, _ = updates_of(tmp_path / "compiled", monkeypatch, compile=True)
+    compiled, _ = updates_of(tmp_path, compile=True)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     torch._dynamo.reset()
-    assert_same_updates(plain, compiled, tolerance=1e-5)
+    assert_same_updates(plain[0], compiled, tolerance=1e-5)
 
 
-def test_a_streamed_recipe_trains_and_resumes_identically(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+def test_a_streamed_recipe_trains_and_resumes_identically(tmp_path):
     sections = {
         "data": {"val": None, "streaming": True, "max_train_frames": None, "shuffle_buffer": 4},
         "training": {"max_updates": 3},
@@ -328,17 +281,12 @@ def test_a_streamed_recipe_trains_and_resumes_identically(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_broken_rows_are_named_and_skipped_only_if_asked(tmp_path, caplog, capsys, monkeypatch, streaming):
+def test_broken_rows_are_named_and_skipped_only_if_asked(tmp_path, caplog, capsys, streaming):
     """Alone in its batch, in training and in evaluation, a broken row leaves no batch at all."""
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
-    rows = [dict(row) for row in load_frames("sample", "train").select(range(3))]
+    rows = [dict(row) for row in load_frames(prepared_frames(), "train").select(range(3))]
     rows[2]["depth"] = {"bytes": b"no image", "path": None}
-    (tmp_path / "data" / "data").mkdir(parents=True)
-    features = load_frames("sample", "train").features
     for split in ("train", "val"):
-        table = datasets.Dataset.from_list(rows, features=features)
-        table.to_parquet(str(tmp_path / "data" / "data" / f"{split}-00000-of-00001.parquet"))
-    folder = str(tmp_path / "data")
+        folder = str(write_frames(tmp_path / "data", split, rows))
     sections = {
         "training": {"max_updates": 3, "batch_size": 1},
         "data": {"train": folder, "val": folder, "streaming": streaming, "max_train_frames": None},
@@ -364,14 +312,8 @@ def test_broken_rows_are_named_and_skipped_only_if_asked(tmp_path, caplog, capsy
     assert (lines[-1]["skipped_updates"], lines[-1]["skipped_batches"]) == (1, 1)
 
 
-def test_a_stream_of_several_shards_and_workers_trains_the_real_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
-    frames = load_frames("sample", "train")
-    (tmp_path / "data" / "data").mkdir(parents=True)
-    for shard in range(2):
-        path = tmp_path / "data" / "data" / f"train-{shard:05d}-of-00002.parquet"
-        frames.select(range(3 * shard, 3 * shard + 3)).to_parquet(str(path))
-    data = {"train": str(tmp_path / "data"), "val": None, "streaming": True, "max_train_frames": None}
+def test_a_stream_of_several_shards_and_workers_trains_the_real_network(tmp_path):
+    data = {"val": None, "streaming": True, "max_train_frames": None}
     losses = []
     for workers in (2, 2, 0):
         folder = tmp_path / str(len(losses))
@@ -389,16 +331,18 @@ def test_a_stream_of_several_shards_and_workers_trains_the_real_network(tmp_path
         # Six of six rows, in the order of one reader; two readers begin their shards of three anew after the fourth.
         assert len(seen) == 6 and len(set(seen[:4])) == 4
         if workers == 0:
-            assert sorted(seen) == sorted(frames["frame_id"][:6])
+            assert sorted(seen) == sorted(load_frames(prepared_frames(), "train")["frame_id"])
     assert losses[0] == losses[1] != losses[2]
 
 
 def test_a_mixture_trains_and_a_resumed_run_sees_the_same_frames(tmp_path):
-    (tmp_path / "data" / "data").mkdir(parents=True)
-    own = load_frames("sample", "train").select(range(6, 9))
-    own.to_parquet(str(tmp_path / "data" / "data" / "train-00000-of-00001.parquet"))
+    shared = str(prepared_frames())
+    rows = [dict(row) for row in load_frames(shared, "train").select(range(4, 6))]
+    own = {"frame_id": [f"own {row}" for row in range(3)]}
+    rows = [{**rows[row % 2], "frame_id": name} for row, name in enumerate(own["frame_id"])]
+    folder = str(write_frames(tmp_path / "data", "train", rows))
     sections = {
-        "data": {"train": {"sample": 1, str(tmp_path / "data"): 2}, "val": None},
+        "data": {"train": {shared: 1, folder: 2}, "val": None},
         "training": {"epochs": 2},
         "checkpoints": {"every_updates": 2, "keep": 9},
     }
@@ -419,8 +363,8 @@ def test_a_mixture_trains_and_a_resumed_run_sees_the_same_frames(tmp_path):
     seen, trainer = train("whole")
     # Four frames of the sample and three of its own fill three updates of two an epoch; five of seven are its own.
     assert len(trainer.train_dataset) == 7 and trainer.total_updates == 6
-    assert trainer.train_dataset.mixture.shares() == {"sample": 2, str(tmp_path / "data"): 5}
-    assert set(seen) <= set(load_frames("sample", "train")["frame_id"][:4]) | set(own["frame_id"])
+    assert trainer.train_dataset.mixture.shares() == {shared: 2, folder: 5}
+    assert set(seen) <= set(load_frames(shared, "train")["frame_id"][:4]) | set(own["frame_id"])
     assert sum(name in own["frame_id"] for name in seen) >= 8
     checkpoint = tmp_path / "whole" / "checkpoints" / "checkpoint-0000002"
     assert train("resumed", str(checkpoint))[0] == seen[4:]

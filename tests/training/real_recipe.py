@@ -1,0 +1,82 @@
+"""A recipe of the real network, small enough for seconds on one core, and frames for it."""
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from bifusion_hf.data.frames import encode_png16, load_frames
+from bifusion_hf.recipe.arguments import TrainArguments
+
+
+SMALL = {
+    "voxel_size": 0.1,
+    "hidden_size": 8,
+    "projection_dim": 16,
+    "projection_hidden_size": 16,
+    "decoder_size": 16,
+    "decoder_intermediate_size": 32,
+    "gate_warmup_steps": 0,
+    "point_config": {"stem_channels": 8, "planes": [8] * 8, "stem_kernel_size": 3},
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 40,
+    },
+}
+# Pixels of a side of a superpoint.
+BLOCK = 16
+
+
+def write_frames(folder, split, rows, shards=1):
+    """A prepared data set of rows."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    features = load_frames("sample", "train").features
+    for shard in range(shards):
+        path = folder / "data" / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
+        datasets.Dataset.from_list(rows[shard::shards], features=features).to_parquet(str(path))
+    return folder
+
+
+@functools.cache
+def prepared_frames():
+    """A folder of six sample frames to train on, in two shards, and three to evaluate, with superpoints.
+
+    To find superpoints takes longer than all else that becomes of a frame in these tests; here they are squares.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="bifusion_frames_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for split, count, shards in (("train", 6, 2), ("val", 3, 1)):
+        rows = [dict(row) for row in load_frames("sample", split).select(range(count))]
+        for row in rows:
+            height, width = 240, 320
+            squares = np.arange(height)[:, None] // BLOCK * (width // BLOCK) + np.arange(width) // BLOCK
+            row["superpoints"] = encode_png16(squares + 1)
+        write_frames(folder, split, rows, shards)
+    return folder
+
+
+def small_recipe(folder, **sections):
+    values = {
+        "output_dir": str(folder),
+        "model": {
+            "preset": "tiny",
+            "config": {**SMALL, **sections.pop("config", {})},
+            "processor": {"num_points": 600, **sections.pop("processor", {})},
+        },
+        "data": {"max_train_frames": 4, "max_val_frames": 2, "num_workers": 0},
+        "optimizer": {"learning_rate": 1e-3},
+        "training": {"batch_size": 2, "epochs": 1},
+        "evaluation": {"num_workers": 0},
+        "logging": {"progress_bar": False, "every_updates": 1},
+    }
+    values["data"] |= dict.fromkeys(("train", "val"), str(prepared_frames()))
+    for name, section in sections.items():
+        values.setdefault(name, {}).update(section)
+    return TrainArguments.from_dict(values)
