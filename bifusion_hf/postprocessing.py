@@ -198,16 +198,20 @@ def unpad_frames(inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         For each frame `count`, the number N of its points; `points` float32 [N, 3] in the place they had in the input;
-        `superpoint_ids` and `pixel_indices` int64 [N]; `superpoint_map` int32 [H, W] or None.
+        `superpoint_ids` and `pixel_indices` int64 [N]; `superpoint_map` int32 [H, W] or None; `up`, see the processor.
     """
     frames = []
     for index, mask in enumerate(torch.as_tensor(inputs["point_mask"]).cpu()):
         count = int(mask.sum())
         superpoint_map = inputs["superpoint_maps"][index]
-        frame = {"count": count, "superpoint_map": superpoint_map}
+        frame = {"count": count, "superpoint_map": superpoint_map, "up": inputs["up_sources"][index]}
         for name in ("points", "superpoint_ids", "pixel_indices"):
             frame[name] = torch.as_tensor(inputs[name][index][:count]).cpu()
-        frame["points"] = frame["points"].float() + torch.as_tensor(inputs["point_offsets"][index]).cpu()
+        rotation, offset = (
+            torch.as_tensor(inputs[name][index]).cpu() for name in ("point_rotations", "point_offsets")
+        )
+        # Its inverse is its transpose; rows times it is the inverse of columns by it.
+        frame["points"] = frame["points"].float() @ rotation + offset
         if superpoint_map is not None:
             frame["superpoint_map"] = torch.as_tensor(superpoint_map).cpu()
         frames.append(frame)
@@ -283,6 +287,7 @@ def instances_of_frame(
         "scores": found["scores"],
         "labels": found["labels"],
         "queries": found["queries"],
+        "up": frame["up"],
     }
 
 

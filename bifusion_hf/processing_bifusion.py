@@ -12,6 +12,7 @@ from .configuration_bifusion import BiFusionConfig
 from .data.augmentation import resize_image
 from .data.collator import IGNORE, FrameFeatures, Sample, collate_samples
 from .data.frames import RGBDFrame
+from .data.gravity import upright_axes
 from .data.inputs import frames_from_columns
 from .labels import point_instances_from_labels, thing_classes
 from .layers.frame_batch import FORWARD_INPUTS
@@ -47,6 +48,8 @@ class BiFusionProcessor(ProcessorMixin):
         num_semantic_labels: Number of semantic classes.
         num_superpoints: Superpoints aimed at where a frame brings none.
         superpoint_color_blur: Metres by which colour is blurred for them, so that finer texture makes no superpoints.
+        estimate_up: Where a frame has no pose, turn its points upright by what they show (`data.gravity`), if that is
+            clear enough; else, and where off, the network gets the camera's axes. Results come in the input's frame.
         sampling_seed: Seed of the point sampling at inference.
         mask_threshold: A point with a higher mask probability belongs to the instance.
         max_instances: Largest number of instances of a frame.
@@ -75,6 +78,7 @@ class BiFusionProcessor(ProcessorMixin):
         num_semantic_labels: int = 200,
         num_superpoints: int = 300,
         superpoint_color_blur: float = 0.0,
+        estimate_up: bool = True,
         sampling_seed: int = 0,
         mask_threshold: float = 0.4,
         max_instances: int = 100,
@@ -93,6 +97,7 @@ class BiFusionProcessor(ProcessorMixin):
         self.num_semantic_labels = num_semantic_labels
         self.num_superpoints = num_superpoints
         self.superpoint_color_blur = superpoint_color_blur
+        self.estimate_up = estimate_up
         self.sampling_seed = sampling_seed
         self.mask_threshold = mask_threshold
         self.max_instances = max_instances
@@ -223,8 +228,8 @@ class BiFusionProcessor(ProcessorMixin):
             depth: [H, W] metres along the optical axis (array, tensor or PIL image); 0, negative, NaN and inf mean
                 "no measurement".
             intrinsics: [3, 3] of the depth image, pixel centres at integers; one for all frames, or one for each.
-            poses: [4, 4] camera to world, z up. Without one the points are the camera's axes relabelled x right,
-                y forward, z up.
+            poses: [4, 4] camera to world, z up. Without one the input's frame is the camera's axes relabelled x
+                right, y forward, z up, and the network's is turned upright where `estimate_up` can.
             depth_scale: Units per metre by which depth is divided; needed where depth is of integers.
             superpoints: int [H, W], -1 = none; found from the frame where missing.
             instance_masks: int [H, W], -1 = none; adds `mask_labels` and `class_labels`.
@@ -274,12 +279,14 @@ class BiFusionProcessor(ProcessorMixin):
 
         Returns:
             A dict of numpy arrays for N = min(num_points, measured pixels) points in the order of their pixels:
-            `points` float32 [N, 3] metres, z up, minus `point_offset` float32 [3], their mean; `point_rgb` uint8
-            [N, 3]; `point_pixels` float32 [N, 2], the pixel's centre as a fraction of width and height;
-            `point_visible` bool [N]; `superpoint_ids` int64 [N], 0..S-1; `image` uint8 [H, W, 3] of the network's
-            size; `camera_rotation` float32 [3, 3], camera axes to point axes; where there are labels `instance` int64
-            [N] (-1 = none), `class_labels` int64 [M] and `semantic` int64 [N] (-100 = ignore); `pixel_indices` int64
-            [N], `depth_size` (H, W), `superpoint_map` int32 [H, W] (-1 = none), `frame_id`.
+            `points` float32 [N, 3] metres, z up: those of the frame minus `point_offset` float32 [3], their mean,
+            turned by `point_rotation` float32 [3, 3], the identity unless `up_source` ("pose", "estimated" or
+            "camera") is "estimated"; `point_rgb` uint8 [N, 3]; `point_pixels` float32 [N, 2], the pixel's centre as a
+            fraction of width and height; `point_visible` bool [N]; `superpoint_ids` int64 [N], 0..S-1; `image` uint8
+            [H, W, 3] of the network's size; `camera_rotation` float32 [3, 3], camera axes to point axes; where there
+            are labels `instance` int64 [N] (-1 = none), `class_labels` int64 [M] and `semantic` int64 [N] (-100 =
+            ignore); `pixel_indices` int64 [N], `depth_size` (H, W), `superpoint_map` int32 [H, W] (-1 = none),
+            `frame_id`.
 
         Raises:
             ValueError: The frame does not fit the processor; the message names the frame.
@@ -288,18 +295,21 @@ class BiFusionProcessor(ProcessorMixin):
         pixels = self.choose_points(np.flatnonzero(frame.depth), rng)
         positions = frame.unproject().reshape(-1, 3)[pixels].astype(np.float64)
         offset = positions.mean(axis=0)
+        camera_rotation, turn, up_source = upright_axes(frame, self.estimate_up)
         rows, columns = np.divmod(pixels, width)
         centres = np.stack([(columns + 0.5) / width, (rows + 0.5) / height], axis=1)
         superpoint_map, superpoint_ids = renumber_superpoints(self._superpoints(frame), pixels)
         sample = {
-            "points": (positions - offset).astype(np.float32),
+            "points": ((positions - offset) @ turn.T).astype(np.float32),
             "point_rgb": resize_image(frame.image, (height, width)).reshape(-1, 3)[pixels],
             "point_pixels": centres.astype(np.float32),
             "point_visible": np.ones(len(pixels), dtype=bool),
             "superpoint_ids": superpoint_ids,
             "image": self.resize(frame.image, frame.frame_id),
-            "camera_rotation": frame.camera_rotation.astype(np.float32),
+            "camera_rotation": camera_rotation.astype(np.float32),
             "point_offset": offset.astype(np.float32),
+            "point_rotation": turn.astype(np.float32),
+            "up_source": up_source,
             "pixel_indices": pixels.astype(np.int64),
             "depth_size": (height, width),
             "superpoint_map": superpoint_map,
@@ -433,9 +443,10 @@ class BiFusionProcessor(ProcessorMixin):
             the depth image, -1 = none, else an id (None for a cloud that was not made from a depth image);
             `segments_info`, a list of `id`, `label_id`, `label`, `score`, `num_points` and `box_3d` [min x, y, z, max
             x, y, z] in metres, in the frame of the input's points; `point_masks` bool [K, N], `scores` float32 [K],
-            `labels` int64 [K], `queries` int64 [K], their rows in the outputs. An id is a row of `point_masks`,
-            which has overlapping instances too; as elsewhere in transformers, `segments_info` leaves out those that
-            have no pixel in `segmentation`.
+            `labels` int64 [K], `queries` int64 [K], their rows in the outputs; `up`, what the network took for up:
+            that of the "pose", "estimated", or the "camera"'s. An id is a row of `point_masks`, which has overlapping
+            instances too; as elsewhere in transformers, `segments_info` leaves out those that have no pixel in
+            `segmentation`.
 
         Raises:
             ValueError: The model has another number of labels than there are names.

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -53,10 +54,11 @@ def test_sample_has_the_fields_of_the_contract(processor):
         "class_labels": ("int64", (3,)),
         "semantic": ("int64", (3000,)),
         "point_offset": ("float32", (3,)),
+        "point_rotation": ("float32", (3, 3)),
         "pixel_indices": ("int64", (3000,)),
         "superpoint_map": ("int32", (120, 160)),
     }
-    assert set(sample) == {*expected, "depth_size", "frame_id"}
+    assert set(sample) == {*expected, "depth_size", "frame_id", "up_source"}
     assert {name: (str(sample[name].dtype), sample[name].shape) for name in expected} == expected
     assert sample["depth_size"] == (120, 160)
     assert sample["frame_id"] == "synthetic 0"
@@ -88,6 +90,54 @@ def test_pose_and_no_pose():
     np.testing.assert_allclose(
         posed["points"] @ posed["camera_rotation"], bare["points"] @ bare["camera_rotation"], atol=1e-5
     )
+
+
+def tilted_frame(degrees=35.0):
+    """A floor with a box, from a camera that looks down; no pose."""
+    v, u = np.mgrid[:120, :160]
+    rays = np.stack([(u - 79.5) / 140, (v - 59.5) / 140, np.ones((120, 160))], axis=-1)
+    angle = np.radians(degrees)
+    up = np.array([0, -np.cos(angle), -np.sin(angle)])
+    height = -(rays @ up)
+    depth = np.where(height > 0.2, 1.2 / np.maximum(height, 0.2), 0)
+    box = (u > 60) & (u < 100) & (v > 40) & (v < 80)
+    depth = np.where(box & (depth > 0), 0.8 / np.maximum(height, 0.2), depth)
+    image = np.random.default_rng(0).integers(0, 256, (120, 160, 3)).astype(np.uint8)
+    intrinsics = np.array([[140.0, 0, 79.5], [0, 140.0, 59.5], [0, 0, 1]])
+    return RGBDFrame(image, depth, intrinsics, instance=np.where(box, 0, -1)), up
+
+
+def test_a_frame_without_a_pose_is_turned_upright_and_its_results_come_back():
+    frame, up = tilted_frame()
+    upright, plain = (BiFusionProcessor(num_points=2000, num_superpoints=30, estimate_up=on) for on in (True, False))
+    sample, bare = upright.prepare_frame(frame), plain.prepare_frame(frame)
+    assert (sample["up_source"], bare["up_source"]) == ("estimated", "camera")
+    np.testing.assert_array_equal(bare["camera_rotation"], CAMERA_TO_POINTS)
+    np.testing.assert_array_equal(bare["point_rotation"], np.eye(3))
+    np.testing.assert_allclose(sample["camera_rotation"] @ up, [0, 0, 1], atol=0.01)
+    # Floor and top of the box are level now.
+    inside = sample["instance"] == 0
+    assert sample["points"][inside, 2].std() < 0.02 and sample["points"][~inside, 2].std() < 0.02
+    assert bare["points"][~inside, 2].std() > 0.2
+    np.testing.assert_allclose(bare["points"] @ sample["point_rotation"].T, sample["points"], atol=1e-5)
+    for processor, prepared in ((upright, sample), (plain, bare)):
+        batch = processor.collate([prepared])
+        outputs = outputs_from_masks([batch["mask_labels"][0]], [torch.tensor([[2.0, 0.0]])], 2000)
+        (result,) = processor.post_process_instance_segmentation(outputs, batch, threshold=0.1)
+        assert result["up"] == prepared["up_source"]
+        positions = frame.unproject().reshape(-1, 3)[prepared["pixel_indices"]][inside]
+        (segment,) = result["segments_info"]
+        np.testing.assert_allclose(segment["box_3d"], [*positions.min(0), *positions.max(0)], atol=1e-4)
+
+
+def test_a_pose_goes_before_any_estimate():
+    frame, up = tilted_frame()
+    pose = np.eye(4)
+    pose[:3, :3] = CAMERA_TO_POINTS
+    frame = dataclasses.replace(frame, camera_to_world=pose)
+    sample = BiFusionProcessor(num_points=2000, num_superpoints=30).prepare_frame(frame)
+    assert sample["up_source"] == "pose"
+    np.testing.assert_array_equal(sample["camera_rotation"], CAMERA_TO_POINTS)
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16, 32])

@@ -3,6 +3,7 @@
 import inspect
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from frame_factory import make_frame
@@ -25,6 +26,7 @@ CHANGES = {
     "num_semantic_labels": (3, "refused"),
     "num_superpoints": (20, "superpoint_ids"),
     "superpoint_color_blur": (0.5, "superpoint_ids"),
+    "estimate_up": (False, "up_sources"),
     "sampling_seed": (1, "points"),
     "mask_threshold": (0.7, "masks"),
     "max_instances": (2, "scores"),
@@ -40,6 +42,14 @@ INSTANCES = ("names", "masks", "scores")
 @pytest.fixture(scope="module")
 def frame():
     return make_frame(60, 80)
+
+
+@pytest.fixture(scope="module")
+def floor():
+    """A frame without a pose that is all floor, from a camera that looks down by 45 degrees."""
+    below = 0.7 * (1 + (np.arange(60)[:, None] - 29.5) / 72)
+    depth = np.broadcast_to(1.2 / below, (60, 80))
+    return make_frame(60, 80, depth=depth, with_pose=False)
 
 
 def inputs_of(processor, frame, superpoints):
@@ -94,8 +104,9 @@ def test_every_argument_is_looked_at():
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_argument_changes_what_it_names(frame, name):
+def test_argument_changes_what_it_names(frame, floor, name):
     value, seen_in = CHANGES[name]
+    frame = floor if name == "estimate_up" else frame
     changed = observe(frame, seen_in, **BESIDE.get(name, {}), **{name: value})
     if seen_in != "refused":
         assert not same(changed, observe(frame, seen_in))

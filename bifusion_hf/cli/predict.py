@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     check_arguments(parser, arguments)
     segmenter = load_segmenter(arguments.checkpoint, arguments.device)
+    segmenter.processor.estimate_up &= not arguments.camera_up
     generator = None if arguments.mask_generator is None else load_mask_generator(arguments.mask_generator)
     for frame in read_frames(arguments):
         if generator is not None:
@@ -71,7 +72,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the depth image, in pixels: four numbers; or a JSON file with fx, fy, cx, cy or a 3x3 matrix; or a "
         "text file with a 3x3 matrix",
     )
-    files.add_argument("--pose", type=Path, help="4x4 camera to world, z up (text, .npy or JSON); none = camera axes")
+    files.add_argument("--pose", type=Path, help="4x4 camera to world, z up (text, .npy or JSON)")
+    parser.add_argument(
+        "--camera_up",
+        action="store_true",
+        help="without a pose, take the camera's up instead of estimating which way is up from the frame",
+    )
     files.add_argument(
         "--superpoints",
         type=Path,
@@ -211,6 +217,7 @@ def predict(
         [{**segment, "color": instance_colors(segment["id"] + 1)[-1]} for segment in segments],
         checkpoint=arguments.checkpoint,
         threshold=arguments.threshold,
+        up=result["up"],
         coordinates="camera axes relabelled x right, y forward, z up" if frame.camera_to_world is None else "world",
     )
     paths[".json"].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

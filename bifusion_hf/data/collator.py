@@ -98,9 +98,10 @@ def collate_samples(
         `superpoint_ids` int64 [B, N] (-1 at padding); with an image `pixel_values` float32 [B, 3, H, W],
         `point_pixels` float32 [B, N, 2], `point_visible` bool [B, N], `camera_rotations` float32 [B, 3, 3]; with
         labels `mask_labels` list of bool [M_i, N], `class_labels` list of int64 [M_i], `semantic_labels` int64 [B, N]
-        (-100 = ignore); `point_offsets` float32 [B, 3], `pixel_indices` int64 [B, N] (-1 at padding and where a cloud
-        has no depth image), `superpoint_maps` list of int32 [H, W] or None, `frame_ids`; and, where the samples carry
-        them, `query_seeds` int64 [B] and `alignment_errors` float32 [B].
+        (-100 = ignore); `point_offsets` float32 [B, 3] and `point_rotations` float32 [B, 3, 3], which lead back to the
+        input, `up_sources`, `pixel_indices` int64 [B, N] (-1 at padding and where a cloud has no depth image),
+        `superpoint_maps` list of int32 [H, W] or None, `frame_ids`; and, where the samples carry them, `query_seeds`
+        int64 [B] and `alignment_errors` float32 [B].
 
     Raises:
         ValueError: No sample, images of different size, or a field that only some of the samples have.
@@ -131,6 +132,8 @@ def collate_samples(
     if _present(samples, "semantic"):
         batch["semantic_labels"] = rows("semantic", IGNORE)
     batch["point_offsets"] = torch.from_numpy(np.stack([sample["point_offset"] for sample in samples]))
+    batch["point_rotations"] = torch.from_numpy(np.stack([sample["point_rotation"] for sample in samples]))
+    batch["up_sources"] = [sample["up_source"] for sample in samples]
     batch["pixel_indices"] = rows("pixel_indices", -1)
     maps = [sample["superpoint_map"] for sample in samples]
     batch["superpoint_maps"] = [None if value is None else torch.from_numpy(value) for value in maps]

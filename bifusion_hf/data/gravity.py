@@ -1,7 +1,7 @@
 """Which way is up in a frame that has no pose: gravity from the surfaces that it shows.
 
-Floors, tables and shelves are horizontal, walls and the sides of most things vertical. So an "up" g is good if many
-surface normals are parallel or at right angles to it (Gupta, Arbelaez and Malik, "Perceptual Organization and
+Floors, tables and shelves are horizontal, walls and the sides of most things vertical. So a direction is a good "up"
+if many surface normals are parallel or at right angles to it (Gupta, Arbelaez and Malik, "Perceptual Organization and
 Recognition of Indoor Scenes from RGB-D Images", CVPR 2013). Their method starts from the camera's up and turns it,
 step by step, into the direction that fits the normals best; that end is taken here too. But a camera that looks down
 at a table is so far from level that the start leads astray, and which of three directions at right angles is up is no
@@ -16,9 +16,12 @@ from functools import lru_cache
 import numpy as np
 
 from ..superpoints.geometry import estimate_normals, surface_links
+from .frames import RGBDFrame
 
 
-# Without a better one, an estimate of less confidence is not used.
+# Where a sample's z axis comes from.
+POSE, ESTIMATED, CAMERA = "pose", "estimated", "camera"
+# An estimate of less confidence is not used.
 MIN_CONFIDENCE = 0.75
 # The camera's own up, in camera axes.
 CAMERA_UP = np.array([0.0, -1.0, 0.0])
@@ -67,8 +70,8 @@ def estimate_up(depth: np.ndarray, intrinsics: np.ndarray) -> UpEstimate:
         The estimate; the camera's up with confidence 0 where there are too few normals.
     """
     depth, intrinsics = _averaged(depth, intrinsics, max(1, round(max(depth.shape) / _SIDE)))
-    normals = estimate_normals(depth, intrinsics, surface_links(depth), _WINDOW).reshape(-1, 3)
-    normals = normals[np.flatnonzero(normals.any(axis=1))]
+    links = surface_links(depth)
+    normals = estimate_normals(depth, intrinsics, links, _WINDOW)[_on_surfaces(*links)]
     if len(normals) < _MIN_NORMALS:
         return UpEstimate(CAMERA_UP, 0.0)
     means, shares = _cells(normals)
@@ -98,15 +101,26 @@ def up_rotation(up: np.ndarray) -> np.ndarray:
     return np.stack([np.cross(forward, up), forward, up])
 
 
-def rotation_without_pose(depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray | None:
-    """Camera axes to point axes with z along the estimated up; None where the estimate is not sure enough.
+def upright_axes(frame: RGBDFrame, estimate: bool) -> tuple[np.ndarray, np.ndarray, str]:
+    """The axes that a frame's points are given to the network in.
 
     Args:
-        depth: float32 [H, W] metres, 0 = no measurement.
-        intrinsics: [3, 3] of it.
+        frame: The frame.
+        estimate: Whether up is estimated where there is no pose.
+
+    Returns:
+        float64 [3, 3], camera axes to these axes; float64 [3, 3], the frame's own point axes to these, exactly the
+        identity but for `ESTIMATED`; which convention this is: `POSE`, `ESTIMATED`, or `CAMERA`, the camera's axes
+        relabelled.
     """
-    estimate = estimate_up(depth, intrinsics)
-    return up_rotation(estimate.direction) if estimate.confidence >= MIN_CONFIDENCE else None
+    own = frame.camera_rotation
+    if frame.camera_to_world is not None:
+        return own, np.eye(3), POSE
+    found = estimate_up(frame.depth, frame.intrinsics) if estimate else UpEstimate(CAMERA_UP, 0.0)
+    if found.confidence < MIN_CONFIDENCE:
+        return own, np.eye(3), CAMERA
+    upright = up_rotation(found.direction)
+    return upright, upright @ own.T, ESTIMATED
 
 
 def _averaged(depth: np.ndarray, intrinsics: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,6 +137,15 @@ def _averaged(depth: np.ndarray, intrinsics: np.ndarray, step: int) -> tuple[np.
     intrinsics[:2] /= step
     intrinsics[:2, 2] -= 0.5
     return np.divide(counts, inverse, out=np.zeros_like(counts), where=counts > 0), intrinsics
+
+
+def _on_surfaces(right: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """Pixels [H, W] with a neighbour along each axis: the normal of a pixel on its own would face the camera."""
+    along, across = (np.zeros((right.shape[0], down.shape[1]), dtype=bool) for _ in range(2))
+    along[:, 1:], across[1:] = right, down
+    along[:, :-1] |= right
+    across[:-1] |= down
+    return along & across
 
 
 def _cells(normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +189,7 @@ def _likelihood() -> np.ndarray:
 
 
 def _refined(up: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """The direction near `up` most parallel and most at right angles to the normals [M, 3] that are nearly so."""
+    """The direction near `up` that is most parallel, or at right angles, to the normals [M, 3] that are nearly so."""
     for tolerance in _TOLERANCES:
         cosines = np.abs(normals @ up)
         parallel, across = normals[cosines > np.cos(tolerance)], normals[cosines < np.sin(tolerance)]

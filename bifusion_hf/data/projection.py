@@ -9,6 +9,7 @@ import numpy as np
 
 from .augmentation import Sample
 from .frames import RGBDFrame
+from .gravity import CAMERA, POSE
 
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def prepare_cloud(
         "image": processor.resize(frame.image, name),
         "camera_rotation": frame.camera_rotation.astype(np.float32),
         "point_offset": offset.astype(np.float32),
+        "point_rotation": np.eye(3, dtype=np.float32),
+        "up_source": CAMERA if frame.camera_to_world is None else POSE,
         "pixel_indices": np.full(len(chosen), -1, dtype=np.int64),
         "depth_size": frame.depth.shape,
         "superpoint_map": None,

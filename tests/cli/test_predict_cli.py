@@ -9,6 +9,7 @@ from ply_files import read_ply
 
 from bifusion_hf.cli.predict import main
 from bifusion_hf.configuration_bifusion import BiFusionConfig
+from bifusion_hf.data import gravity
 from bifusion_hf.data.frames import RGBDFrame, frame_features, frame_to_row
 from bifusion_hf.modeling_bifusion import BiFusionForInstanceSegmentation
 from bifusion_hf.processing_bifusion import BiFusionProcessor
@@ -108,13 +109,26 @@ def test_pose_superpoints_and_threshold(checkpoint, files, tmp_path):
     options = {**files, "--pose": str(tmp_path / "pose.txt"), "--superpoints": str(tmp_path / "s.npy")}
     main([*flat(options), "--checkpoint", checkpoint, "--threshold", "0"])
     content = json.loads((tmp_path / "out" / "room.json").read_text())
-    assert content["coordinates"] == "world"
+    assert content["coordinates"] == "world" and content["up"] == "pose"
     for segment in content["segments"]:
         low, high = np.split(np.array(segment["box_3d"]), 2)
         assert (low <= high).all() and (low > [7, 20, 27]).all() and (high < [13, 24, 33]).all()
     main([*flat(options), "--checkpoint", checkpoint, "--threshold", "0.999"])
     assert json.loads((tmp_path / "out" / "room.json").read_text())["segments"] == []
     assert (read_ply(tmp_path / "out" / "room.ply")["instance"] == -1).all()
+
+
+def test_up_is_estimated_unless_the_camera_is_asked_for(checkpoint, files, tmp_path, monkeypatch):
+    tilted = np.array([0.0, -0.8, -0.6])
+    monkeypatch.setattr(gravity, "estimate_up", lambda depth, intrinsics: gravity.UpEstimate(tilted, 1.0))
+    found = []
+    for words in ([], ["--camera_up"]):
+        main([*flat(files), "--checkpoint", checkpoint, "--threshold", "0", *words])
+        found.append(json.loads((tmp_path / "out" / "room.json").read_text()))
+    assert [content["up"] for content in found] == ["estimated", "camera"]
+    # What comes out is in the axes of the input, either way.
+    assert {content["coordinates"] for content in found} == {"camera axes relabelled x right, y forward, z up"}
+    assert found[0]["segments"] != found[1]["segments"]
 
 
 def test_rows_of_a_data_set(checkpoint, tmp_path):

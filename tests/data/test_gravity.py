@@ -1,0 +1,170 @@
+import numpy as np
+import pytest
+from frame_factory import make_frame
+
+from bifusion_hf.data.frames import CAMERA_TO_POINTS
+from bifusion_hf.data.gravity import (
+    CAMERA,
+    CAMERA_UP,
+    ESTIMATED,
+    MIN_CONFIDENCE,
+    POSE,
+    estimate_up,
+    up_rotation,
+    upright_axes,
+)
+
+
+HEIGHT, WIDTH = 120, 160
+INTRINSICS = np.array([[140.0, 0, 79.5], [0, 140.0, 59.5], [0, 0, 1]])
+_V, _U = np.mgrid[:HEIGHT, :WIDTH]
+RAYS = np.stack([(_U - 79.5) / 140, (_V - 59.5) / 140, np.ones((HEIGHT, WIDTH))], axis=-1)
+
+
+def camera(pitch, roll):
+    """Rotation world (x right, y ahead, z up) to camera, looking down by `pitch` and rolled, in degrees."""
+    p, r = np.radians([pitch, roll])
+    level = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+    look = np.array([[1.0, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]])
+    turn = np.array([[np.cos(r), -np.sin(r), 0], [np.sin(r), np.cos(r), 0], [0, 0, 1]])
+    return turn @ look @ level
+
+
+def render(rotation, planes, boxes=(), noise=0.002, seed=0):
+    """Depth of the nearest of planes (n, d: n x = d in world axes from the camera) and boxes (low, high)."""
+    rays = RAYS @ rotation
+    depth = np.full((HEIGHT, WIDTH), np.inf)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for normal, distance in planes:
+            t = distance / (rays @ np.asarray(normal, float))
+            depth = np.where((t > 0) & (t < depth), t, depth)
+        for low, high in boxes:
+            near, far = (np.asarray(side)[None, None] / rays for side in (low, high))
+            first, last = np.minimum(near, far).max(axis=2), np.maximum(near, far).min(axis=2)
+            hit = (first < last) & (first > 0) & (first < depth)
+            depth = np.where(hit, first, depth)
+    depth = np.where(depth < 6, depth, 0)
+    rng = np.random.default_rng(seed)
+    return (depth + noise * depth**2 * rng.standard_normal(depth.shape)).clip(0).astype(np.float32)
+
+
+def room(turn=0.5):
+    """Floor 1.4 m below, ceiling 1.2 m above, four walls turned about the vertical, and a cupboard."""
+    c, s = np.cos(turn), np.sin(turn)
+    walls = [((c, s, 0), 2.0), ((-c, -s, 0), 1.5), ((-s, c, 0), 3.0), ((s, -c, 0), 1.5)]
+    return {"planes": [((0, 0, -1), 1.4), ((0, 0, 1), 1.2), *walls], "boxes": [((0.2, 1.5, -1.4), (0.9, 1.9, -0.3))]}
+
+
+def table():
+    """A table 0.5 m below the camera with three boxes on it, nothing else."""
+    boxes = [((-0.25, 0.5, -0.5), (-0.1, 0.6, -0.3)), ((0.0, 0.55, -0.5), (0.1, 0.7, -0.42))]
+    return {"planes": [((0, 0, -1), 0.5)], "boxes": [*boxes, ((0.15, 0.45, -0.5), (0.22, 0.52, -0.35))]}
+
+
+def error(depth, rotation):
+    """Degrees between the estimate and the truth, and the confidence."""
+    estimate = estimate_up(depth, INTRINSICS)
+    assert np.linalg.norm(estimate.direction) == pytest.approx(1)
+    return np.degrees(np.arccos(np.clip(estimate.direction @ rotation[:, 2], -1, 1))), estimate.confidence
+
+
+@pytest.mark.parametrize("roll", [-15, 0, 8])
+@pytest.mark.parametrize("pitch", [0, 20, 40])
+def test_up_in_a_room(pitch, roll):
+    rotation = camera(pitch, roll)
+    degrees, confidence = error(render(rotation, **room()), rotation)
+    assert degrees < 1.5 and confidence > MIN_CONFIDENCE
+
+
+@pytest.mark.parametrize("roll", [-12, 0, 12])
+@pytest.mark.parametrize("pitch", [25, 45, 65])
+def test_up_over_a_table(pitch, roll):
+    rotation = camera(pitch, roll)
+    degrees, confidence = error(render(rotation, **table()), rotation)
+    assert degrees < 1.5 and confidence > MIN_CONFIDENCE
+
+
+def test_random_rooms_with_holes_and_noise():
+    rng = np.random.default_rng(0)
+    degrees = []
+    for seed in range(20):
+        rotation = camera(rng.uniform(-5, 45), rng.normal(0, 6))
+        depth = render(rotation, **room(rng.uniform(0, np.pi)), noise=0.004, seed=seed)
+        depth[rng.random(depth.shape) < 0.3] = 0
+        found, confidence = error(depth, rotation)
+        if confidence >= MIN_CONFIDENCE:
+            degrees.append(found)
+    assert len(degrees) >= 15
+    assert np.median(degrees) < 2 and np.max(degrees) < 10
+
+
+def test_what_has_no_up_gives_no_confidence():
+    level = camera(0, 0)
+    wall = render(level, [((0, 1, 0), 1.5)])
+    slanted_wall = render(level, [((0.5, 0.866, 0), 1.5)])
+    # (x, y, z - 1.5)^2 = 0.7^2 along the rays.
+    half, square = 1.5, (RAYS**2).sum(axis=2)
+    root = half**2 - square * (half**2 - 0.49)
+    ball = np.where(root > 0, (half - np.sqrt(root.clip(0))) / square, 0).astype(np.float32)
+    clutter = np.random.default_rng(0).uniform(1, 3, (HEIGHT, WIDTH)).astype(np.float32)
+    for name, depth in {"wall": wall, "slanted wall": slanted_wall, "ball": ball, "clutter": clutter}.items():
+        assert estimate_up(depth, INTRINSICS).confidence < MIN_CONFIDENCE, name
+
+
+def test_too_few_normals_give_the_camera():
+    depth = np.zeros((HEIGHT, WIDTH), np.float32)
+    depth[::12, ::12] = 1.0
+    estimate = estimate_up(depth, INTRINSICS)
+    assert estimate.confidence == 0
+    np.testing.assert_array_equal(estimate.direction, CAMERA_UP)
+
+
+def test_the_size_of_the_image_does_not_matter():
+    """Blocks of pixels are averaged, and the intrinsics follow."""
+    rotation = camera(35, 5)
+    small = render(rotation, **table(), noise=0.0)
+    large = small.repeat(4, axis=0).repeat(4, axis=1)
+    intrinsics = INTRINSICS * np.array([[4], [4], [1]])
+    intrinsics[:2, 2] = (INTRINSICS[:2, 2] + 0.5) * 4 - 0.5
+    up = estimate_up(large, intrinsics).direction
+    assert np.degrees(np.arccos(up @ rotation[:, 2])) < 1
+
+
+@pytest.mark.parametrize("up", [(0, -1, 0), (0.1, -0.8, -0.6), (0, -0.1, -0.995), (0, -0.1, 0.995), (-0.5, -0.8, 0.3)])
+def test_the_axes_are_upright_and_look_ahead(up):
+    up = np.asarray(up) / np.linalg.norm(up)
+    rotation = up_rotation(up)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
+    assert np.linalg.det(rotation) == pytest.approx(1)
+    np.testing.assert_allclose(rotation @ up, [0, 0, 1], atol=1e-12)
+    # What lies to the right in the image is to the right of where the camera looks.
+    if abs(up[0]) < 0.2:
+        assert (rotation @ [1, 0, 0])[0] > 0.9
+    assert (rotation @ [0, 0, 1])[1] > -1e-9
+
+
+def test_the_cameras_own_up_gives_the_convention():
+    np.testing.assert_array_equal(up_rotation(CAMERA_UP), CAMERA_TO_POINTS)
+
+
+def test_the_convention_is_the_poses_the_estimates_or_the_cameras():
+    rotation = camera(40, 5)
+    depth = render(rotation, **table())
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    labels = {"instance": None, "semantic": None}
+    bare = make_frame(image=image, depth=depth, intrinsics=INTRINSICS, with_pose=False, **labels)
+    axes, turn, source = upright_axes(bare, estimate=True)
+    assert source == ESTIMATED
+    np.testing.assert_allclose(axes @ rotation[:, 2], [0, 0, 1], atol=0.02)
+    np.testing.assert_allclose(turn @ CAMERA_TO_POINTS, axes, atol=1e-12)
+    axes, turn, source = upright_axes(bare, estimate=False)
+    assert source == CAMERA
+    np.testing.assert_array_equal(axes, CAMERA_TO_POINTS)
+    np.testing.assert_array_equal(turn, np.eye(3))
+    posed = make_frame()
+    axes, turn, source = upright_axes(posed, estimate=True)
+    assert source == POSE
+    np.testing.assert_array_equal(axes, posed.camera_rotation)
+    np.testing.assert_array_equal(turn, np.eye(3))
+    wall = make_frame(image=image, depth=np.full_like(depth, 2.0), intrinsics=INTRINSICS, with_pose=False, **labels)
+    assert upright_axes(wall, estimate=True)[2] == CAMERA
