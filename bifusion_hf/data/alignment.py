@@ -4,16 +4,22 @@ That a point projects into the image proves nothing: a cloud turned about its ow
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 
-if TYPE_CHECKING:
-    from ..processing_bifusion import BiFusionProcessor
-
 # Below it lie frames resized or cropped; at native resolution the error is under 2 / 255.
 ALIGNMENT_THRESHOLD = 8 / 255
+
+
+class ColorStatistics(Protocol):
+    """What `BiFusionProcessor` normalised a batch by, as fractions of 255."""
+
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+    color_mean: Sequence[float]
+    color_std: Sequence[float]
 
 
 def sample_image(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
@@ -64,7 +70,7 @@ def alignment_error(sample: Mapping[str, Any]) -> float:
     return _error(*(sample[name] for name in names))
 
 
-def batch_alignment_errors(batch: Mapping[str, Any], processor: "BiFusionProcessor") -> np.ndarray:
+def batch_alignment_errors(batch: Mapping[str, Any], processor: ColorStatistics) -> np.ndarray:
     """`alignment_error` of each frame of a batch, float64 [B].
 
     Args:
@@ -90,7 +96,7 @@ def batch_alignment_errors(batch: Mapping[str, Any], processor: "BiFusionProcess
 
 
 def check_alignment(
-    data: Mapping[str, Any], processor: "BiFusionProcessor | None" = None, threshold: float = ALIGNMENT_THRESHOLD
+    data: Mapping[str, Any], processor: ColorStatistics | None = None, threshold: float = ALIGNMENT_THRESHOLD
 ) -> float:
     """Fails where the points do not lie on their pixels (a shifted image, BGR for RGB, a wrong pose).
 

@@ -92,8 +92,11 @@ def publish_folder(partial: Path, path: Path, *, replace: bool = False, durable:
         old = path.with_name(f"{_REPLACED}{path.name}")
         if path.exists():
             path.rename(old)
-        partial.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            partial.rename(path)
+        finally:
+            # Back, if the new one did not take its place; else away.
+            recover_folder(path)
     elif path.exists():
         raise FileExistsError(f"{path} exists; nothing is overwritten")
     else:

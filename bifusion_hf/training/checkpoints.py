@@ -223,11 +223,18 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         with new_folder(folder, replace=True, durable=True) as partial:
             write(partial)
+    except WriteError as error:
+        raise CheckpointError(str(error)) from error
     except Exception as error:
-        # The swap itself may have failed half way.
-        recover_folder(folder)
-        reason = f"could not write {folder}: {disk_space(folder)} ({type(error).__name__}: {error})"
-        raise CheckpointError(str(error) if isinstance(error, WriteError) else reason) from error
+        message = f"could not write {folder}: {disk_space(folder)} ({type(error).__name__}: {error})"
+        raise CheckpointError(message) from error
+
+
+def recover_run(output_dir: Path):
+    """Ends what a kill of an earlier run cut short in its folder."""
+    remove_unfinished(output_dir)
+    for name in ("best", "final"):
+        recover_folder(output_dir / name)
 
 
 def clear_run(output_dir: Path):

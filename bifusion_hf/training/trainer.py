@@ -19,7 +19,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.alignment import check_alignment
-from ..io.atomic import recover_folder, remove_unfinished
 from ..recipe.arguments import TrainArguments
 from . import checkpoints
 from .audit import LivenessAudit, alpha_statistics, probe_loss
@@ -420,9 +419,7 @@ class BiFusionTrainer:
 
         def prepare_folder() -> None:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            recover_folder(self.output_dir / "best")
-            recover_folder(self.output_dir / "final")
-            remove_unfinished(self.output_dir)
+            checkpoints.recover_run(self.output_dir)
             if checkpoint is None:
                 checkpoints.clear_run(self.output_dir)
             self.arguments.save(self.output_dir / "recipe.yaml")

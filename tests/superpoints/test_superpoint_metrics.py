@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
-
-from bifusion_hf.superpoints.metrics import boundary_recall, oracle_ious, undersegmentation_error
+from superpoint_metrics import boundary_recall, oracle_ious, undersegmentation_error
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
+from superpoint_metrics import oracle_ious, undersegmentation_error
 
 from bifusion_hf.data.frames import frame_from_row, load_frames
 from bifusion_hf.superpoints import segmentation as superpoints
 from bifusion_hf.superpoints.geometry import depth_edges, estimate_normals, surface_links
-from bifusion_hf.superpoints.metrics import oracle_ious, undersegmentation_error
 from bifusion_hf.superpoints.segmentation import rgb_to_lab, segment_superpoints
 
 

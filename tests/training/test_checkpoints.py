@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 from training_standin import StandIn, make_trainer, recipe
 
-from bifusion_hf.io.atomic import recover_folder
 from bifusion_hf.training.checkpoints import (
     CheckpointError,
     checkpoints_folder,
     find_checkpoint,
     list_checkpoints,
     read_state,
+    recover_run,
     replace_folder,
     save_checkpoint,
 )
@@ -116,8 +116,9 @@ def test_best_is_swapped_so_that_one_is_always_whole(tmp_path):
     assert (best / "weights").read_text() == "y"
     # A kill between the two renames.
     best.rename(tmp_path / ".old-best")
-    recover_folder(best)
-    assert (best / "weights").read_text() == "y"
+    (tmp_path / ".partial-00c0ffee-best").mkdir()
+    recover_run(tmp_path)
+    assert (best / "weights").read_text() == "y" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_checkpoint_is_complete_and_loads_with_from_pretrained(tmp_path):

@@ -10,6 +10,7 @@ from training_standin import RecordingTrainer, assert_same_updates
 
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.data.frames import frame_from_row, load_frames
+from bifusion_hf.recipe.arguments import TrainArguments
 from bifusion_hf.superpoints import segmentation as superpoints
 from bifusion_hf.training import run
 from bifusion_hf.training.checkpoints import list_checkpoints
