@@ -2,16 +2,18 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
-from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
-from bifusion_hf.assets import SAMPLE_CHECKPOINT
+from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionModel, BiFusionProcessor
 from bifusion_hf.old_names import MOVED_FIELDS, PROCESSOR_FIELDS, rename_key
 from bifusion_hf.recipe.arguments import TrainArguments
 from bifusion_hf.recipe.reading import load_arguments
 
 
+WRITTEN_BY_0_1 = Path(__file__).parent / "fixtures" / "checkpoint_0_1"
 # A `config.json` of release 0.1 in which every field that moved has a value of its own.
 OLD_LOSSES = {
     "no_object_weight": 0.11,
@@ -74,18 +76,38 @@ def test_a_configuration_file(tmp_path):
     check(BiFusionConfig.from_pretrained(tmp_path / "new"))
 
 
-def test_the_sample_checkpoint_is_one_of_them():
-    content = json.loads((SAMPLE_CHECKPOINT / "config.json").read_text())
-    assert "clip_loss_weight" in content and "num_points" in content
-    config = BiFusionConfig.from_pretrained(SAMPLE_CHECKPOINT)
+def test_files_that_release_0_1_wrote():
+    """Those of its sample checkpoint, of the preset `tiny`."""
+    config = BiFusionConfig.from_pretrained(WRITTEN_BY_0_1)
     tiny = BiFusionConfig.from_preset("tiny")
     assert config.loss_config.to_dict() == {
         **tiny.loss_config.to_dict(),
         "dtype": config.loss_config.to_dict()["dtype"],
     }
-    assert BiFusionProcessor.from_config(config).to_dict() == BiFusionProcessor.from_preset("tiny").to_dict()
-    _, info = BiFusionForInstanceSegmentation.from_pretrained(SAMPLE_CHECKPOINT, output_loading_info=True)
-    assert not any(info.values())
+    processors = [BiFusionProcessor.from_pretrained(WRITTEN_BY_0_1), BiFusionProcessor.from_config(config)]
+    assert [processor.to_dict() for processor in processors] == 2 * [BiFusionProcessor.from_preset("tiny").to_dict()]
+
+
+@pytest.mark.parametrize("kind", [BiFusionForInstanceSegmentation, BiFusionModel])
+def test_weights_in_which_the_progress_lay_in_the_base_model(kind, small_config, tmp_path):
+    model = BiFusionForInstanceSegmentation(small_config("residual"))
+    model.set_training_progress(5, 9)
+    model.save_pretrained(tmp_path)
+    state = model.state_dict()
+    new = {f"model.training_progress.{name}": f"model.training_{name}" for name in ("update", "total")}
+    old = {new.get(name, name): value for name, value in state.items()}
+    assert set(old) - set(state) == {"model.training_update", "model.training_total"}
+    save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, info = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"]
+    assert not [name for name in info["unexpected_keys"] if "training" in name]
+    restored = kind(loaded.config)
+    prefix = "" if kind is BiFusionForInstanceSegmentation else "model."
+    # As checkpoints of a training run are read.
+    restored.load_state_dict({k.removeprefix(prefix): v for k, v in old.items() if k.startswith(prefix)})
+    for part in (loaded, restored):
+        progress = part.base_model.training_progress
+        assert (progress.update.item(), progress.total.item()) == (5, 9)
 
 
 def test_arguments_and_attributes(tmp_path):
