@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if (arguments.checkpoint is None) == (arguments.predictions is None):
         parser.error("expected either a CHECKPOINT or --predictions")
+    if arguments.scenes and (arguments.predictions or arguments.save_predictions):
+        parser.error("--scenes and --predictions, --save_predictions exclude each other")
     if arguments.predictions is not None:
         given = [f"--{name}" for name in ("save_predictions", "seed") if getattr(arguments, name) is not None]
         if given:
@@ -62,6 +64,16 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="add AP50:95 with COCO's ten thresholds, which does not compare with published ScanNet numbers",
     )
+    scenes = parser.add_argument_group("whole scenes")
+    scenes.add_argument(
+        "--scenes",
+        action="store_true",
+        help="merge the frames of each scene of the data set into objects, and measure those and how steady their ids "
+        "are; --limit then counts scenes",
+    )
+    scenes.add_argument("--merging", choices=("learned", "geometric", "none"), help="see bifusion-scan")
+    scenes.add_argument("--threshold", type=float, default=0.3, help="of the instances of a frame, default: 0.3")
+    scenes.add_argument("--voxel_size", type=float, default=0.04, help="metres, of a scene's map, default: 0.04")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="evaluate these instead of running a model")
     parser.add_argument("--save_predictions", type=Path, metavar="FILE", help="keep the predictions (Parquet)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
@@ -89,7 +101,8 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     if arguments.limit is not None:
         if arguments.limit < 1:
             raise ValueError(f"--limit is {arguments.limit}; expected at least 1")
-        rows = rows.select(range(min(arguments.limit, len(rows))))
+        if not arguments.scenes:
+            rows = rows.select(range(min(arguments.limit, len(rows))))
     options = {"class_agnostic": arguments.class_agnostic, "include_95": arguments.include_95}
     if arguments.predictions is not None:
         from ..evaluation import PredictionFile, evaluate_predictions
@@ -111,8 +124,6 @@ def evaluate_checkpoint(
     arguments: argparse.Namespace, rows: Any, options: dict[str, Any]
 ) -> tuple[dict[str, Any], bool]:
     """Runs a checkpoint on the rows; see `run`."""
-    from ..data.dataset import FrameDataset
-    from ..evaluation import PredictionWriter, evaluate_model
     from ..hub.pretrained import load_pretrained
     from ..training.setup import launched_accelerator
 
@@ -123,12 +134,24 @@ def evaluate_checkpoint(
     model = model.eval().to(accelerator.device)
     if arguments.seed is not None:
         processor.sampling_seed = arguments.seed
+    measure = _measure_scenes if arguments.scenes else _measure_frames
+    results = measure(model, processor, rows, accelerator, arguments, options)
+    results["protocol"]["mixed_precision"] = accelerator.mixed_precision
+    is_main = accelerator.is_main_process
+    accelerator.end_training()
+    return results, is_main
+
+
+def _measure_frames(model, processor, rows, accelerator, arguments, options) -> dict[str, Any]:
+    from ..data.dataset import FrameDataset
+    from ..evaluation import PredictionWriter, evaluate_model
+
     with contextlib.ExitStack() as stack:
         on_prediction = None
         if arguments.save_predictions is not None:
             writer = PredictionWriter(arguments.save_predictions, processor, model.config.semantic_id2label)
             on_prediction = stack.enter_context(writer).write
-        results = evaluate_model(
+        return evaluate_model(
             model,
             processor,
             FrameDataset(rows, processor),
@@ -139,10 +162,23 @@ def evaluate_checkpoint(
             on_prediction=on_prediction,
             **options,
         )
-    results["protocol"]["mixed_precision"] = accelerator.mixed_precision
-    is_main = accelerator.is_main_process
-    accelerator.end_training()
-    return results, is_main
+
+
+def _measure_scenes(model, processor, rows, accelerator, arguments, options) -> dict[str, Any]:
+    from ..data.recordings.rows import RowScenes
+    from ..evaluation.scene_evaluator import evaluate_scenes
+
+    return evaluate_scenes(
+        model,
+        processor,
+        RowScenes(arguments.data, rows, arguments.limit),
+        merging=arguments.merging,
+        threshold=arguments.threshold,
+        voxel_size=arguments.voxel_size,
+        accelerator=accelerator,
+        progress=True,
+        **options,
+    )
 
 
 def superpoint_source(rows: Any) -> str:

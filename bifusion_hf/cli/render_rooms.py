@@ -47,6 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same frames (default: 0)")
     parser.add_argument("--views", type=int, default=4, help="frames of each room (default: 4)")
     parser.add_argument(
+        "--path",
+        action="store_true",
+        help="the frames of a room lie along a walk through it, ids the same in all: for whole scenes",
+    )
+    parser.add_argument(
         "--libraries",
         nargs="+",
         choices=tuple(LIBRARIES),
@@ -107,6 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         photometric=arguments.photometric,
         world=arguments.world,
         sensor=arguments.sensor,
+        path=arguments.path,
     )
     summary = build_dataset(
         arguments.out,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import assets
 from ..io.atomic import write_text
+from .entry import command
 from .recording_options import add_camera_options, add_recording_options, open_source, parse_intrinsics
 
 
@@ -28,6 +29,7 @@ A run that was stopped goes on where it was when it is started again with the sa
 """
 
 
+@command("bifusion-scan")
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line.
 
@@ -41,10 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--output {arguments.output} is a file; expected a folder")
     if arguments.save_every < 1:
         parser.error(f"--save_every is {arguments.save_every}; expected at least 1")
-    try:
-        run(arguments)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"{parser.prog}: error: {error}") from error
+    run(arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -185,6 +185,25 @@ def frame_features() -> "datasets.Features":
     )
 
 
+def sequence_features() -> "datasets.Features":
+    """Columns of a frame of a sequence: those of a frame, and what its scene is and holds.
+
+    `scene_id` is the same in all frames of a scene, which are stored in the order of time. `object_ids` [M] and
+    `object_boxes` [M, 6] (min x, y, z, max x, y, z in metres of the world) are of the whole objects, seen or not;
+    their ids are those of `instance`.
+    """
+    from datasets import Features, List, Value
+
+    return Features(
+        {
+            **frame_features(),
+            "scene_id": Value("string"),
+            "object_ids": List(Value("int32")),
+            "object_boxes": List(List(Value("float64"))),
+        }
+    )
+
+
 def encode_png16(values: np.ndarray) -> dict[str, Any]:
     """A 16-bit PNG of unsigned integers [H, W], as the value of a `datasets` Image column."""
     if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:

@@ -4,6 +4,7 @@ A result is a dictionary of the parts that were measured and of how:
 
 - `"class_agnostic"`, `"class_aware"`: from `InstanceAveragePrecision.compute`;
 - `"semantic"`: from `SemanticMeanIoU.compute`;
+- `"identity"`: from `IdentitySteadiness.compute`, for whole scenes;
 - `"groups"`: group of classes -> the same numbers, `"class_agnostic"` and `"class_aware"`, on its instances alone;
 - `"protocol"`: plain values, such as the number of frames, the points of a frame, `min_points`, the thresholds.
 """
@@ -78,6 +79,12 @@ def format_results(results: Mapping[str, Any], *, per_class: bool = True) -> str
         groups = [f"{group} {semantic[group]['iou']:.3f}" for group in _GROUPS if group in semantic]
         accuracy = f"accuracy {semantic['overall_accuracy']:.3f}"
         lines.append(", ".join([f"{'semantic':<28} mean IoU {semantic['mean_iou']:.3f}", accuracy, *groups]))
+    if "identity" in results:
+        identity = results["identity"]
+        lines.append(
+            f"{'identity':<28} {100 * identity['id_share']:.1f} % of an object's points keep one id, "
+            f"{identity['id_switches_per_object']:.2f} switches an object, coverage {identity['coverage']:.3f}"
+        )
     if "AP50:95" in columns:
         lines.append("AP50:95 has COCO's ten thresholds and does not compare with ScanNet's AP (nine, up to 0.90).")
     lines += [f"{name}: {value}" for name, value in results.get("protocol", {}).items()]

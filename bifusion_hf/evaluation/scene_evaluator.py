@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from ..data.frames import NONE, RGBDFrame
 from ..labels import thing_classes
@@ -14,6 +15,9 @@ from .scene_average_precision import SceneAveragePrecision
 
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..modeling_bifusion import BiFusionForInstanceSegmentation
     from ..processing_bifusion import BiFusionProcessor
 
 # About the spacing of the vertices of ScanNet's meshes.
@@ -91,6 +95,7 @@ class SceneEvaluator:
     Args:
         processor: Of the network.
         class_agnostic: Leave the labels of a class-aware network out.
+        include_95: See `InstanceAveragePrecision`.
         min_points: Smallest object that takes part, in voxels of 2 cm.
         masks: What an object's mask is: `"votes"`, the voxels that it owns in the session's map; `"union"`, all that
             one of its views covered, so that masks may overlap.
@@ -101,6 +106,7 @@ class SceneEvaluator:
         processor: "BiFusionProcessor",
         *,
         class_agnostic: bool = False,
+        include_95: bool = False,
         min_points: int = 100,
         masks: str = "votes",
     ):
@@ -108,7 +114,8 @@ class SceneEvaluator:
             raise ValueError(f"masks is {masks!r}; expected 'votes' or 'union'")
         names = tuple(processor.label_names)
         self.processor, self.masks, self.min_points = processor, masks, min_points
-        self.metric = SceneAveragePrecision(None if class_agnostic or len(names) == 1 else names, min_points)
+        names = None if class_agnostic or len(names) == 1 else names
+        self.metric = SceneAveragePrecision(names, min_points, include_95=include_95)
 
     def run(self, session: SceneSession, frames: Iterable[RGBDFrame]) -> None:
         """Adds a scene: resets the session, gives it the frames in their order and measures its objects.
@@ -135,8 +142,11 @@ class SceneEvaluator:
                 masks[row] = ids == item.id
             else:
                 masks[row, truth.map.find(np.concatenate(covered[item.id]))] = True
-        scores, labels = [item.score for item in objects], [item.label_id for item in objects]
-        self.metric.update(masks, scores, labels, *truth.labels())
+        scores = [item.score for item in objects]
+        if self.masks == "union":
+            # The score of an object counts the votes that masks of their own do not take part in.
+            scores = session.bank["scores"][session.bank.rows(np.array([item.id for item in objects], dtype=np.int64))]
+        self.metric.update(masks, scores, [item.label_id for item in objects], *truth.labels())
 
     def compute(self, extra_protocol: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The result in the form that `evaluation.results` describes, with `"identity"`."""
@@ -151,3 +161,63 @@ class SceneEvaluator:
             **(extra_protocol or {}),
         }
         return results
+
+
+def evaluate_scenes(
+    model: "BiFusionForInstanceSegmentation",
+    processor: "BiFusionProcessor",
+    scenes: Mapping[str, Iterable[RGBDFrame]],
+    *,
+    masks: str | None = None,
+    class_agnostic: bool = False,
+    include_95: bool = False,
+    min_points: int = 100,
+    accelerator: "Accelerator | None" = None,
+    progress: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Measures a network on whole scenes.
+
+    With several processes each takes its own scenes, and the metrics are exchanged.
+
+    Args:
+        model: In eval mode, on its device.
+        processor: Of the model.
+        scenes: Frames of each scene, with poses and with labels whose ids are the same in all of them.
+        masks: Of `SceneEvaluator`; None = `"union"` without merging, else `"votes"`.
+        class_agnostic: Leave the labels of a class-aware network out.
+        include_95: See `InstanceAveragePrecision`.
+        min_points: Of `SceneEvaluator`.
+        accelerator: Of the run; None = this process alone.
+        progress: Show a bar on the main process.
+        settings: Of `SceneSession`.
+
+    Raises:
+        ValueError: A frame has no pose or no labels, or a setting does not fit.
+    """
+    session = SceneSession(model, processor, keep_frames=False, **settings)
+    masks = masks or ("union" if session.merging.name == "none" else "votes")
+    options = {"class_agnostic": class_agnostic, "include_95": include_95, "min_points": min_points, "masks": masks}
+    evaluator = SceneEvaluator(processor, **options)
+    names = list(scenes)
+    if accelerator is not None:
+        names = names[accelerator.process_index :: accelerator.num_processes]
+    show = progress and (accelerator is None or accelerator.is_main_process)
+    for name in tqdm(names, disable=not show, unit="scene"):
+        evaluator.run(session, scenes[name])
+    if accelerator is not None and accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        metrics = gather_object([evaluator.metric])
+        evaluator.metric = metrics[0]
+        for other in metrics[1:]:
+            evaluator.metric.merge(other)
+    return evaluator.compute(
+        {
+            "points_per_frame": processor.num_points,
+            "merging": session.merging.name,
+            "score_threshold": session.threshold,
+            "voxel_size": session.voxel_size,
+            "max_objects": session.max_objects,
+        }
+    )

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..data.frames import frame_features, frame_from_row, frame_to_row
+from ..data.frames import frame_features, frame_from_row, frame_to_row, sequence_features
 from ..io.atomic import new_file, remove_unfinished, write_text
 from ..labels import SCANNET200_CLASS_NAMES
 from .catalog import attribution
 from .generate import SPLITS, RoomGenerator, RoomSettings
+from .paths import room_sequence
 
 
 SETTINGS_FILE = "rooms.json"
@@ -52,6 +53,13 @@ def _prepare_model(job: tuple[str, int]) -> None:
 
 def _room_rows(job: tuple[str, int, int | None]) -> list[dict[str, Any]]:
     split, number, jpeg_quality = job
+    if _generator.settings.path:
+        sequence = room_sequence(_generator, split, number, _generator.settings.views)
+        objects = {"object_ids": sequence.instance_ids.tolist(), "object_boxes": sequence.instance_boxes.tolist()}
+        return [
+            {**frame_to_row(frame, jpeg_quality=jpeg_quality), "scene_id": sequence.scene_id, **objects}
+            for frame in sequence.frames
+        ]
     return [frame_to_row(frame, jpeg_quality=jpeg_quality) for frame in _generator.room_frames(split, number)]
 
 
@@ -99,7 +107,7 @@ def build_dataset(
             pass
         bar = tqdm(total=sum(frames.values()), desc="frames", disable=not progress)
         for split, count in frames.items():
-            _write_split(out, split, count, settings.views, jpeg_quality, pool, bar)
+            _write_split(out, split, count, settings, jpeg_quality, pool, bar)
         bar.close()
     used = [model for split, count in frames.items() if count for model in models[split]]
     summary = {**plan, **_summarize(out, frames)}
@@ -127,8 +135,13 @@ def _shards(count: int, views: int) -> list[tuple[int, int]]:
     return [(start, min(size, count - start)) for start in range(0, count, size)]
 
 
-def _write_split(out: Path, split: str, count: int, views: int, jpeg_quality: int | None, pool, bar: tqdm) -> None:
+def _write_split(
+    out: Path, split: str, count: int, settings: RoomSettings, jpeg_quality: int | None, pool, bar: tqdm
+) -> None:
     from datasets import Dataset
+
+    views = settings.views
+    features = sequence_features() if settings.path else frame_features()
 
     shards = _shards(count, views)
     for number, (start, length) in enumerate(shards):
@@ -140,7 +153,7 @@ def _write_split(out: Path, split: str, count: int, views: int, jpeg_quality: in
                 bar.update(min(len(room_rows), length - len(rows)))
                 rows += room_rows
             with new_file(path) as partial:
-                Dataset.from_list(rows[:length], features=frame_features()).to_parquet(partial)
+                Dataset.from_list(rows[:length], features=features).to_parquet(partial)
         else:
             bar.update(length)
 

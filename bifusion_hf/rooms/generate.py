@@ -44,6 +44,7 @@ class RoomSettings:
         photometric: Classes that only fine texture tells apart (see `photometric`) replace what their names stand for.
         world: "rooms"; "tabletop", close-ups of things (see `tabletop`); "mixed", one and the other in turn.
         sensor: Depth model, a name out of `sensor.SENSORS`, or "mixed", another one for each frame.
+        path: The frames of a room lie along a walk through it, ids the same in all (see `paths`).
     """
 
     furniture: tuple[str, ...]
@@ -57,6 +58,7 @@ class RoomSettings:
     photometric: bool = False
     world: str = "rooms"
     sensor: str = "kinect1"
+    path: bool = False
 
     def __post_init__(self):
         if self.width * 3 != self.height * 4:
@@ -66,6 +68,8 @@ class RoomSettings:
         for name, known in (("world", WORLDS), ("sensor", (*SENSORS, "mixed"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {known}")
+        if self.path and self.world != "rooms":
+            raise ValueError(f"world is {self.world!r} with path; expected 'rooms', which a camera can walk through")
 
     def content(self) -> dict:
         """The settings that the frames depend on, as written into a data set."""
@@ -78,6 +82,7 @@ class RoomSettings:
             "views": self.views,
             "world": self.world,
             "sensor": self.sensor,
+            "path": self.path,
             # Family -> classes, so that results can be read on these and on the other classes apart.
             "photometric": PHOTOMETRIC_CLASSES if self.photometric else {},
         }

@@ -81,7 +81,7 @@ def _frame(
     noise = np.random.default_rng([seeds[1], int(frame_id.rpartition("-")[2])])
     return RGBDFrame(
         image=expose(view, exposure),
-        depth=measure_depth(view, float(camera.intrinsics[0, 0]), noise),
+        depth=measure_depth(view, float(camera.intrinsics[0, 0]), noise, generator.settings.sensor),
         intrinsics=camera.intrinsics,
         camera_to_world=pose,
         instance=view.instance,

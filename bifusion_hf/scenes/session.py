@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,16 @@ from .merging import (
     NoMerging,
     ObjectBank,
 )
+from .storage import read_scene, write_scene
 from .voxel_map import SceneMap, frame_voxels, voxel_keys
 
 
 if TYPE_CHECKING:
     from ..modeling_bifusion import BiFusionForInstanceSegmentation
     from ..processing_bifusion import BiFusionProcessor
+
+# Arguments of a session that it keeps under their names.
+SAVED_SETTINGS = ("threshold", "max_instances", "voxel_size", "max_objects", "keep_frames")
 
 Merging = NoMerging | GeometricMerging | LearnedMerging
 
@@ -317,9 +321,23 @@ class SceneSession:
 
     def save(self, path: str | Path) -> None:
         """Writes the scene to a `.safetensors` file, whole or not at all."""
-        from .storage import save_session
-
-        save_session(self, path)
+        heights, widths, data = zip(*self._maps, strict=True) if self._maps else ((), (), ())
+        arrays = {
+            **{f"bank.{name}": value for name, value in self.bank.state().items()},
+            **{f"map.{name}": value for name, value in self.map.state().items()},
+            "frames.poses": self.poses,
+            "frames.sizes": np.array([heights, widths, [len(part) for part in data]], dtype=np.int64),
+            "frames.maps": np.frombuffer(b"".join(data), dtype=np.uint8),
+        }
+        merging = asdict(self.merging) if is_dataclass(self.merging) else {}
+        content = {
+            "merging": {"name": self.merging.name, **merging},
+            "settings": {name: getattr(self, name) for name in SAVED_SETTINGS},
+            "next_id": self.bank.next_id,
+            "frame_ids": self.frame_ids,
+            "notes": self.notes,
+        }
+        write_scene(path, arrays, content)
 
     @classmethod
     def load(
@@ -336,9 +354,23 @@ class SceneSession:
             DataFileError: The file is missing, damaged, or not of a session.
             ValueError: The network lacks what the session's merging needs.
         """
-        from .storage import load_session
+        arrays, content = read_scene(path)
+        merging = dict(content["merging"])
+        session = cls(model, processor, merging=STRATEGIES[merging.pop("name")](**merging), **content["settings"])
 
-        return load_session(cls, path, model, processor)
+        def part(prefix: str) -> dict[str, np.ndarray]:
+            return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+        session.bank = ObjectBank.from_state(content["next_id"], part("bank."))
+        session.map = SceneMap.from_state(session.voxel_size, part("map."))
+        session.frame_ids, session.notes = list(content["frame_ids"]), dict(content["notes"])
+        session._poses = list(arrays["frames.poses"])
+        sizes, data = arrays["frames.sizes"], arrays["frames.maps"].tobytes()
+        session._maps = [
+            (int(height), int(width), data[end - length : end])
+            for (height, width, length), end in zip(sizes.T, np.cumsum(sizes[2]), strict=True)
+        ]
+        return session
 
 
 def _strategy(merging: str | Merging | None, model: "BiFusionForInstanceSegmentation") -> Merging:

@@ -162,3 +162,17 @@ def test_frames_without_labels_are_refused_by_name(folder, tmp_path):
     data.to_parquet(tmp_path / "data" / "val-00000-of-00001.parquet")
     with pytest.raises(SystemExit, match="synthetic 0: no instance labels"):
         main([str(folder / "agnostic"), "--data", str(tmp_path), "--cpu"])
+
+
+def test_whole_scenes(folder, capsys):
+    results = evaluate(folder, "--scenes", "--threshold", "0", "--voxel_size", "0.1")
+    # The frames' names begin alike, so they are one scene.
+    protocol = results["protocol"]
+    assert protocol["num_scenes"] == 1 and protocol["merging"] == "geometric" and protocol["voxel_size"] == 0.1
+    assert results["class_agnostic"]["num_instances"] == 3 and results["identity"]["num_frames"] == 4
+    assert "keep one id" in capsys.readouterr().out
+    unmerged = evaluate(folder, "--scenes", "--threshold", "0", "--merging", "none", checkpoint="aware")
+    assert unmerged["protocol"]["masks"] == "union" and "class_aware" in unmerged
+    with pytest.raises(SystemExit) as error:
+        main(["sample", "--data", "sample", "--scenes", "--save_predictions", "a.parquet"])
+    assert error.value.code == 2

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ply_files import read_ply
 from recording_files import make_frames, save_text, write_folders
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.cli import predict, scan
 from bifusion_hf.scenes import SceneSession
-from bifusion_hf.visualization import instance_colors, read_ply
+from bifusion_hf.visualization import instance_colors
 from bifusion_hf.visualization.scene_files import animation_format
 
 
@@ -75,7 +76,7 @@ def test_a_stopped_scan_goes_on_and_ends_as_one_that_was_not(checkpoint, folder,
         return update(self, frame)
 
     monkeypatch.setattr(SceneSession, "update", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         scan.main(arguments(folder, out, checkpoint, "--animation", "gif", "--save_every", "2"))
     # A killed process leaves what was saved last: two of the three frames.
     scan.main(arguments(folder, out, checkpoint, "--animation", "gif", "--save_every", "2"))

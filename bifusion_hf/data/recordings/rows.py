@@ -1,6 +1,6 @@
 """Rows of a data set of frames as a recording."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..frames import RGBDFrame, frame_from_row, load_frames
@@ -36,6 +36,29 @@ def rows_recording(source: Any, data: Any, rows: Sequence[int], options: ReadOpt
         return frame
 
     return Recording("data set", source, [str(names[row] or f"row {row}") for row in rows], has_pose, read)
+
+
+class RowScenes(Mapping):
+    """The scenes of a data set, each a recording by its name.
+
+    Args:
+        source: Name of the data set, for messages.
+        data: Its rows, as `load_frames` gives them.
+        limit: Only the first scenes.
+    """
+
+    def __init__(self, source: Any, data: Any, limit: int | None = None):
+        self.source, self.data = source, data
+        self._rows = dict(list(scenes_of(data).items())[:limit])
+
+    def __getitem__(self, name: str) -> Recording:
+        return rows_recording(self.source, self.data, self._rows[name], ReadOptions())
+
+    def __iter__(self):
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 def open_rows(source: Any, options: ReadOptions) -> Recording:
