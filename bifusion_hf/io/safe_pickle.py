@@ -1,13 +1,15 @@
 """Pickles and torch checkpoints of others, read without running anything in them.
 
-A pickle is a program. `load_pickle` interprets the instructions that build plain containers, numbers, text and numpy
-arrays, and no others: no class is looked up, nothing is imported or called. `load_checkpoint` leaves tensors to
-torch's own `weights_only` loader, and puts an inert `IgnoredObject` where a checkpoint of the OpenMMLab family keeps
-its log.
+A pickle is a program. `load_pickle` carries out the instructions that build plain containers, numbers, text and numpy
+arrays, and no others: nothing is imported, and what a pickle may call is written here. `load_checkpoint` leaves
+tensors to torch's own `weights_only` loader, and puts an inert `IgnoredObject` where a checkpoint of the OpenMMLab
+family keeps its log, or one of Lightning its configuration.
 """
 
-import pickletools
+import io
+import pickle
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,10 @@ from .hub_files import refuse_lfs_pointer
 
 
 # Roots of the modules whose objects a checkpoint may hold beside its tensors; they are not created.
-IGNORED_MODULES = ("mmengine", "mmcv", "mmdet", "mmdet3d", "oneformer3d", "numpy", "argparse", "pathlib")
+IGNORED_MODULES = (
+    *("mmengine", "mmcv", "mmdet", "mmdet3d", "oneformer3d", "omegaconf", "hydra", "lightning", "pytorch_lightning"),
+    *("numpy", "argparse", "pathlib", "typing"),
+)
 
 
 class IgnoredObject:
@@ -103,139 +108,26 @@ def load_pickle(path: str | Path) -> Any:
     """
     data = read_bytes(path)
     try:
-        return _without_pending(_PickleMachine().run(data), {})
-    except DataFileError:
-        raise
+        value = _PlainUnpickler(data).load()
+        _check_plain(value, {})
+        return value
     # Damaged instructions fail in the tables, the stack, or the values that they build.
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        MemoryError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+        struct.error,
+    ) as error:
         raise DataFileError(path, f"is no readable pickle of plain data ({type(error).__name__}: {error})") from error
 
 
-class _PickleMachine:
-    """The stack machine of the pickle format (documented in `pickletools`), reduced to plain data."""
-
-    def __init__(self):
-        self.stack: list[Any] = []
-        # Stacks set aside by MARK: what follows a mark is collected on a stack of its own.
-        self.outer_stacks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-
-    def run(self, data: bytes) -> Any:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name == "STOP":
-                break
-            if opcode.name in _LITERALS:
-                self.stack.append(argument)
-            elif opcode.name in _CONSTANTS:
-                self.stack.append(_CONSTANTS[opcode.name]())
-            elif opcode.name in _COLLECTED:
-                self._collect(_COLLECTED[opcode.name])
-            elif opcode.name in _TUPLE_LENGTHS:
-                self._collect_last(_TUPLE_LENGTHS[opcode.name])
-            elif opcode.name not in ("PROTO", "FRAME"):
-                step = getattr(self, f"_{opcode.name.lower()}", None)
-                if step is None:
-                    raise ValueError(f"instruction {opcode.name}")
-                step(argument)
-        if self.outer_stacks or len(self.stack) != 1:
-            raise ValueError("unfinished container")
-        return self.stack[0]
-
-    def _mark(self, _argument: None):
-        self.outer_stacks.append(self.stack)
-        self.stack = []
-
-    def _pop_to_mark(self) -> list[Any]:
-        items = self.stack
-        self.stack = self.outer_stacks.pop()
-        return items
-
-    def _put(self, index: int):
-        self.memo[index] = self.stack[-1]
-
-    _binput = _long_binput = _put
-
-    def _memoize(self, _argument: None):
-        self.memo[len(self.memo)] = self.stack[-1]
-
-    def _get(self, index: int):
-        self.stack.append(self.memo[index])
-
-    _binget = _long_binget = _get
-
-    def _pop(self, _argument: None):
-        self.stack.pop()
-
-    def _collect(self, kind: Callable):
-        items = self._pop_to_mark()
-        self.stack.append(kind(items))
-
-    def _collect_last(self, count: int):
-        items = tuple(self.stack[-count:])
-        if len(items) != count:
-            raise IndexError("stack underflow")
-        del self.stack[-count:]
-        self.stack.append(items)
-
-    def _add(self, kind: type, items: Any):
-        if type(self.stack[-1]) is not kind:
-            raise TypeError(f"{type(self.stack[-1]).__name__} where a {kind.__name__} was expected")
-        getattr(self.stack[-1], {list: "extend"}.get(kind, "update"))(items)
-
-    def _append(self, _argument: None):
-        self._add(list, [self.stack.pop()])
-
-    def _appends(self, _argument: None):
-        self._add(list, self._pop_to_mark())
-
-    def _setitem(self, _argument: None):
-        value, key = self.stack.pop(), self.stack.pop()
-        self._add(dict, {key: value})
-
-    def _setitems(self, _argument: None):
-        self._add(dict, _pairs(self._pop_to_mark()))
-
-    def _additems(self, _argument: None):
-        self._add(set, self._pop_to_mark())
-
-    def _global(self, name: str):
-        module, name = name.split(" ", maxsplit=1)
-        self._push_constructor(module, name)
-
-    def _stack_global(self, _argument: None):
-        name, module = self.stack.pop(), self.stack.pop()
-        self._push_constructor(module, name)
-
-    def _push_constructor(self, module: str, name: str):
-        # numpy 2 moved its internals from numpy.core to numpy._core; Python 3 renamed __builtin__.
-        module = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
-        constructor = _CONSTRUCTORS.get(f"{module}.{name}")
-        if constructor is None:
-            raise ValueError(f"object of {module}.{name}")
-        self.stack.append(_Constructor(constructor))
-
-    def _reduce(self, _argument: None):
-        arguments = self.stack.pop()
-        constructor = self.stack.pop()
-        if type(constructor) is not _Constructor or type(arguments) is not tuple:
-            raise TypeError("call of a value")
-        self.stack.append(constructor.function(*arguments))
-
-    def _build(self, _argument: None):
-        state = self.stack.pop()
-        if type(self.stack[-1]) not in (_PendingArray, _PendingDtype):
-            raise TypeError(f"state for a {type(self.stack[-1]).__name__}")
-        self.stack[-1].set_state(*state)
-
-
-class _Constructor:
-    """What a pickle names as a global, one of `_CONSTRUCTORS`."""
-
-    def __init__(self, function: Callable):
-        self.function = function
-
-
-class _PendingDtype:
+class _Dtype:
     """A numpy dtype under construction: a code such as "f8", then a state that tells the byte order."""
 
     def __init__(self, code: str, *_flags: Any):
@@ -247,18 +139,8 @@ class _PendingDtype:
         self.value = self.value.newbyteorder({"<": "<", ">": ">", "|": "="}[byte_order])
 
 
-class _PendingArray:
-    """A numpy array under construction: an empty one first, then a state with shape, type and content."""
-
-    def __init__(self, *_arguments: Any):
-        self.value: np.ndarray | None = None
-
-    def set_state(self, _version: int, shape: tuple[int, ...], dtype: _PendingDtype, fortran: bool, data: bytes):
-        self.value = _array(data, dtype, shape, "F" if fortran else "C")
-
-
-def _array(data: bytes, dtype: _PendingDtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-    if type(dtype) is not _PendingDtype or not isinstance(data, bytes | bytearray):
+def _array(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+    if type(dtype) is not _Dtype or not isinstance(data, bytes | bytearray):
         raise TypeError("numpy array of another content than numbers")
     if any(type(length) is not int or length < 0 for length in shape):
         raise ValueError(f"numpy array of shape {shape}")
@@ -266,7 +148,12 @@ def _array(data: bytes, dtype: _PendingDtype, shape: tuple[int, ...], order: str
     return np.frombuffer(data, dtype.value).reshape(shape, order=order).astype(dtype.value.newbyteorder("="))
 
 
-def _scalar(dtype: _PendingDtype, data: bytes) -> np.generic:
+def _empty_array(*_arguments: Any) -> np.ndarray:
+    # A state with shape, type and content follows.
+    return np.empty(0, np.uint8)
+
+
+def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
     return _array(data, dtype, (), "C")[()]
 
 
@@ -281,52 +168,12 @@ def _latin1_bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _pairs(items: list[Any]) -> dict:
-    return dict(zip(items[::2], items[1::2], strict=True))
-
-
-def _without_pending(value: Any, done: dict[int, Any]) -> Any:
-    """The value with finished arrays. `done` keeps shared parts shared and the time linear."""
-    if id(value) in done:
-        return done[id(value)]
-    if type(value) in (_PendingArray, _PendingDtype, _Constructor):
-        if type(value) is not _PendingArray or value.value is None:
-            raise ValueError("unfinished object")
-        result = value.value
-    elif type(value) is list:
-        result = [_without_pending(item, done) for item in value]
-    elif type(value) is tuple:
-        result = tuple(_without_pending(item, done) for item in value)
-    elif type(value) is dict:
-        result = {_without_pending(key, done): _without_pending(item, done) for key, item in value.items()}
-    elif type(value) in (set, frozenset):
-        result = type(value)(_without_pending(item, done) for item in value)
-    else:
-        return value
-    done[id(value)] = result
-    return result
-
-
-_LITERALS = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-}
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": set,
-}
-_COLLECTED: dict[str, Callable] = {"TUPLE": tuple, "LIST": list, "DICT": _pairs, "FROZENSET": frozenset}
-_TUPLE_LENGTHS = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# What a pickle may name, and what stands for it.
 _CONSTRUCTORS: dict[str, Callable] = {
-    "numpy.dtype": _PendingDtype,
-    "numpy.ndarray": _PendingArray,
-    "numpy.core.multiarray._reconstruct": _PendingArray,
+    "numpy.dtype": _Dtype,
+    # Only named, as the first argument of the next.
+    "numpy.ndarray": _empty_array,
+    "numpy.core.multiarray._reconstruct": _empty_array,
     "numpy.core.multiarray.scalar": _scalar,
     "numpy.core.numeric._frombuffer": _array,
     "_codecs.encode": _latin1_bytes,
@@ -335,3 +182,97 @@ _CONSTRUCTORS: dict[str, Callable] = {
     "builtins.set": set,
     "builtins.frozenset": frozenset,
 }
+_INSTRUCTIONS = (
+    *("PROTO", "FRAME", "MARK", "POP"),
+    *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
+    *("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "APPEND", "APPENDS"),
+    *("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS", "FROZENSET"),
+    *("GLOBAL", "STACK_GLOBAL"),
+)
+
+
+# Python's own unpickler written in Python: the one in C gives memory to whatever length an instruction claims.
+class _PlainUnpickler(pickle._Unpickler):
+    """Carries out the instructions of plain data; all others, and all other names, are refused."""
+
+    def __init__(self, data: bytes):
+        super().__init__(io.BytesIO(data), encoding="latin1")
+        # Calls copy what they are given, and may be repeated: what they give is a few times the file at most.
+        self.left = 4 * len(data)
+
+    def find_class(self, module: str, name: str) -> Callable:
+        # numpy 2 moved its internals from numpy.core to numpy._core; Python 3 renamed __builtin__.
+        module = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
+        constructor = _CONSTRUCTORS.get(f"{module}.{name}")
+        if constructor is None:
+            raise ValueError(f"object of {module}.{name}")
+        return constructor
+
+    def count(self, value: Any) -> None:
+        self.left -= value.nbytes if isinstance(value, np.ndarray) else len(value) if hasattr(value, "__len__") else 0
+        if self.left < 0:
+            raise ValueError("values that hold far more than the file")
+
+    def reduce(self) -> None:
+        arguments, constructor = self.stack.pop(), self.stack[-1]
+        if not any(constructor is known for known in _CONSTRUCTORS.values()) or type(arguments) is not tuple:
+            raise TypeError("call of a value")
+        self.stack[-1] = constructor(*arguments)
+        self.count(self.stack[-1])
+
+    def build(self) -> None:
+        state, value = self.stack.pop(), self.stack[-1]
+        if type(value) is _Dtype:
+            value.set_state(*state)
+        elif type(value) is np.ndarray:
+            _version, shape, dtype, is_fortran, data = state
+            array = _array(data, dtype, shape, "F" if is_fortran else "C")
+            self.count(array)
+            # In place: other parts of the value may hold this array already.
+            value.__setstate__((1, array.shape, array.dtype, False, array.tobytes()))
+        else:
+            raise TypeError(f"state for a {type(value).__name__}")
+
+    def read_bytearray(self) -> None:
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(length)))
+
+    def stop(self) -> None:
+        if self.metastack or len(self.stack) != 1:
+            raise ValueError("unfinished container")
+        self.load_stop()
+
+    def refuse(self) -> None:
+        raise ValueError("an instruction that plain data does not need")
+
+    dispatch = {
+        **dict.fromkeys(range(256), refuse),
+        **{getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _INSTRUCTIONS},
+        pickle.REDUCE[0]: reduce,
+        pickle.BUILD[0]: build,
+        pickle.BYTEARRAY8[0]: read_bytearray,
+        pickle.STOP[0]: stop,
+    }
+
+
+_PLAIN = (type(None), bool, int, float, str, bytes, bytearray, np.ndarray)
+
+
+def _check_plain(value: Any, done: dict[int, Any]) -> None:
+    """Refuses what is left of an unfinished construction. `done` keeps the time linear where parts are shared."""
+    if id(value) in done:
+        return
+    if type(value) is dict:
+        parts = [*value, *value.values()]
+    elif type(value) in (list, tuple, set, frozenset):
+        parts = value
+    elif type(value) in _PLAIN or isinstance(value, np.generic):
+        return
+    else:
+        raise ValueError("unfinished object")
+    for part in parts:
+        _check_plain(part, done)
+    done[id(value)] = value

@@ -5,6 +5,7 @@ import pickle
 import sys
 import time
 import types
+import typing
 
 import numpy as np
 import pytest
@@ -132,6 +133,7 @@ def test_bombs_end_soon(tmp_path):
         b"\x80\x02" + b"(" * 100000 + b".",
         b"\x80\x02" + b"]" * 100000 + b"a" * 99999 + b".",
         b"\x80\x02\x8b\xff\xff\xff\x7f1.",  # an integer of 2^31 bytes
+        b"\x80\x05\x96\x00\x00\x00\x00\x00\x01\x00\x00.",  # changeable bytes of 2^40
     ):
         (tmp_path / "a.pkl").write_bytes(data)
         try:
@@ -139,6 +141,60 @@ def test_bombs_end_soon(tmp_path):
         except DataFileError as error:
             assert str(error).startswith(str(tmp_path / "a.pkl"))
     assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        # Each copies 60 kB that the file holds once: text to bytes, a set, an array.
+        b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R",
+        b"cbuiltins\nfrozenset\nh\x00\x85R",
+        b"cnumpy.core.numeric\n_frombuffer\n(h\x01h\x02(K\x0fM\xa0\x0ftX\x01\x00\x00\x00CtR",
+    ],
+)
+def test_copies_cannot_outgrow_the_file(tmp_path, repeated):
+    letters = "".join(map(chr, range(20_000, 40_000))) if b"frozenset" in repeated else "x" * 60_000
+    text = letters.encode()
+    start = b"\x80\x04X" + len(text).to_bytes(4, "little") + text + b"q\x000"
+    start += b"B" + (60_000).to_bytes(4, "little") + bytes(60_000) + b"q\x010"
+    start += b"cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85Rq\x020"
+    path = tmp_path / "a.pkl"
+    path.write_bytes(start + b"(" + 3 * repeated + b"t.")
+    assert len(load_pickle(path)) == 3
+    path.write_bytes(start + b"(" + 2000 * repeated + b"t.")
+    with pytest.raises(DataFileError, match="far more than the file"):
+        load_pickle(path)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"cbuiltins\nset\n.",  # a name alone
+        b"cnumpy\ndtype\nX\x02\x00\x00\x00f4\x85R.",  # a type of numbers alone
+        b"cbuiltins\nset\n}X\x01\x00\x00\x00aK\x01sb0N.",  # an attribute for one of the constructors
+        b"]}b.",  # a state for a list
+        b"K\x01K\x02.",  # two values
+        b"(K\x01.",  # a container that is not closed
+        b"K\x01)R.",  # a call of a number
+        b"cbuiltins\nset\n]R.",  # arguments that are no tuple
+        b"X\x01\x00\x00\x00aQ.",  # an object by a name of the program's own
+        b"cbuiltins\nset\n)\x81.",  # an object that is made, not called
+        b"ccollections\nOrderedDict\n)R}b.",
+    ],
+)
+def test_nothing_but_plain_data_is_built(tmp_path, code):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"\x80\x02" + code)
+    with pytest.raises(DataFileError, match="no readable pickle of plain data"):
+        load_pickle(path)
+    assert load_pickle(write(tmp_path, {1, 2})) == {1, 2}
+
+
+def test_a_long_array_of_zeros_reads_in_every_protocol(tmp_path):
+    for protocol in range(6):
+        array = load_pickle(write(tmp_path, np.zeros((500, 400)), protocol))
+        assert array.shape == (500, 400) and not array.any()
+        array += 1  # is its owner's
 
 
 def fuzzed(data: bytes, count: int, seed: int):
@@ -223,6 +279,27 @@ def test_logs_beside_the_tensors_are_left_out(tmp_path, mmengine_objects, monkey
     assert found["optimizer"]["state"][0]["step"] == 3
     with pytest.raises(DataFileError, match=r"a\.pth: holds an object of (mmengine|numpy)"):
         load_checkpoint(tmp_path / "a.pth", ignored_modules=())
+
+
+def test_the_configuration_beside_the_tensors_is_left_out(tmp_path, monkeypatch):
+    """As Lightning saves hyperparameters that hydra has read."""
+    module = types.ModuleType("omegaconf.dictconfig")
+
+    class DictConfig:
+        def __init__(self):
+            self.content, self.kind = {"epochs": 3, "self": self}, typing.Any
+
+    DictConfig.__module__, DictConfig.__qualname__ = module.__name__, "DictConfig"
+    module.DictConfig = DictConfig
+    monkeypatch.setitem(sys.modules, "omegaconf", types.ModuleType("omegaconf"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    content = {"state_dict": {"model.a": torch.ones(3)}, "hyper_parameters": {"config": DictConfig()}}
+    torch.save(content, tmp_path / "a.ckpt")
+    for name in ("omegaconf", module.__name__):
+        monkeypatch.delitem(sys.modules, name)
+    found = load_checkpoint(tmp_path / "a.ckpt")
+    torch.testing.assert_close(found["state_dict"]["model.a"], torch.ones(3))
+    assert type(found["hyper_parameters"]["config"]) is IgnoredObject and "omegaconf" not in sys.modules
 
 
 def test_a_checkpoint_runs_nothing(tmp_path):
