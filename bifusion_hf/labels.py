@@ -247,6 +247,10 @@ def _parse_table() -> tuple[ScanNet200Class, ...]:
     return tuple(classes)
 
 
+# A pixel, point or superpoint that belongs to no instance, class or superpoint.
+NONE = -1
+# Semantic label of points that no loss and no metric counts.
+IGNORE = -100
 SCANNET200: tuple[ScanNet200Class, ...] = _parse_table()
 SCANNET200_CLASS_NAMES: tuple[str, ...] = tuple(item.name for item in SCANNET200)
 # Wall and floor: no instances. The label of an instance is the class index minus their number.

@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 
-
-# Value of maps and of per-point classes where there is nothing.
-NONE = -1
+from .labels import NONE
 
 
 def matrix_nms(

@@ -10,13 +10,13 @@ from transformers import ProcessorMixin
 
 from .configuration_bifusion import BiFusionConfig
 from .data.augmentation import resize_image
-from .data.collator import IGNORE, FrameFeatures, Sample, collate_samples
+from .data.collator import FrameFeatures, Sample, collate_samples
 from .data.frames import RGBDFrame
 from .data.gravity import upright_axes
 from .data.inputs import frames_from_columns
-from .labels import point_instances_from_labels, thing_classes
+from .labels import IGNORE, NONE, point_instances_from_labels, thing_classes
 from .layers.frame_batch import FORWARD_INPUTS
-from .postprocessing import NONE, instances_of_frame, semantics_of_frame, unpad_frames
+from .postprocessing import instances_of_frame, semantics_of_frame, unpad_frames
 from .presets import PROCESSOR_PRESETS
 from .superpoints.numbering import renumber_superpoints
 

@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
+from ..labels import IGNORE
 from .frames import RGBDFrame
 
 
 Sample = dict[str, Any]
-# Semantic label of points that no loss and no metric counts.
-IGNORE = -100
 # What a network in half precision takes in half precision.
 _CAST = ("point_colors", "pixel_values")
 

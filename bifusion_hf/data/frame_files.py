@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..labels import NONE
 from ..superpoints.masks import superpoints_from_masks
-from .frames import NONE, RGBDFrame
+from .frames import RGBDFrame, depth_in_metres
 
 
 def read_frame(
@@ -76,16 +77,7 @@ def read_depth(
         )
     if depth_scale is None and not np.issubdtype(values.dtype, np.floating):
         depth_scale = integer_scale
-        if depth_scale is None:
-            raise ValueError(
-                f"{path}: depth is of {values.dtype}; expected depth_scale, its units per metre (1000 for "
-                "millimetres, 5000 for TUM RGB-D)"
-            )
-    if depth_scale is None:
-        return values.astype(np.float64)
-    if not (np.isfinite(depth_scale) and depth_scale > 0):
-        raise ValueError(f"depth_scale is {depth_scale}; expected positive units per metre")
-    return values.astype(np.float64) / depth_scale
+    return depth_in_metres(values, depth_scale, str(path))
 
 
 def read_intrinsics(source: str | Path | Sequence[float]) -> np.ndarray:

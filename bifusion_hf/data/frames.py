@@ -14,14 +14,13 @@ import numpy as np
 from PIL import Image
 
 from ..io.hub_files import split_revision
+from ..labels import NONE
 
 
 if TYPE_CHECKING:
     import datasets
 
 MIN_VALID_POINTS = 100
-# Label images are stored as uint16 with one added, so that 0 is "none", as in ScanNet's own label images.
-NONE = -1
 
 
 @dataclass(eq=False)
@@ -151,6 +150,27 @@ class RGBDFrame:
 CAMERA_TO_POINTS = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 
 
+def depth_in_metres(values: np.ndarray, depth_scale: float | None, name: str) -> np.ndarray:
+    """Depth as it is stored, in metres: float64 of the same shape.
+
+    Args:
+        values: Integers, or floating point.
+        depth_scale: Units per metre by which it is divided; None = metres, which integers are not.
+        name: Of the frame or file, for messages.
+
+    Raises:
+        ValueError: Integers without `depth_scale`, or one that is not positive.
+    """
+    if depth_scale is None and not np.issubdtype(values.dtype, np.floating):
+        raise ValueError(
+            f"{name}: depth has dtype {values.dtype} and depth_scale is None; expected depth_scale, the units per "
+            "metre of integer depth (1000 for millimetres, 5000 for TUM RGB-D), or floating-point metres"
+        )
+    if depth_scale is not None and not (np.isfinite(depth_scale) and depth_scale > 0):
+        raise ValueError(f"{name}: depth_scale is {depth_scale}; expected positive units per metre")
+    return values.astype(np.float64) / (1.0 if depth_scale is None else float(depth_scale))
+
+
 def scale_intrinsics(intrinsics: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
     """Intrinsics after a resize by (scale_x, scale_y); pixel centres stay at integers: cx -> (cx + 0.5) s - 0.5."""
     scaled = np.array(intrinsics, dtype=np.float64)
@@ -236,7 +256,7 @@ def frame_to_row(frame: RGBDFrame, depth_scale: float = 1000.0, jpeg_quality: in
     """
 
     def labels(values: np.ndarray | None) -> dict[str, Any] | None:
-        return None if values is None else encode_png16(values + 1)
+        return None if values is None else encode_png16(values - NONE)
 
     return {
         "frame_id": frame.frame_id,
@@ -276,12 +296,13 @@ def frame_from_row(row: Mapping[str, Any]) -> RGBDFrame:
 
     def labels(key: str) -> np.ndarray | None:
         value = row.get(key)
+        # Stored with one added, so that 0 is "none", as in ScanNet's own label images.
         return None if value is None else _pixels(value).astype(np.int32) + NONE
 
     pose = row.get("camera_to_world")
     return RGBDFrame(
         image=_pixels(image),
-        depth=_pixels(row["depth"]).astype(np.float64) / float(row["depth_scale"]),
+        depth=depth_in_metres(_pixels(row["depth"]), row["depth_scale"], name),
         intrinsics=np.asarray(row["intrinsics"], dtype=np.float64),
         camera_to_world=None if pose is None else np.asarray(pose, dtype=np.float64),
         instance=labels("instance"),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .frames import RGBDFrame
+from .frames import RGBDFrame, depth_in_metres
 
 
 def frame_from_arrays(
@@ -27,17 +27,8 @@ def frame_from_arrays(
     """
     if isinstance(image, Image.Image):
         image = image.convert("RGB")
-    depth = np.asarray(depth)
-    if depth_scale is not None:
-        if not depth_scale > 0:
-            raise ValueError(f"{frame_id}: depth_scale is {depth_scale}; expected positive units per metre")
-        depth = depth.astype(np.float64) / depth_scale
-    elif np.issubdtype(depth.dtype, np.integer):
-        raise ValueError(
-            f"{frame_id}: depth has dtype {depth.dtype} and depth_scale is None; expected depth_scale, the units per "
-            "metre of integer depth (1000 for millimetres), or floating-point metres"
-        )
     fields = {name: None if value is None else np.asarray(value) for name, value in optional.items()}
+    depth = depth_in_metres(np.asarray(depth), depth_scale, frame_id)
     return RGBDFrame(np.asarray(image), depth, np.asarray(intrinsics), frame_id=frame_id, **fields)
 
 

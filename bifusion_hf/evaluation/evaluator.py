@@ -16,7 +16,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from ..data.collator import IGNORE, BiFusionCollator
+from ..data.collator import BiFusionCollator
+from ..labels import IGNORE
 from ..layers.frame_batch import FORWARD_INPUTS
 from .arrays import mean_without_nan, to_array
 from .instance_average_precision import InstanceAveragePrecision

@@ -14,9 +14,6 @@ from .arrays import integer_array, to_array
 from .instance_average_precision import InstanceAveragePrecision
 
 
-NONE = -1
-
-
 class SceneAveragePrecision:
     """Average precision of the objects of scenes, class-agnostic and, with class names, class-aware too.
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.frames import NONE, RGBDFrame
-from ..labels import thing_classes
+from ..data.frames import RGBDFrame
+from ..labels import NONE, thing_classes
 from ..scenes.session import SceneSession
 from ..scenes.voxel_map import SceneMap, frame_voxels, voxel_keys
 from .scene_average_precision import SceneAveragePrecision

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..labels import IGNORE
 from .arrays import class_groups, integer_array, mean_without_nan
 
 
@@ -23,7 +24,7 @@ class SemanticMeanIoU:
         ValueError: `class_names` is empty or has duplicates.
     """
 
-    def __init__(self, class_names: Sequence[str], ignore_index: int = -100):
+    def __init__(self, class_names: Sequence[str], ignore_index: int = IGNORE):
         if not class_names or len(set(class_names)) != len(class_names):
             raise ValueError(f"class_names has {len(class_names)} names, expected at least one and no duplicates")
         self.class_names = tuple(class_names)

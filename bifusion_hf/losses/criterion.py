@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration_bifusion import BiFusionLossConfig
+from ..labels import IGNORE
 from ..layers.query_decoder import QueryHeadOutput
 from .auxiliary import fusion_balance_loss, no_view_loss, no_view_samples, spatial_consistency_loss
 from .branch_consistency import BranchConsistencyLoss
@@ -15,7 +16,7 @@ from .instance import classification_loss, mask_losses, match_batch
 from .matcher import Matches, SparseMatcher
 from .schedule import TERM_GROUPS, stage_multiplier, warmup_multiplier
 from .semantic import semantic_loss
-from .targets import IGNORE_INDEX, BatchTargets, eligible_queries, query_semantic_labels, visible_semantic_labels
+from .targets import BatchTargets, eligible_queries, query_semantic_labels, visible_semantic_labels
 
 
 INSTANCE_TERMS = ("loss_cls", "loss_mask", "loss_dice")
@@ -145,7 +146,7 @@ class BiFusionCriterion(nn.Module):
             ValueError: A term needs `point_visible` and it is None.
         """
         matched = torch.stack([queries.any() for queries in eligible_queries(targets, query_superpoints)])
-        supervised = query_semantic_labels(targets, query_superpoints) != IGNORE_INDEX
+        supervised = query_semantic_labels(targets, query_superpoints) != IGNORE
         every = torch.ones_like(matched)
         applies = {"loss_cls": every, "loss_mask": matched, "loss_dice": matched, "loss_sem": supervised.any(1)}
         active = self.active_terms
@@ -161,7 +162,7 @@ class BiFusionCriterion(nn.Module):
         if "loss_balance" in active:
             applies["loss_balance"] = (point_visible & targets.point_mask).any(1)
         if "loss_image_sem" in active:
-            applies["loss_image_sem"] = (visible_semantic_labels(targets, point_visible) != IGNORE_INDEX).any(1)
+            applies["loss_image_sem"] = (visible_semantic_labels(targets, point_visible) != IGNORE).any(1)
         return {
             term: applies[term].sum() if term in active else query_superpoints.new_zeros(()) for term in self.terms
         }

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..labels import IGNORE
 from .functional import full_precision, masked_mean
-from .targets import IGNORE_INDEX
 
 
 def semantic_loss(semantic_logits: Tensor, labels: Tensor, num_semantic_labels: int = 200) -> Tensor:
@@ -12,7 +12,7 @@ def semantic_loss(semantic_logits: Tensor, labels: Tensor, num_semantic_labels: 
 
     Args:
         semantic_logits: [B, Q, K] with K >= num_semantic_labels; further columns take no part (ESAM's 201st).
-        labels: int64 [B, Q], `IGNORE_INDEX` = ignore, as `targets.query_semantic_labels` and
+        labels: int64 [B, Q], `IGNORE` = ignore, as `targets.query_semantic_labels` and
             `targets.visible_semantic_labels` give them.
         num_semantic_labels: Number of classes.
 
@@ -20,5 +20,5 @@ def semantic_loss(semantic_logits: Tensor, labels: Tensor, num_semantic_labels: 
         [B], mean over each sample's supervised entries; exactly 0, still in the graph, without any.
     """
     logits = full_precision(semantic_logits[..., :num_semantic_labels]).transpose(1, 2)
-    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
-    return masked_mean(losses, labels != IGNORE_INDEX)
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    return masked_mean(losses, labels != IGNORE)

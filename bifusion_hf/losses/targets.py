@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..labels import IGNORE
 from .functional import group_counts
-
-
-IGNORE_INDEX = -100
 
 
 @dataclass
@@ -21,7 +19,7 @@ class BatchTargets:
         point_masks: For each sample bool [M_i, N], the points of each instance; False at padding.
         superpoint_masks: For each sample bool [M_i, S], the superpoints of each instance.
         class_labels: For each sample int64 [M_i], 0..C-1.
-        superpoint_semantic: int64 [B, S], class of each superpoint, `IGNORE_INDEX` where no class has the majority.
+        superpoint_semantic: int64 [B, S], class of each superpoint, `IGNORE` where no class has the majority.
         superpoint_ids: int64 [B, N], -1 at padding.
         point_mask: bool [B, N], False at padding.
         superpoint_mask: bool [B, S], False at padding.
@@ -83,7 +81,7 @@ def batch_targets(
     Args:
         mask_labels: For each sample bool [M_i, N], the points of each instance.
         class_labels: For each sample int64 [M_i]. With one label they are all taken as label 0.
-        semantic_labels: int64 [B, N], `IGNORE_INDEX` = ignore; None ignores all.
+        semantic_labels: int64 [B, N], `IGNORE` = ignore; None ignores all.
         superpoint_ids: int64 [B, N], 0..S-1 in each sample, -1 at padding.
         point_mask: bool [B, N], False at padding.
         num_superpoints: S, the padded number of superpoints.
@@ -113,15 +111,15 @@ def batch_targets(
         point_masks.append(masks)
         superpoint_masks.append(2 * counts > point_counts[sample])
 
-    superpoint_semantic = torch.full_like(point_counts, IGNORE_INDEX)
+    superpoint_semantic = torch.full_like(point_counts, IGNORE)
     if semantic_labels is not None:
-        labelled = point_mask & (semantic_labels != IGNORE_INDEX)
+        labelled = point_mask & (semantic_labels != IGNORE)
         _check_range("semantic_labels", semantic_labels[labelled], num_semantic_labels)
         bins = _flat_ids(superpoint_ids, labelled, num_superpoints) * num_semantic_labels + semantic_labels
         bins = torch.where(labelled, bins, -1).flatten()
         histogram = group_counts(bins, math.prod(size) * num_semantic_labels)
         count, majority = histogram.view(*size, num_semantic_labels).max(-1)
-        superpoint_semantic = torch.where(2 * count > point_counts, majority, IGNORE_INDEX)
+        superpoint_semantic = torch.where(2 * count > point_counts, majority, IGNORE)
 
     return BatchTargets(
         point_masks=point_masks,
@@ -148,16 +146,16 @@ def eligible_queries(targets: BatchTargets, query_superpoints: Tensor) -> list[T
 
 
 def query_semantic_labels(targets: BatchTargets, query_superpoints: Tensor) -> Tensor:
-    """int64 [B, Q], the class of each query's superpoint, `IGNORE_INDEX` without one; arguments as above."""
+    """int64 [B, Q], the class of each query's superpoint, `IGNORE` without one; arguments as above."""
     labels = targets.superpoint_semantic.gather(1, query_superpoints.clamp(min=0))
-    return torch.where(query_superpoints >= 0, labels, IGNORE_INDEX)
+    return torch.where(query_superpoints >= 0, labels, IGNORE)
 
 
 def visible_semantic_labels(targets: BatchTargets, point_visible: Tensor) -> Tensor:
-    """int64 [B, S], the class of each superpoint with a visible point, else `IGNORE_INDEX`; visible is bool [B, N]."""
+    """int64 [B, S], the class of each superpoint with a visible point, else `IGNORE`; visible is bool [B, N]."""
     size = targets.superpoint_mask.shape
     seen = group_counts(targets.point_superpoints(point_visible), size.numel()).view(size) > 0
-    return torch.where(seen, targets.superpoint_semantic, IGNORE_INDEX)
+    return torch.where(seen, targets.superpoint_semantic, IGNORE)
 
 
 def _flat_ids(superpoint_ids: Tensor, selected: Tensor, num_superpoints: int) -> Tensor:

@@ -205,7 +205,10 @@ def test_errors_of_the_data_name_the_file(checkpoint, files, tmp_path):
         with pytest.raises(SystemExit, match=message):
             main([*flat(options), "--checkpoint", checkpoint])
 
-    fails({"--depth_scale": None}, r"error: .*depth\.png: depth is of uint16; expected depth_scale")
+    fails(
+        {"--depth_scale": None},
+        r"error: .*depth\.png: depth has dtype uint16 and depth_scale is None",
+    )
     fails({"--image": str(tmp_path / "none.png")}, r"error: .*No such file.*none\.png")
     fails({"--intrinsics": str(tmp_path / "none.txt")}, r"No such file.*none\.txt")
     fails({"--depth_scale": "-1"}, "depth_scale is -1")

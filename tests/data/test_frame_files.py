@@ -77,7 +77,7 @@ def test_depth(tmp_path):
     Image.fromarray(metres).save(tmp_path / "d.tiff")
     for name in ("d.npy", "d.tiff"):
         np.testing.assert_array_equal(read_depth(tmp_path / name), metres)
-    with pytest.raises(ValueError, match=r"d\.png: depth is of uint16; expected depth_scale"):
+    with pytest.raises(ValueError, match=r"d\.png: depth has dtype uint16 and depth_scale is None"):
         read_depth(tmp_path / "d.png")
     with pytest.raises(ValueError, match="depth_scale is 0"):
         read_depth(tmp_path / "d.png", 0)

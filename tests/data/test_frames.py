@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+from frame_factory import make_frame
 from PIL import Image
 
 from bifusion_hf import RGBDFrame
 from bifusion_hf.data.frames import (
     CAMERA_TO_POINTS,
+    depth_in_metres,
     frame_features,
     frame_from_row,
     frame_to_row,
@@ -158,3 +160,28 @@ def test_rows_without_a_column_are_named():
 def test_depth_beyond_16_bits_is_refused():
     with pytest.raises(ValueError, match="16 bits"):
         frame_to_row(RGBDFrame(**arguments(depth=np.full((48, 64), 70.0))))
+
+
+def test_depth_in_metres_takes_what_is_stored():
+    stored = np.array([[0, 1500], [40000, 2]], np.uint16)
+    np.testing.assert_array_equal(depth_in_metres(stored, 5000, "a"), stored.astype(np.float64) / 5000)
+    metres = np.array([[0.5, np.nan]], np.float32)
+    np.testing.assert_array_equal(depth_in_metres(metres, None, "a"), metres.astype(np.float64))
+    np.testing.assert_array_equal(depth_in_metres(metres, 2.0, "a"), metres.astype(np.float64) / 2)
+    for values, scale, message in (
+        (stored, None, "a: depth has dtype uint16 and depth_scale is None; expected depth_scale, the units per metre"),
+        (stored, 0, "a: depth_scale is 0; expected positive"),
+        (metres, float("nan"), "a: depth_scale is nan; expected positive"),
+        (stored > 0, None, "a: depth has dtype bool"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            depth_in_metres(values, scale, "a")
+
+
+def test_a_row_whose_scale_means_nothing_is_refused():
+    row = frame_to_row(make_frame())
+    for scale in (0.0, -1000.0, float("inf")):
+        with pytest.raises(
+            ValueError, match=f"synthetic 0: depth_scale is {scale}; expected positive units per metre"
+        ):
+            frame_from_row({**row, "depth_scale": scale})

@@ -90,7 +90,7 @@ def test_a_wrong_depth_scale_is_noticed(depth, scale, found):
 
 
 def test_messages_name_files_without_folders(depth, tmp_path):
-    with pytest.raises(ValueError, match="^depth.png: depth is of uint16; expected depth_scale"):
+    with pytest.raises(ValueError, match="^depth.png: depth has dtype uint16 and depth_scale is None"):
         read_upload(IMAGE, depth, None, "60 60 31.5 23.5", None)
     text = tmp_path / "depth.txt"
     text.write_text("no image")

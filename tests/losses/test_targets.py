@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from bifusion_hf.labels import point_instances_from_labels
+from bifusion_hf.labels import IGNORE, point_instances_from_labels
 from bifusion_hf.losses.targets import (
-    IGNORE_INDEX,
     batch_targets,
     eligible_queries,
     query_semantic_labels,
@@ -28,7 +27,7 @@ def test_labels_of_the_original_without_its_lost_instance(reference, case):
     targets = batch_targets(
         mask_labels=[torch.as_tensor(point_instance == np.arange(len(labels))[:, None])],
         class_labels=[torch.as_tensor(labels)],
-        semantic_labels=torch.as_tensor(np.where(semantic < 0, IGNORE_INDEX, semantic))[None],
+        semantic_labels=torch.as_tensor(np.where(semantic < 0, IGNORE, semantic))[None],
         superpoint_ids=torch.as_tensor(superpoints)[None],
         point_mask=torch.ones(1, len(superpoints), dtype=torch.bool),
         num_superpoints=int(num_superpoints),
@@ -36,7 +35,7 @@ def test_labels_of_the_original_without_its_lost_instance(reference, case):
     )
     assert np.array_equal(targets.superpoint_masks[0].numpy(), data[f"c{case}_correct_sp_inst_masks"])
     rows = np.unpackbits(data[f"c{case}_correct_sp_sem_masks_packed"], axis=1)[:, :num_superpoints]
-    classes = np.where(targets.superpoint_semantic[0] == IGNORE_INDEX, 200, targets.superpoint_semantic[0])
+    classes = np.where(targets.superpoint_semantic[0] == IGNORE, 200, targets.superpoint_semantic[0])
     assert np.array_equal(classes, rows.argmax(0))
 
 
@@ -51,13 +50,13 @@ def test_against_counting_point_by_point(random_batch, seed):
             for m, mask in enumerate(labels["mask_labels"][b]):
                 assert targets.superpoint_masks[b][m, s] == (2 * sum(mask[points].tolist()) > len(points))
             semantic = labels["semantic_labels"][b, points].tolist()
-            majority = [c for c in set(semantic) - {IGNORE_INDEX} if 2 * semantic.count(c) > len(points)]
-            assert targets.superpoint_semantic[b, s] == (majority[0] if majority else IGNORE_INDEX)
+            majority = [c for c in set(semantic) - {IGNORE} if 2 * semantic.count(c) > len(points)]
+            assert targets.superpoint_semantic[b, s] == (majority[0] if majority else IGNORE)
         expected = [[s in row.nonzero() for s in batch.query_superpoints[b]] for row in targets.superpoint_masks[b]]
         found = eligible_queries(targets, batch.query_superpoints)[b]
         assert found.tolist() == (expected if expected else [])
     semantic = query_semantic_labels(targets, batch.query_superpoints)
-    assert (semantic[~(batch.query_superpoints >= 0)] == IGNORE_INDEX).all()
+    assert (semantic[~(batch.query_superpoints >= 0)] == IGNORE).all()
     for b, q in (batch.query_superpoints >= 0).nonzero().tolist():
         assert semantic[b, q] == targets.superpoint_semantic[b, batch.query_superpoints[b, q]]
 
@@ -69,8 +68,8 @@ def test_classes_of_superpoints_that_the_image_shows(random_batch):
     for b in range(2):
         for s in range(8):
             seen = any(visible[b, n] for n in range(60) if batch.labels["superpoint_ids"][b, n] == s)
-            assert labels[b, s] == (targets.superpoint_semantic[b, s] if seen else IGNORE_INDEX)
-    assert 0 < (labels != IGNORE_INDEX).sum() < (targets.superpoint_semantic != IGNORE_INDEX).sum()
+            assert labels[b, s] == (targets.superpoint_semantic[b, s] if seen else IGNORE)
+    assert 0 < (labels != IGNORE).sum() < (targets.superpoint_semantic != IGNORE).sum()
 
 
 def test_instances_of_superpoints(random_batch):
@@ -93,7 +92,7 @@ def test_one_label_is_class_agnostic(random_batch):
 
 def test_without_semantic_labels_all_are_ignored(random_batch):
     labels = {**random_batch().labels, "semantic_labels": None}
-    assert (batch_targets(**labels).superpoint_semantic == IGNORE_INDEX).all()
+    assert (batch_targets(**labels).superpoint_semantic == IGNORE).all()
 
 
 @pytest.mark.parametrize(

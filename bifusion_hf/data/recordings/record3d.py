@@ -17,7 +17,7 @@ import numpy as np
 from ...import_utils import require_package
 from ...io.files import DataFileError, decode_image
 from ..frame_files import read_intrinsics
-from ..frames import RGBDFrame, scale_intrinsics
+from ..frames import RGBDFrame, depth_in_metres, scale_intrinsics
 from .base import OPENGL_CAMERA, ReadOptions, Recording, quaternion_pose
 
 
@@ -83,7 +83,7 @@ def open_r3d(path: Path, options: ReadOptions) -> Recording:
         pose[:3, :3] = pose[:3, :3] @ OPENGL_CAMERA
         return RGBDFrame(
             image,
-            depth.reshape(height, width) / (options.depth_scale or 1.0),
+            depth_in_metres(depth.reshape(height, width), options.depth_scale, f"{place}.depth)"),
             camera,
             options.upright(pose, "y"),
             frame_id=f"{path.stem}_{index}",

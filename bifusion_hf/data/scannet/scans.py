@@ -12,7 +12,7 @@ from ...io.files import (
     read_bytes,
     read_text,
 )
-from ..frames import RGBDFrame, scale_intrinsics
+from ..frames import RGBDFrame, depth_in_metres, scale_intrinsics
 from .annotations import read_scan_info
 from .registration import register_color, resize_nearest
 from .sens import SensFile
@@ -213,7 +213,7 @@ def scan_frame(
     color_intrinsics = scan.color_intrinsics((color.shape[1], color.shape[0]))
     return RGBDFrame(
         image=register_color(color, color_intrinsics, intrinsics, size),
-        depth=resize_nearest(depth, size) / scan.depth_scale,
+        depth=depth_in_metres(resize_nearest(depth, size), scan.depth_scale, frame_id),
         intrinsics=intrinsics,
         camera_to_world=pose,
         frame_id=frame_id,
