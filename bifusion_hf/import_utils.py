@@ -15,7 +15,6 @@ OPTIONAL_PACKAGES = {
     "embreex": "rooms",
     "gradio": "demo",
     "rerun": "rerun",
-    "onnx": "onnx",
     "lzfse": "record3d",
 }
 

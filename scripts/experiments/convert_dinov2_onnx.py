@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.experiments.convert_dinov2_onnx",
         description="Converts the DINOv2 tower of an ONNX graph to a folder for from_pretrained: safetensors, "
-        'configuration, report, and a card with provenance. Needs pip install "bifusion_hf[onnx]".',
+        "configuration, report, and a card with provenance. Needs the package onnx.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

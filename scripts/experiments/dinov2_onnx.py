@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model
 
-from bifusion_hf.import_utils import require_package
 from bifusion_hf.io.files import DataFileError, read_bytes
 from bifusion_hf.weights.report import WeightLoadReport, module_counts
 
@@ -41,7 +40,11 @@ class OnnxTower:
 
     def __init__(self, source: str | Path):
         self.source = str(source)
-        onnx = require_package("onnx")
+        try:
+            import onnx
+            from onnx.numpy_helper import to_array
+        except ImportError as error:
+            raise ImportError("this needs the package onnx: pip install onnx") from error
         try:
             graph = onnx.load_model_from_string(_read_onnx(Path(source))).graph
         except DataFileError:
@@ -51,7 +54,7 @@ class OnnxTower:
         self.nodes = list(graph.node)
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._makers = {name: node for node in self.nodes for name in node.output}
-        self._to_array = require_package("onnx.numpy_helper").to_array
+        self._to_array = to_array
 
     def array(self, name: str) -> np.ndarray:
         """The value of an initializer."""
