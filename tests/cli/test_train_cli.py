@@ -1,15 +1,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import pytest
 
-from bifusion_hf.cli import train
-
-
-ROOT = Path(__file__).parents[2]
+from bifusion_hf.cli import openmp, train
 
 
 def test_help_lists_recipes_and_keys(capsys):
@@ -45,16 +41,13 @@ def test_dry_run_prints_the_plan_and_trains_nothing(tmp_path, capsys, monkeypatc
 
 
 WAITING = """
-import os, sys
-from bifusion_hf.cli import train
-from bifusion_hf.training import run
-def build_trainer(arguments):
-    print(os.getpid(), os.environ["OMP_WAIT_POLICY"], sys.argv[1:], arguments.seed)
-    raise SystemExit(3)
-run.build_trainer = build_trainer
-if "OMP_WAIT_POLICY" not in os.environ:
-    print(os.getpid())
-train.main()
+import importlib.util, os, sys
+spec = importlib.util.spec_from_file_location("openmp", sys.argv[1])
+openmp = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(openmp)
+print(os.getpid(), os.environ.get("OMP_WAIT_POLICY"), sys.argv[2:])
+openmp.restart_with_passive_threads()
+sys.exit(3)
 """
 
 
@@ -63,25 +56,29 @@ def test_threads_wait_without_spinning_unless_told_otherwise(policy):
     """OpenMP reads the variable when torch is loaded, so that the command starts itself anew, as the same process."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     environment |= {} if policy is None else {"OMP_WAIT_POLICY": policy}
-    command = [sys.executable, "-c", WAITING, "tiny", "--seed", "7"]
+    # Without the package around it the module loads at once.
+    command = [sys.executable, "-c", WAITING, openmp.__file__, "tiny", "--seed", "7"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 3, done.stderr
     lines = done.stdout.splitlines()
     pid = lines[0].split()[0]
-    expected = [f"{pid} {policy or 'PASSIVE'} ['tiny', '--seed', '7'] 7"]
-    assert lines == ([pid] if policy is None else []) + expected
+    policies = [None, "PASSIVE"] if policy is None else [policy]
+    assert lines == [f"{pid} {policy} ['tiny', '--seed', '7']" for policy in policies]
 
 
-@pytest.mark.slow
-def test_the_script_trains(tmp_path):
-    words = [
-        "tiny_demo", "--output_dir", tmp_path / "run", "--data.max_train_frames", "2", "--data.max_val_frames", "1",
-        "--training.batch_size", "2", "--training.epochs", "1", "--data.num_workers", "0",
-        "--model.processor.num_points", "500",
-    ]  # fmt: skip
-    environment = {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache"), "PATH": ""}
-    command = [sys.executable, ROOT / "scripts" / "train.py", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
-    assert "best_all_ap" in (tmp_path / "run" / "train.log").read_text()
+def test_the_command_restarts_when_its_recipe_is_read(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bifusion-train", "tiny", "--seed", "7"])
+    restarted = []
+
+    def restart():
+        restarted.append(list(sys.argv))
+        raise SystemExit(3)
+
+    monkeypatch.setattr(train, "restart_with_passive_threads", restart)
+    with pytest.raises(SystemExit, match="3"):
+        train.main()
+    assert restarted == [["bifusion-train", "tiny", "--seed", "7"]]
+    monkeypatch.setattr(sys, "argv", ["bifusion-train", "nothing"])
+    with pytest.raises(SystemExit, match="no recipe 'nothing'"):
+        train.main()
+    assert len(restarted) == 1

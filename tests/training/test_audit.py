@@ -164,7 +164,7 @@ def test_table_names_state_gradient_and_reason():
 
 
 def test_the_loop_stops_for_a_detached_loss(tmp_path):
-    arguments = recipe(tmp_path, training={"epochs": 20, "audit_window": 10}, evaluation={"every_epochs": 0})
+    arguments = recipe(tmp_path, training={"epochs": 20, "audit_window": 10})
     # The detached term leaves the class head without gradient too; the loss itself is to be named here.
     arguments.training.audit_exempt = ["classes"]
     trainer = make_trainer(arguments, config={"detach": "loss_class"})

@@ -148,9 +148,7 @@ def test_a_full_disk_ends_with_a_clear_error_and_the_last_checkpoint_intact(tmp_
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("cannot mount a tmpfs here")
     try:
-        arguments = recipe(
-            disk, checkpoints={"every_updates": 2, "keep": 50}, evaluation={"every_epochs": 0}, training={"epochs": 50}
-        )
+        arguments = recipe(disk, checkpoints={"every_updates": 2, "keep": 50}, training={"epochs": 10})
         # About 250 kB a checkpoint.
         trainer = make_trainer(arguments, config={"width": 1500})
         with pytest.raises(CheckpointError, match=r"the disk is full.*MiB are free.*last complete one is"):

@@ -19,8 +19,14 @@ from bifusion_hf.training.plan import describe_plan, saved_bytes
 from bifusion_hf.training.run import build_model, build_processor, build_trainer, cache_superpoints
 
 
+# Frames without superpoints, which take some time to find.
+SAMPLE = {"train": "sample", "val": "sample", "max_train_frames": 2, "max_val_frames": 1}
+# What torch.compile takes long to trace, once instead of three times.
+ONE_LAYER = {"decoder_layers": 1, "decoder_mask_levels": ["superpoint", "point"]}
+
+
 def test_a_recipe_trains_evaluates_and_saves_what_from_pretrained_loads(tmp_path):
-    trainer = build_trainer(small_recipe(tmp_path, data={"train": "sample", "val": "sample"}))
+    trainer = build_trainer(small_recipe(tmp_path, data=SAMPLE, training={"batch_size": 1}))
     results = trainer.train()
     assert {"all_ap", "all_ap_50%", "all_ap_25%"} <= results.keys()
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
@@ -219,11 +225,11 @@ def test_compile_takes_the_dense_parts_and_keeps_the_names_of_the_weights(tmp_pa
     assert not any("_orig_mod" in name for name in network.state_dict())
 
 
-def updates_of(folder, **training):
+def updates_of(folder, config=None, **training):
     """Loss terms and gradients of a run, and the bytes that a forward pass keeps for its backward pass."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "BiFusionTrainer", RecordingTrainer)
-        trainer = build_trainer(small_recipe(folder, training=training, data={"val": None}))
+        trainer = build_trainer(small_recipe(folder, config=config or {}, training=training, data={"val": None}))
         kept = saved_bytes(trainer)
         trainer.train()
     return trainer.seen, kept
@@ -246,15 +252,16 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(tmp_path, pla
 
 
 @pytest.mark.slow
-def test_a_compiled_run_has_the_same_gradients(tmp_path, monkeypatch, plain):
+def test_a_compiled_run_has_the_same_gradients(tmp_path, monkeypatch):
     """Traced and differentiated as for a compiler, which itself is left out: it takes minutes."""
+    plain, _ = updates_of(tmp_path / "plain", ONE_LAYER)
     compile_module = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda *args, **kw: compile_module(*args, backend="aot_eager", **kw))
     torch._dynamo.reset()
-    compiled, _ = updates_of(tmp_path, compile=True)
+    compiled, _ = updates_of(tmp_path / "compiled", ONE_LAYER, compile=True)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     torch._dynamo.reset()
-    assert_same_updates(plain[0], compiled, tolerance=1e-5)
+    assert_same_updates(plain, compiled, tolerance=1e-5)
 
 
 def test_a_streamed_recipe_trains_and_resumes_identically(tmp_path):
@@ -316,10 +323,10 @@ def test_broken_rows_are_named_and_skipped_only_if_asked(tmp_path, caplog, capsy
 def test_a_stream_of_several_shards_and_workers_trains_the_real_network(tmp_path):
     data = {"val": None, "streaming": True, "max_train_frames": None}
     losses = []
-    for workers in (2, 2, 0):
+    for _ in range(2):
         folder = tmp_path / str(len(losses))
         sections = {"training": {"max_updates": 3}, "checkpoints": {"every_epochs": 0}}
-        arguments = small_recipe(folder, data={**data, "num_workers": workers}, **sections)
+        arguments = small_recipe(folder, data={**data, "num_workers": 2}, **sections)
         trainer = build_trainer(arguments)
         seen = []
         step = trainer._finish_update
@@ -329,11 +336,9 @@ def test_a_stream_of_several_shards_and_workers_trains_the_real_network(tmp_path
         )
         trainer.train()
         losses.append([line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line])
-        # Six of six rows, in the order of one reader; two readers begin their shards of three anew after the fourth.
+        # Two readers begin their shards of three anew after the fourth row.
         assert len(seen) == 6 and len(set(seen[:4])) == 4
-        if workers == 0:
-            assert sorted(seen) == sorted(load_frames(prepared_frames(), "train")["frame_id"])
-    assert losses[0] == losses[1] != losses[2]
+    assert losses[0] == losses[1]
 
 
 def test_a_mixture_trains_and_a_resumed_run_sees_the_same_frames(tmp_path):

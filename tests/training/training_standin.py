@@ -138,12 +138,14 @@ def evaluate(model):
 
 
 def recipe(output_dir, **sections):
-    """A recipe of 12 updates: 3 epochs of 16 frames, 4 a step."""
+    """A recipe of 12 updates: 3 epochs of 16 frames, 4 a step; evaluated and saved at the end alone."""
     values = {
         "output_dir": str(output_dir),
         "data": {"num_workers": 0},
         "optimizer": {"learning_rate": 1e-2},
         "training": {"epochs": 3, "batch_size": 4},
+        "evaluation": {"every_epochs": 0},
+        "checkpoints": {"every_epochs": 0},
         "logging": {"progress_bar": False, "every_updates": 1},
     }
     for name, section in sections.items():
