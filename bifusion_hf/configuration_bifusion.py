@@ -30,7 +30,7 @@ class BiFusionPointConfig(PreTrainedConfig):
         blocks (`list[int]`): Residual blocks of each of the eight levels.
         stem_kernel_size (`int`): Kernel of the stem.
         use_frame_adapters (`bool`): Add the adapters ("memory") that online ESAM checkpoints carry between encoder and
-            decoder; they run in the mode of a first frame.
+            decoder; without a `frame_memory` they run in the mode of a first frame.
         batch_norm_eps (`float`): Epsilon of the batch normalisations.
         batch_norm_momentum (`float`): Momentum of the stem, down, up and shortcut normalisations. Those inside the
             blocks use 0.1, as in the original.
@@ -193,6 +193,9 @@ class BiFusionConfig(PreTrainedConfig):
         freeze_tower_embeddings (`bool`): Freeze patch, position and class embedding and the norm behind them.
         semantic_id2label (`dict`, *optional*): Names of the semantic classes; ScanNet200's by default.
         num_semantic_labels (`int`): Classes of the semantic head (a background class is added).
+        use_box_head (`bool`): Predict an axis-aligned box with each query: that of the whole object, seen or not.
+        use_merge_head (`str`, *optional*): Predict an embedding with each query by which the instances of different
+            frames are merged; the kind of its norms, `"layer"` or `"batch"`.
         min_query_fraction (`float`): In training a random part of the superpoints, at least this, become queries.
     """
 
@@ -233,6 +236,9 @@ class BiFusionConfig(PreTrainedConfig):
     gate_warmup_steps: int = 3000
     freeze_tower_early_layers: bool = True
     freeze_tower_embeddings: bool = True
+
+    use_box_head: bool = False
+    use_merge_head: Literal["layer", "batch"] | None = None
 
     num_semantic_labels: int = 200
     semantic_id2label: dict | None = None

@@ -17,10 +17,11 @@ from .configuration_bifusion import BiFusionConfig
 from .io.hub_files import verify_pulled_weights
 from .layers.encoder import BiFusionEncoder, PointEncoding
 from .layers.frame_batch import FrameBatch, superpoints_present
+from .layers.frame_memory import FrameMemory
 from .layers.fusion import Fusion, SqueezeExcite
 from .layers.geometry import FiLM, GeometricEncoding
 from .layers.local_attention import TinySA2D, TinySA3D
-from .layers.query_decoder import QueryCrossAttention, QueryDecoder, QueryDecoderLayer, select_queries
+from .layers.query_decoder import MergeHead, QueryCrossAttention, QueryDecoder, QueryDecoderLayer, select_queries
 from .layers.superpoint_pooling import SuperpointPooling
 from .layers.training_progress import OLD_BUFFERS, TrainingProgress, rename_old_buffers
 from .losses.criterion import BiFusionCriterion, FusionOutput
@@ -53,6 +54,7 @@ class BiFusionModelOutput(ModelOutput):
         hidden_states (`tuple(torch.FloatTensor)`, *optional*): Of the image tower.
         attentions (`tuple(torch.FloatTensor)`, *optional*): Of the image tower.
         encoding (`PointEncoding`, *optional*): The checked inputs, and what was found for their real points.
+        frame_memory (`FrameMemory`, *optional*): With these frames, where one was given.
     """
 
     point_features: torch.FloatTensor | None = None
@@ -62,6 +64,7 @@ class BiFusionModelOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     encoding: PointEncoding | None = None
+    frame_memory: FrameMemory | None = None
 
 
 @dataclass
@@ -81,8 +84,14 @@ class BiFusionForInstanceSegmentationOutput(ModelOutput):
         query_mask (`torch.BoolTensor` of shape `(batch_size, num_queries)`): False at padding.
         query_superpoints (`torch.LongTensor` of shape `(batch_size, num_queries)`):
             Superpoint of each query, -1 at padding. At inference query j is superpoint j.
-        auxiliary_logits (`list[dict[str, torch.FloatTensor]]`, *optional*): `class_queries_logits` and
-            `masks_queries_logits` of the heads before the last; masks of the first heads are over superpoints.
+        pred_boxes (`torch.FloatTensor` of shape `(batch_size, num_queries, 6)`, *optional*):
+            With `use_box_head`: min x, y, z, max x, y, z of each query's whole object, in the coordinates of `points`.
+        merge_embeddings (`torch.FloatTensor` of shape `(batch_size, num_queries, decoder_size)`, *optional*):
+            With `use_merge_head`: of unit length, 0 at padding.
+        frame_memory (`FrameMemory`, *optional*): With these frames, where one was given.
+        auxiliary_logits (`list[dict[str, torch.FloatTensor]]`, *optional*): `class_queries_logits`,
+            `masks_queries_logits` and perhaps `pred_boxes` of the heads before the last; masks of the first heads are
+            over superpoints.
         point_features (`torch.FloatTensor` of shape `(batch_size, num_points, hidden_size)`): Fused features.
         superpoint_features (`torch.FloatTensor` of shape `(batch_size, num_superpoints, hidden_size)`): Pooled.
         fusion_weights (`torch.FloatTensor` of shape `(batch_size, num_points, 1)`, *optional*): As in the base model.
@@ -98,6 +107,9 @@ class BiFusionForInstanceSegmentationOutput(ModelOutput):
     semantic_queries_logits: torch.FloatTensor | None = None
     query_mask: torch.BoolTensor | None = None
     query_superpoints: torch.LongTensor | None = None
+    pred_boxes: torch.FloatTensor | None = None
+    merge_embeddings: torch.FloatTensor | None = None
+    frame_memory: FrameMemory | None = None
     auxiliary_logits: list[dict[str, torch.FloatTensor]] | None = None
     point_features: torch.FloatTensor | None = None
     superpoint_features: torch.FloatTensor | None = None
@@ -203,6 +215,7 @@ class BiFusionModel(BiFusionPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         output_encoding: bool = False,
+        frame_memory: FrameMemory | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BiFusionModelOutput:
         """Point and superpoint features.
@@ -219,6 +232,7 @@ class BiFusionModel(BiFusionPreTrainedModel):
             output_hidden_states: Return the image tower's hidden states; None = as the configuration says.
             output_attentions: Return the image tower's attentions; None = as the configuration says.
             output_encoding: Return the encoding too, which heads and losses need.
+            frame_memory: What frame adapters remember of the frames before; None = each frame is a first one.
             kwargs: For transformers.
 
         Raises:
@@ -236,6 +250,7 @@ class BiFusionModel(BiFusionPreTrainedModel):
         encoding = self.encoder(
             frames.cast(self.dtype),
             self.training_progress(self.config.gate_warmup_steps),
+            frame_memory,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
@@ -256,6 +271,7 @@ class BiFusionModel(BiFusionPreTrainedModel):
             hidden_states=encoding.hidden_states,
             attentions=encoding.attentions,
             encoding=encoding if output_encoding else None,
+            frame_memory=encoding.memory,
         )
 
 
@@ -271,6 +287,9 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         super().__init__(config)
         self.model = BiFusionModel(config)
         self.decoder = QueryDecoder(config)
+        self.merge_head = None
+        if config.use_merge_head is not None:
+            self.merge_head = MergeHead(config.decoder_size, config.use_merge_head)
         # Of its loss alone: what the tower learns then passes through no gate, and no matrix that starts at zero.
         self.image_classifier = None
         if config.loss_config.image_semantic_weight:
@@ -295,6 +314,7 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         semantic_labels: torch.LongTensor | None = None,
         query_seeds: torch.LongTensor | None = None,
         loss_counts: dict[str, torch.Tensor] | None = None,
+        frame_memory: FrameMemory | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BiFusionForInstanceSegmentationOutput:
         """Predicts instances; with labels, gives the losses too.
@@ -314,6 +334,8 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
             query_seeds: [B], seeds of the random part of the superpoints that become queries in training.
             loss_counts: What each loss term is divided by instead of this batch's own `count_loss_samples`; for
                 gradient accumulation and several processes.
+            frame_memory: What frame adapters remember of the frames before, for batches whose sample b goes on with
+                sequence b in one world; an empty one at the first frame, None = each frame is a first one.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
@@ -322,11 +344,11 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         base = self.model(
             points, point_colors, point_mask, superpoint_ids, pixel_values, point_pixels, point_visible,
             camera_rotations, output_hidden_states=False, output_attentions=False, output_encoding=True,
-            return_dict=True,
+            frame_memory=frame_memory, return_dict=True,
         )  # fmt: skip
         frames = base.encoding.frames
         queries = self._select_queries(frames.superpoint_mask, query_seeds)
-        heads, semantic_logits = self.decoder(
+        heads, semantic_logits, normed = self.decoder(
             frames, base.superpoint_features, base.point_features, base.point_weights, queries
         )
         losses = None
@@ -353,9 +375,16 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
             query_mask=queries >= 0,
             query_superpoints=queries,
             auxiliary_logits=[
-                {"class_queries_logits": head.class_logits, "masks_queries_logits": head.mask_logits}
+                {
+                    "class_queries_logits": head.class_logits,
+                    "masks_queries_logits": head.mask_logits,
+                    **({} if head.boxes is None else {"pred_boxes": head.boxes}),
+                }
                 for head in heads[:-1]
             ],
+            pred_boxes=heads[-1].boxes,
+            merge_embeddings=None if self.merge_head is None else self.merge_head(normed, queries >= 0),
+            frame_memory=base.frame_memory,
             point_features=base.point_features,
             superpoint_features=base.superpoint_features,
             fusion_weights=base.fusion_weights,

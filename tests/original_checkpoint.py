@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from bifusion_hf.weights.sv3d import translate
+from bifusion_hf.weights.sv3d import HEADS, translate
 
 
 KEYS = Path(__file__).parent / "fixtures" / "reference" / "keys.json"
@@ -17,14 +17,13 @@ def original_state(model: torch.nn.Module, network: str = "single_view") -> dict
 
     Args:
         model: The model.
-        network: `"single_view"` or `"online"`; the latter's merge and box heads are placeholders.
+        network: `"single_view"` or `"online"`; what the model lacks of the latter's heads is left out.
     """
     ours, state, used = model.state_dict(), {}, set()
     for key in json.loads(KEYS.read_text())[network]:
         # Three rows, as the packed attention matrices are cut in three.
         names = [
-            name if name.startswith("decoder.") else f"model.{name}"
-            for name in translate(key, torch.zeros(3), "backbone.")
+            name if name.startswith(HEADS) else f"model.{name}" for name in translate(key, torch.zeros(3), "backbone.")
         ]
         if not names:
             state[key] = torch.zeros(2)

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bifusion_hf import BiFusionForInstanceSegmentation
-from bifusion_hf.layers.point_encoder import sample_mean
 from bifusion_hf.layers.query_decoder import blocked_share
+from bifusion_hf.layers.reductions import sample_mean
 from bifusion_hf.layers.superpoint_pooling import SuperpointPooling
 from bifusion_hf.losses.branch_consistency import BranchConsistencyLoss
 

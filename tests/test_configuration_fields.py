@@ -70,6 +70,8 @@ CHANGES = {
     "freeze_clip_patch_embedding": Change(False, "frozen", "residual"),
     "num_semantic_labels": Change(7, "structure", along={"semantic_id2label": None}),
     "semantic_id2label": Change({index: f"class {index}" for index in range(200)}, "class_names"),
+    "use_box_head": Change(True, "structure"),
+    "use_merge_head": Change("layer", "structure"),
     "min_query_fraction": Change(1.0, "queries"),
     "no_object_weight": Change(0.4, "losses"),
     "class_weight": Change(0.7, "losses"),

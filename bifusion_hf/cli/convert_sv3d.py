@@ -283,6 +283,10 @@ def read_architecture(state: "dict[str, torch.Tensor]", prefix: str, **unseen: A
         ("num_semantic_labels", "decoder.semantic_head.weight", 1),
     )
     fields.update({field: shapes[name][0] - less for field, name, less in rows if name in shapes})
+    if "decoder.box_head.out.weight" in shapes:
+        fields["use_box_head"] = True
+    if "merge_head.out.weight" in shapes:
+        fields["use_merge_head"] = "batch" if "merge_head.out_norm.running_mean" in shapes else "layer"
     return BiFusionConfig.from_preset("sv3d", **fields, **unseen)
 
 
@@ -346,8 +350,8 @@ def write_card(
         labels = f"It has {config.num_labels} classes; the source does not name them."
     if config.point_config.use_frame_adapters:
         labels += (
-            " The source is an online checkpoint: its frame adapters run as on the first frame of a sequence, and "
-            "what merges instances between frames is left out."
+            " The source is an online checkpoint: on single frames its frame adapters run as on the first frame of a "
+            "sequence; `SceneSession` and `bifusion-scan` merge the frames of a sequence by its learned rules."
         )
     if report.missing or report.mismatched:
         extent = (

@@ -8,6 +8,7 @@ from torch import nn
 from ..configuration_bifusion import BiFusionConfig
 from ..sparse import VoxelGrid, voxelize
 from .frame_batch import FrameBatch
+from .frame_memory import FrameMemory
 from .fusion import EnhancedFusionGate, Fusion, LiteFusionGate, unit_length
 from .geometry import FiLM, GeometricEncoding, sample_tokens
 from .image_encoder import ImageEncoder
@@ -28,6 +29,7 @@ class PointEncoding:
         point_embeds: [P, projection_dim], unit length, from the points.
         hidden_states: Of the image tower, where asked for.
         attentions: Of the image tower, where asked for.
+        memory: Of the frame adapters with these frames, where one was given.
     """
 
     frames: FrameBatch
@@ -38,6 +40,7 @@ class PointEncoding:
     point_embeds: torch.Tensor | None = None
     hidden_states: tuple | None = None
     attentions: tuple | None = None
+    memory: FrameMemory | None = None
 
 
 class BiFusionEncoder(nn.Module):
@@ -74,23 +77,28 @@ class BiFusionEncoder(nn.Module):
             gate = LiteFusionGate(size)
         self.fusion = Fusion(gate, size, point_size, residual=config.fusion_type == "residual")
 
-    def forward(self, frames: FrameBatch, hold_gate: torch.Tensor, **kwargs) -> PointEncoding:
+    def forward(
+        self, frames: FrameBatch, hold_gate: torch.Tensor, memory: FrameMemory | None = None, **kwargs
+    ) -> PointEncoding:
         """Encodes the real points of a batch.
 
         Args:
             frames: In the network's precision (`FrameBatch.cast`).
             hold_gate: bool [], the gate is held at 0.5.
+            memory: Of the frames before, see `Res16UNet.forward`.
             kwargs: For the image tower.
         """
         points, sample = frames.real(frames.points), frames.sample
         # One voxel for a point at every precision of the network: the coordinates are float32.
         grid = voxelize(points.float(), sample, self.config.voxel_size, frames.batch_size)
-        voxel_features = self.point_encoder(grid.mean(frames.real(frames.point_colors)), grid)
+        voxel_features = self.point_encoder(grid.mean(frames.real(frames.point_colors)), grid, memory)
+        if memory is not None:
+            voxel_features, memory = voxel_features
         if self.tiny_sa_3d is not None:
             voxel_features = self.tiny_sa_3d(voxel_features, grid)
         raw = grid.to_points(voxel_features)
         if self.fusion is None:
-            return PointEncoding(frames, raw, grid)
+            return PointEncoding(frames, raw, grid, memory=memory)
 
         tokens, hidden_states, attentions = self.image_encoder(frames.pixel_values, **kwargs)
         if self.tiny_sa_2d is not None:
@@ -104,4 +112,6 @@ class BiFusionEncoder(nn.Module):
             modulated = self.film(condition, *modulated)
         visible = frames.real(frames.point_visible)
         features, weights = self.fusion(raw, *modulated, points, grid, visible, sample, hold_gate)
-        return PointEncoding(frames, features, grid, weights, image_embeds, point_embeds, hidden_states, attentions)
+        return PointEncoding(
+            frames, features, grid, weights, image_embeds, point_embeds, hidden_states, attentions, memory
+        )

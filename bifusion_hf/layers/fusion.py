@@ -11,7 +11,7 @@ from torch import nn
 from transformers import initialization as init
 
 from ..sparse import VoxelGrid, radius_neighbors
-from .point_encoder import sample_mean
+from .reductions import sample_mean
 
 
 class LiteFusionGate(nn.Module):

@@ -13,7 +13,7 @@ from transformers import initialization as init
 from ..configuration_bifusion import BiFusionConfig
 from ..sparse import VoxelGrid
 from .attention import MultiHeadAttention
-from .point_encoder import sample_mean
+from .reductions import sample_mean
 
 
 class SelfAttentionBlock(nn.Module):

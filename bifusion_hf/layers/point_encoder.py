@@ -17,6 +17,7 @@ from ..sparse import (
     VoxelGrid,
     convolve_normalized,
 )
+from .frame_memory import FrameAdapter, FrameMemory, remember
 
 
 class ResidualBlock(nn.Module):
@@ -40,39 +41,6 @@ class ResidualBlock(nn.Module):
             shortcut = convolve_normalized(self.shortcut_conv, self.shortcut_norm, x, is_rectified=False).features
         x = convolve_normalized(self.conv1, self.norm1, x)
         return convolve_normalized(self.conv2, self.norm2, x, shortcut)
-
-
-class FrameAdapter(nn.Module):
-    """One level of an online ESAM checkpoint's memory, in the mode of a first frame.
-
-    Two 3x3x3 convolutions (dilation 1 and 3) and the mean over the sample are mixed and added to the input.
-    """
-
-    def __init__(self, channels: int, eps: float):
-        super().__init__()
-        self.conv_near = SubmanifoldConv3d(channels, channels, kernel_size=3)
-        self.norm_near = VoxelBatchNorm(channels, eps=eps)
-        self.conv_far = SubmanifoldConv3d(channels, channels, kernel_size=3, dilation=3)
-        self.norm_far = VoxelBatchNorm(channels, eps=eps)
-        self.conv_mix = SubmanifoldConv3d(3 * channels, channels, kernel_size=1)
-        self.norm_mix = VoxelBatchNorm(channels, eps=eps)
-
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        near = convolve_normalized(self.conv_near, self.norm_near, x).features
-        far = convolve_normalized(self.conv_far, self.norm_far, x).features
-        sample = x.grid.coordinates[:, 0].long()
-        mean = sample_mean(x.features, sample, x.grid.batch_size)[sample]
-        mixed = x.replace(torch.cat([near, far, mean], dim=1))
-        return convolve_normalized(self.conv_mix, self.norm_mix, mixed, shortcut=x.features)
-
-
-def sample_mean(features: torch.Tensor, sample: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Mean of the rows of each sample, or other group: [R, C] and int64 [R] to [batch_size, C]; 0 without rows."""
-    # Half precision cannot count: a sum of bfloat16 ones ends at 256, one of float16 overflows at 65504.
-    summed = features.to(torch.promote_types(features.dtype, torch.float32))
-    total = summed.new_zeros(batch_size, features.shape[1]).index_add_(0, sample, summed)
-    count = torch.bincount(sample, minlength=batch_size).clamp(min=1)
-    return (total / count.unsqueeze(1).to(total.dtype)).to(features.dtype)
 
 
 class Res16UNet(nn.Module):
@@ -109,16 +77,31 @@ class Res16UNet(nn.Module):
             level(planes[4 + index] + skip, 4 + index) for index, skip in enumerate(reversed(skips))
         )
 
-    def forward(self, voxel_features: torch.Tensor, grid: VoxelGrid) -> torch.Tensor:
+    def forward(
+        self, voxel_features: torch.Tensor, grid: VoxelGrid, memory: FrameMemory | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, FrameMemory]:
         """Features of the voxels.
 
         Args:
             voxel_features: [V, in_channels] float, mean colour of each voxel.
             grid: The voxels, at stride 1.
+            memory: Of the frames before; None = every frame is a first one.
 
         Returns:
-            [V, out_channels] in the grid's row order.
+            [V, out_channels] in the grid's row order; where a memory was given a pair of that and of the memory with
+            this frame.
+
+        Raises:
+            ValueError: A memory is given to a network without frame adapters, or one of another number of levels.
         """
+        if memory is not None:
+            levels = 0 if self.frame_adapters is None else len(self.frame_adapters)
+            if len(memory.levels) not in (0, levels) or levels == 0:
+                raise ValueError(
+                    f"frame_memory has {len(memory.levels)} levels; the network has {levels} frame adapters "
+                    "(point_config.use_frame_adapters)"
+                )
+        remembered: list[SparseTensor] = []
         x = convolve_normalized(self.stem, self.stem_norm, SparseTensor(voxel_features, grid))
         skips = [x]
         for index, (conv, norm, blocks) in enumerate(
@@ -128,7 +111,14 @@ class Res16UNet(nn.Module):
             for block in blocks:
                 x = block(x)
             # The adapters change what the decoder reads; the next encoder level sees the unadapted features.
-            skips.append(x if self.frame_adapters is None else self.frame_adapters[index](x))
+            skip = x
+            if memory is not None:
+                bank = memory.levels[index] if memory.levels else None
+                skip, bank = remember(self.frame_adapters[index], x, bank)
+                remembered.append(bank)
+            elif self.frame_adapters is not None:
+                skip = self.frame_adapters[index](x)
+            skips.append(skip)
         x = skips.pop()
         for conv, norm, blocks in zip(self.up_convs, self.up_norms, self.up_blocks, strict=True):
             skip = skips.pop()
@@ -136,4 +126,4 @@ class Res16UNet(nn.Module):
             x = x.replace(torch.cat([x.features, skip.features], dim=1))
             for block in blocks:
                 x = block(x)
-        return x.features
+        return x.features if memory is None else (x.features, FrameMemory(tuple(remembered)))

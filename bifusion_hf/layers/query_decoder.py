@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..configuration_bifusion import BiFusionConfig
 from .attention import MultiHeadAttention
 from .frame_batch import FrameBatch
+from .reductions import sample_mean
 
 
 @dataclass
@@ -25,11 +26,13 @@ class QueryHeadOutput:
         class_logits: [B, Q, C + 1], the last column is "no object".
         mask_logits: [B, Q, S] over superpoints or [B, Q, N] over points.
         level: `"superpoint"` or `"point"`.
+        boxes: [B, Q, 6] min x, y, z, max x, y, z in the coordinates of the points, where there is a box head.
     """
 
     class_logits: torch.Tensor
     mask_logits: torch.Tensor
     level: str
+    boxes: torch.Tensor | None = None
 
 
 class QueryCrossAttention(MultiHeadAttention):
@@ -94,6 +97,7 @@ class QueryDecoder(nn.Module):
         self.out_norm = nn.LayerNorm(size)
         self.class_head = MLP(size, size, config.num_labels + 1)
         self.semantic_head = nn.Linear(size, config.num_semantic_labels + 1)
+        self.box_head = MLP(size, size, 6) if config.use_box_head else None
 
     def forward(
         self,
@@ -102,7 +106,7 @@ class QueryDecoder(nn.Module):
         point_features: torch.Tensor,
         point_weights: torch.Tensor,
         query_superpoints: torch.Tensor,
-    ) -> tuple[list[QueryHeadOutput], torch.Tensor]:
+    ) -> tuple[list[QueryHeadOutput], torch.Tensor, torch.Tensor]:
         """Predictions of all heads.
 
         Args:
@@ -113,7 +117,8 @@ class QueryDecoder(nn.Module):
             query_superpoints: int64 [B, Q], the superpoint of each query, -1 = padding.
 
         Returns:
-            The outputs of all heads and the semantic logits [B, Q, num_semantic_labels + 1].
+            The outputs of all heads, the semantic logits [B, Q, num_semantic_labels + 1] and the normed queries of the
+            last head [B, Q, decoder_size].
         """
         query_mask = query_superpoints >= 0
         size = superpoint_features.shape[-1]
@@ -125,6 +130,7 @@ class QueryDecoder(nn.Module):
         if self.superpoint_mask_proj is not None:
             mask_features["superpoint"] = self.superpoint_mask_proj(superpoint_features)
 
+        centres = None if self.box_head is None else query_centres(frames, query_superpoints)
         heads = []
         for index, level in enumerate(self.mask_levels):
             if index > 0:
@@ -132,8 +138,9 @@ class QueryDecoder(nn.Module):
                 queries = self.layers[index - 1](queries, keys, cross_mask, query_mask.unsqueeze(1))
             normed = self.out_norm(queries)
             mask_logits = normed @ mask_features[level].transpose(1, 2)
-            heads.append(QueryHeadOutput(self.class_head(normed), mask_logits, level))
-        return heads, self.semantic_head(normed)
+            boxes = None if self.box_head is None else place_boxes(self.box_head(normed), centres)
+            heads.append(QueryHeadOutput(self.class_head(normed), mask_logits, level, boxes))
+        return heads, self.semantic_head(normed), normed
 
     @torch.no_grad()
     def _attention_mask(self, head: QueryHeadOutput, frames: FrameBatch, point_weights: torch.Tensor) -> torch.Tensor:
@@ -147,6 +154,44 @@ class QueryDecoder(nn.Module):
         # Each query keeps the superpoints that are blocked least, so that no row is left without any.
         least = blocked.masked_fill(~real, float("inf")).amin(dim=2, keepdim=True)
         return ((blocked <= 0.5) | (blocked == least)) & real
+
+
+class MergeHead(nn.Module):
+    """Embeddings by which instances of different frames are told to be one object, of unit length.
+
+    Args:
+        size: Width of the queries and of the embeddings.
+        norm: `"layer"` or `"batch"`; both occur among the original's checkpoints.
+    """
+
+    def __init__(self, size: int, norm: str):
+        super().__init__()
+        kind = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d}[norm]
+        self.hidden = nn.Linear(size, 2 * size)
+        self.hidden_norm = kind(2 * size)
+        self.out = nn.Linear(2 * size, size)
+        self.out_norm = kind(size)
+
+    def forward(self, queries: torch.Tensor, query_mask: torch.Tensor) -> torch.Tensor:
+        """[B, Q, D] to [B, Q, D], 0 where the mask [B, Q] is False: batch statistics must not see padding."""
+        real = torch.relu(self.hidden_norm(self.hidden(queries[query_mask])))
+        real = nn.functional.normalize(self.out_norm(self.out(real)), dim=1)
+        return real.new_zeros(queries.shape).masked_scatter(query_mask.unsqueeze(2), real)
+
+
+def query_centres(frames: FrameBatch, query_superpoints: torch.Tensor) -> torch.Tensor:
+    """Mean place of the points of each query's superpoint, [B, Q, 3] of the points' precision; 0 at padding."""
+    means = sample_mean(frames.real(frames.points), frames.point_superpoints, frames.superpoint_mask.numel())
+    means = means.unflatten(0, frames.superpoint_mask.shape)
+    rows = query_superpoints.clamp(min=0).unsqueeze(2).expand(-1, -1, 3)
+    return means.gather(1, rows) * (query_superpoints >= 0).unsqueeze(2)
+
+
+def place_boxes(regression: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """Corners [B, Q, 6] of boxes: the centre is off by the first three of [B, Q, 6], exp of the others is the size."""
+    middle = centres + regression[..., :3].to(centres.dtype)
+    half = regression[..., 3:].to(centres.dtype).exp() / 2
+    return torch.cat([middle - half, middle + half], dim=-1)
 
 
 def select_queries(

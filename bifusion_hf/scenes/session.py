@@ -12,6 +12,7 @@ import torch
 from ..data.augmentation import resize_image
 from ..data.frames import NONE, RGBDFrame
 from ..layers.frame_batch import FORWARD_INPUTS
+from ..layers.frame_memory import FrameMemory
 from .merging import (
     STRATEGIES,
     CoveredObjects,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from ..processing_bifusion import BiFusionProcessor
 
 # Arguments of a session that it keeps under their names.
-SAVED_SETTINGS = ("threshold", "max_instances", "voxel_size", "max_objects", "keep_frames")
+SAVED_SETTINGS = ("threshold", "max_instances", "voxel_size", "max_objects", "memory", "keep_frames")
 
 Merging = NoMerging | GeometricMerging | LearnedMerging
 
@@ -86,6 +87,8 @@ class SceneSession:
         max_instances: Of a frame; None = the processor's, or 20 as in the original with learned merging.
         voxel_size: Metres, of the map.
         max_objects: Above this number the scene forgets those of fewest views, the lower score first.
+        memory: Of a network with frame adapters: `"scene"` remembers all frames, `"frame"` is reset at every frame, as
+            the original's streaming demonstration does.
         keep_frames: Keep each frame's map of ids for `frame_segmentation`, a few KB each.
 
     Raises:
@@ -102,6 +105,7 @@ class SceneSession:
         max_instances: int | None = None,
         voxel_size: float = 0.04,
         max_objects: int = 2000,
+        memory: str = "scene",
         keep_frames: bool = True,
     ):
         self.model, self.processor = model, processor
@@ -110,6 +114,9 @@ class SceneSession:
             raise ValueError(f"voxel_size is {voxel_size}; expected metres above 0")
         if max_objects < 1:
             raise ValueError(f"max_objects is {max_objects}; expected at least 1")
+        if memory not in ("scene", "frame"):
+            raise ValueError(f"memory is {memory!r}; expected 'scene' or 'frame'")
+        self.memory = memory
         if max_instances is None and isinstance(self.merging, LearnedMerging):
             max_instances = 20
         self.threshold, self.max_instances = float(threshold), max_instances
@@ -120,11 +127,16 @@ class SceneSession:
         """Forgets the scene."""
         self.bank = ObjectBank()
         self.map = SceneMap(self.voxel_size)
+        self.frame_memory = FrameMemory() if self._has_adapters and self.memory == "scene" else None
         self.frame_ids: list[str] = []
         self.notes: dict[str, Any] = {}
         # Pose of each frame, and its map of ids: height, width and the deflated values.
         self._poses: list[np.ndarray] = []
         self._maps: list[tuple[int, int, bytes]] = []
+
+    @property
+    def _has_adapters(self) -> bool:
+        return getattr(getattr(self.model.config, "point_config", None), "use_frame_adapters", False)
 
     @property
     def num_frames(self) -> int:
@@ -160,7 +172,7 @@ class SceneSession:
             )
         # A frame may have been changed after it was checked.
         frame = replace(frame)
-        result, instances = self._predict(frame)
+        result, instances, frame_memory = self._predict(frame)
         measured = frame.depth > 0
         positions = frame.unproject()[measured]
         colors = resize_image(frame.image, frame.depth.shape)[measured]
@@ -174,6 +186,7 @@ class SceneSession:
         objects = self.merging.match(self.bank, instances, covered)
 
         # From here on nothing can fail.
+        self.frame_memory = frame_memory
         ids = self.bank.merge(instances, objects)
         self.map.add(*voxels[:3], _look_up(ids, rows))
         result["segmentation"] = _look_up(ids, result["segmentation"]).astype(np.int32)
@@ -187,11 +200,21 @@ class SceneSession:
         return result
 
     @torch.no_grad()
-    def _predict(self, frame: RGBDFrame) -> tuple[dict[str, Any], FrameInstances]:
-        """What the network finds in a frame: the result with rows for ids, and the instances for merging."""
+    def _predict(self, frame: RGBDFrame) -> tuple[dict[str, Any], FrameInstances, FrameMemory | None]:
+        """What the network finds in a frame.
+
+        Returns:
+            The result with rows for ids, the instances for merging, and the network's memory with this frame.
+        """
         batch = self.processor.collate([self.processor.prepare_frame(frame)])
+        if self._has_adapters:
+            # Frames meet in the memory's voxels, so all have the world's coordinates, as the original's online mode.
+            batch["points"] = batch["points"] + batch["point_offsets"][:, None]
+            batch["point_offsets"] = torch.zeros_like(batch["point_offsets"])
         device = self.model.device
         inputs = {name: batch[name].to(device) for name in FORWARD_INPUTS if name in batch}
+        if self.frame_memory is not None:
+            inputs["frame_memory"] = self.frame_memory
         outputs = self.model(**inputs)
         settings = {} if self.max_instances is None else {"max_instances": self.max_instances}
         result = self.processor.post_process_instance_segmentation(
@@ -209,9 +232,11 @@ class SceneSession:
                 segment["id"] = row
         instances = self._instances(outputs, queries, masks, points, offset, result)
         result.update(points=points, pixel_indices=batch["pixel_indices"][0])
-        return {
-            name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in result.items()
-        }, instances
+        return (
+            {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in result.items()},
+            instances,
+            getattr(outputs, "frame_memory", None),
+        )
 
     def _instances(
         self,
@@ -325,6 +350,7 @@ class SceneSession:
         arrays = {
             **{f"bank.{name}": value for name, value in self.bank.state().items()},
             **{f"map.{name}": value for name, value in self.map.state().items()},
+            **({} if self.frame_memory is None else _to_arrays("memory.", self.frame_memory.state())),
             "frames.poses": self.poses,
             "frames.sizes": np.array([heights, widths, [len(part) for part in data]], dtype=np.int64),
             "frames.maps": np.frombuffer(b"".join(data), dtype=np.uint8),
@@ -363,6 +389,10 @@ class SceneSession:
 
         session.bank = ObjectBank.from_state(content["next_id"], part("bank."))
         session.map = SceneMap.from_state(session.voxel_size, part("map."))
+        if session.frame_memory is not None:
+            device = model.device
+            tensors = {name: torch.from_numpy(value).to(device) for name, value in part("memory.").items()}
+            session.frame_memory = FrameMemory.from_state(tensors)
         session.frame_ids, session.notes = list(content["frame_ids"]), dict(content["notes"])
         session._poses = list(arrays["frames.poses"])
         sizes, data = arrays["frames.sizes"], arrays["frames.maps"].tobytes()
@@ -387,6 +417,13 @@ def _strategy(merging: str | Merging | None, model: "BiFusionForInstanceSegmenta
             "'geometric' works with any"
         )
     return merging
+
+
+def _to_arrays(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {
+        prefix + name: value.cpu().float().numpy() if value.is_floating_point() else value.cpu().numpy()
+        for name, value in tensors.items()
+    }
 
 
 def _bounds(points: torch.Tensor | np.ndarray) -> np.ndarray:

@@ -44,9 +44,10 @@ class VoxelGrid:
         self._set(coordinates.int(), keys, None if is_sorted else order, batch_size, stride)
 
     @classmethod
-    def _from_sorted_keys(
+    def from_sorted_keys(
         cls, keys: torch.Tensor, batch_size: int, stride: int, finer: "VoxelGrid | None" = None
     ) -> "VoxelGrid":
+        """The grid of keys that are known to be right, int64 [V], ascending and unique; its rows have their order."""
         grid = cls.__new__(cls)
         grid._set(unpack(keys), keys, None, batch_size, stride, finer)
         return grid
@@ -104,7 +105,7 @@ class VoxelGrid:
             floored = self.coordinates.long()
             floored[:, 1:] -= floored[:, 1:].remainder(stride)
             keys, self._parents = torch.unique(pack(floored), return_inverse=True)
-            self._coarser = VoxelGrid._from_sorted_keys(keys, self.batch_size, stride, finer=self)
+            self._coarser = VoxelGrid.from_sorted_keys(keys, self.batch_size, stride, finer=self)
         return self._coarser
 
     def finer(self) -> "VoxelGrid":
@@ -217,7 +218,7 @@ def voxelize(points: torch.Tensor, batch_indices: torch.Tensor, voxel_size: floa
             )
         check_samples(int(batch_indices.min()), int(batch_indices.max()), batch_size)
     keys, inverse = torch.unique(pack(torch.cat([batch_indices[:, None], cells.long()], dim=1)), return_inverse=True)
-    grid = VoxelGrid._from_sorted_keys(keys, batch_size, stride=1)
+    grid = VoxelGrid.from_sorted_keys(keys, batch_size, stride=1)
     grid.inverse = inverse
     return grid
 

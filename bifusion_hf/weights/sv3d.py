@@ -72,7 +72,12 @@ DECODER = {
     "out_cls.0": "class_head.hidden",
     "out_cls.2": "class_head.out",
     "out_sem": "semantic_head",
+    "out_reg.0": "box_head.hidden",
+    "out_reg.2": "box_head.out",
 }
+MERGE_HEAD = {"net.0": "hidden", "net.1": "hidden_norm", "net.3": "out", "net.4": "out_norm"}
+# What begins so is the instance model's, everything else lies in its base.
+HEADS = ("decoder.", "merge_head.")
 # Decoder layers: (kind, rest of the name) -> ours, under decoder.layers.LAYER.
 DECODER_LAYER = {
     ("cross_attn", "attn.out_proj"): "cross_attention.out_proj",
@@ -87,8 +92,8 @@ PACKED_ATTENTION = {"cross_attn": "cross_attention", "self_attn": "self_attentio
 
 # What online checkpoints hold beside: tracking between frames needs it, a single frame does not.
 UNUSED = {
-    "merge_head.": "merges instances between frames",
-    "decoder.out_reg.": "boxes for merging between frames",
+    "merge_head.": "merges instances between frames (use_merge_head)",
+    "decoder.out_reg.": "boxes for merging between frames (use_box_head)",
 }
 POINT_ENCODER = "encoder.point_encoder."
 # A checkpoint of this package has such names.
@@ -135,8 +140,7 @@ def load_sv3d_weights(
     backbone_prefix = find_backbone_prefix(state)
     for key, value in state.items():
         translated = _own_names(key, value) if is_own else translate(key, value, backbone_prefix)
-        # The decoder is the instance model's, everything else lies in its base.
-        names = {name if name.startswith("decoder.") else base + name: part for name, part in translated.items()}
+        names = {name if name.startswith(HEADS) else base + name: part for name, part in translated.items()}
         wrong = [name for name, part in names.items() if name in targets and targets[name] != part.shape]
         if not names or not set(names) <= set(targets):
             report.unexpected.append(key)
@@ -177,7 +181,7 @@ def translate(key: str, value: torch.Tensor, backbone_prefix: str | None) -> dic
         backbone_prefix: What stands before the U-Net's names there.
 
     Returns:
-        Names within `BiFusionModel`, or `decoder.` of the instance model.
+        Names within `BiFusionModel`, or `decoder.` and `merge_head.` of the instance model.
     """
     # MinkowskiEngine keeps a BatchNorm1d inside each of its normalisations.
     name = re.sub(r"\.bn\.(?=[a-z_]+$)", ".", key)
@@ -191,6 +195,9 @@ def translate(key: str, value: torch.Tensor, backbone_prefix: str | None) -> dic
     if name.startswith("pool."):
         name = _replace_start(name.removeprefix("pool."), POOLING)
         return {} if name is None else {f"superpoint_pooling.{name}": value}
+    if name.startswith("merge_head."):
+        name = _replace_start(name.removeprefix("merge_head."), MERGE_HEAD)
+        return {} if name is None else {f"merge_head.{name}": value}
     if name.startswith("decoder."):
         return _translate_decoder(name.removeprefix("decoder."), value)
     return {}

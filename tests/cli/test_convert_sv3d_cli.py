@@ -70,13 +70,14 @@ def test_single_view_checkpoint(make_model, make_batch, tmp_path, capsys):
 
 
 def test_online_checkpoint_gets_its_frame_adapters(make_model, make_batch, tmp_path):
-    model = make_model(adapters=True)
+    model = make_model(adapters=True, use_box_head=True, use_merge_head="batch")
     source = save_original(tmp_path / "online.pth", original_state(model, "online"))
     main([str(source), str(tmp_path / "dest"), *UNSEEN])
     converted = assert_same_network(model, tmp_path / "dest", make_batch())
     assert converted.config.point_config.use_frame_adapters
     card = (tmp_path / "dest" / "README.md").read_text()
-    assert "first frame of a sequence" in card and "merge_head.* is not used" in card
+    assert "first frame of a" in card and "is not used" not in card
+    assert converted.config.use_box_head and converted.config.use_merge_head == "batch"
 
 
 def test_widths_and_classes_are_those_of_the_tensors(make_model, make_batch, tmp_path):

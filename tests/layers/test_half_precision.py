@@ -6,8 +6,8 @@ import torch
 from bifusion_hf.layers.attention import eager_attention_forward
 from bifusion_hf.layers.fusion import neighbor_mean, unit_length
 from bifusion_hf.layers.geometry import sample_tokens
-from bifusion_hf.layers.point_encoder import sample_mean
 from bifusion_hf.layers.query_decoder import blocked_share
+from bifusion_hf.layers.reductions import sample_mean
 from bifusion_hf.layers.superpoint_pooling import SuperpointPooling
 
 

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from bifusion_hf.configuration_bifusion import BiFusionPointConfig
-from bifusion_hf.layers.point_encoder import FrameAdapter, Res16UNet, sample_mean
+from bifusion_hf.layers.frame_memory import FrameAdapter
+from bifusion_hf.layers.point_encoder import Res16UNet
+from bifusion_hf.layers.reductions import sample_mean
 from bifusion_hf.sparse import SparseTensor, VoxelBatchNorm, VoxelGrid, voxelize
 
 

@@ -52,7 +52,7 @@ def test_attention_masks_equal_the_slow_form(small_config):
     config = small_config("none")
     decoder = QueryDecoder(config).double()
     batch = inputs(config)
-    heads, semantic = decoder(**batch)
+    heads, semantic, _ = decoder(**batch)
     assert [head.level for head in heads] == ["superpoint", "superpoint", "point", "point"]
     assert semantic.shape == (1, 9, 201)
     for head in heads:
@@ -79,8 +79,8 @@ def test_queries_follow_their_superpoints(small_config):
     decoder = QueryDecoder(config).double()
     batch = inputs(config)
     order = torch.randperm(9)
-    first, semantic = decoder(**batch)
-    second, permuted = decoder(**{**batch, "query_superpoints": batch["query_superpoints"][:, order]})
+    first, semantic, _ = decoder(**batch)
+    second, permuted, _ = decoder(**{**batch, "query_superpoints": batch["query_superpoints"][:, order]})
     torch.testing.assert_close(permuted, semantic[:, order])
     for head, other in zip(first, second, strict=True):
         torch.testing.assert_close(other.mask_logits, head.mask_logits[:, order])
@@ -90,5 +90,5 @@ def test_queries_follow_their_superpoints(small_config):
 def test_one_superpoint(small_config):
     config = small_config("none")
     decoder = QueryDecoder(config).double()
-    heads, _ = decoder(**inputs(config, superpoints=1, points=3))
+    heads, *_ = decoder(**inputs(config, superpoints=1, points=3))
     assert all(torch.isfinite(head.mask_logits).all() for head in heads)

@@ -22,7 +22,7 @@ class Oracle(SceneSession):
     """Finds the true instances of a frame, with a feature for each: what the session makes of them is under test."""
 
     def _predict(self, frame):
-        result, instances = super()._predict(frame)
+        result, instances, memory = super()._predict(frame)
         ids = np.unique(frame.instance[(frame.instance >= 0) & (frame.instance < 40)])
         points = result["points"]
         labels = frame.instance.reshape(-1)[result["pixel_indices"]]
@@ -41,7 +41,7 @@ class Oracle(SceneSession):
         instances.boxes = np.array(low_high).reshape(-1, 6)
         instances.class_logits, instances.queries = np.zeros((count, 2)), np.zeros((count, 0))
         instances.features = np.eye(50)[ids]
-        return result, instances
+        return result, instances, memory
 
 
 def frames(count=4, **overrides):

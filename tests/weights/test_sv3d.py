@@ -15,7 +15,7 @@ from bifusion_hf import (
     load_sv3d_weights,
 )
 from bifusion_hf.io.files import DataFileError
-from bifusion_hf.weights.sv3d import translate
+from bifusion_hf.weights.sv3d import HEADS, translate
 
 
 # What in the original's shapes stands for which width of the small network.
@@ -264,3 +264,26 @@ def test_rule_weights_are_those_of_the_reference(reference):
     for key, entry in compared.items():
         assert state[key].flatten()[:4].tolist() == entry["first4"]
         assert state[key].double().sum().item() == pytest.approx(entry["sum"], rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_every_tensor_of_an_online_checkpoint_has_its_place(norm, reference):
+    """Both variants of the merge head, at full size: names and shapes on both sides are the same set."""
+    listed = json.loads((reference / "keys.json").read_text())
+    absent = listed["online_layer_variant_absent"] if norm == "layer" else []
+    state = {
+        key: torch.empty(shape, device="meta") for key, (shape, _) in listed["online"].items() if key not in absent
+    }
+    assert len(state) == {"batch": 553, "layer": 547}[norm]
+    with torch.device("meta"):
+        config = BiFusionConfig.from_preset(
+            "sv3d", point_config={"use_frame_adapters": True}, use_box_head=True, use_merge_head=norm
+        )
+        model = BiFusionForInstanceSegmentation(config)
+    places = {}
+    for key, value in state.items():
+        own = translate(key, value, "backbone.")
+        assert own, key
+        places.update({name if name.startswith(HEADS) else f"model.{name}": part.shape for name, part in own.items()})
+    targets = {name: value.shape for name, value in model.state_dict().items() if "training_progress" not in name}
+    assert places == targets

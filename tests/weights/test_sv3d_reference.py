@@ -31,16 +31,18 @@ def networks(reference, tmp_path_factory):
         path = tmp_path_factory.mktemp("sv3d") / "epoch_128.pth"
         # As mmengine writes it.
         torch.save({"meta": {"epoch": 128, "iter": 80000, "mmengine_version": "0.10.3"}, "state_dict": state}, path)
-        config = BiFusionConfig.from_preset("sv3d", point_config={"use_frame_adapters": name == "online"})
+        config = BiFusionConfig.from_preset("sv3d")
+        if name == "online":
+            heads = {"use_box_head": True, "use_merge_head": "batch"}
+            config = BiFusionConfig.from_preset("sv3d", point_config={"use_frame_adapters": True}, **heads)
         # Nothing of a random start would be left.
         with torch.device("meta"):
             model = BiFusionForInstanceSegmentation(config)
         model = model.to_empty(device="cpu").eval()
         report = load_sv3d_weights(model, path)
         path.unlink()
-        assert not report.missing and not report.mismatched
-        if name == "sv":
-            assert len(report.loaded) == 463 and not report.unexpected
+        assert not report.missing and not report.mismatched and not report.unexpected
+        assert len(report.loaded) == {"sv": 463, "online": 553}[name]
         model.set_training_progress(0, 1)
         found[name] = model
     return found
@@ -166,6 +168,18 @@ def test_attention_masks(run):
             assert not (differs & certain).any()
         else:
             assert differs.sum() <= 2, "the stated margins of the weighted mean are 8e-5 and more: no bit is expected"
+
+
+def test_boxes_and_merge_embeddings(run):
+    name, inputs, stored, outputs, _, _ = run
+    if name == "sv":
+        pytest.skip("the single-view network has neither")
+    centres = stored["sp_xyz"]
+    for index, head in enumerate([*outputs.auxiliary_logits, outputs]):
+        boxes = head["pred_boxes"][0].numpy()
+        offsets, sizes = (boxes[:, :3] + boxes[:, 3:]) / 2 - centres, boxes[:, 3:] - boxes[:, :3]
+        assert np.abs(np.concatenate([offsets, sizes], axis=1) - stored[f"boxes_h{index}"]).max() < LOGITS
+    assert difference(outputs.merge_embeddings[0], stored["merge_feats"]) < LOGITS
 
 
 @pytest.mark.parametrize("thresholds", [(0.0, 100), None])
