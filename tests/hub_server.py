@@ -4,17 +4,14 @@
         hub.add("org/repo", {"model.safetensors": data})
         result = run_python("from huggingface_hub import ...", hub, tmp_path / "home")
 
-huggingface_hub reads the server's address when it is imported, so clients run in a process of their own
-(`run_python`). Only what its client (2.x, without xet) asks is answered; pull requests are not.
+Clients run in processes of their own (`hub_client.run_python`). Only what huggingface_hub (2.x, without xet) asks is
+answered; pull requests are not.
 """
 
 import base64
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,8 +25,6 @@ TOKEN = "hf_test"
 # What the Hub's default .gitattributes keeps as large files.
 LARGE_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".pkl", ".parquet", ".arrow", ".npz", ".npy", ".zip")
 LARGE_SIZE = 10_000_000
-# The client waits up to 24 seconds before it believes that the network is down.
-IMPATIENCE = "import time; _sleep = time.sleep; time.sleep = lambda seconds: _sleep(min(seconds, 0.02))"
 
 
 @dataclass
@@ -163,35 +158,6 @@ class HubServer:
                 fault.times -= 1
                 return fault
         return None
-
-
-def run_python(
-    code: str, hub: HubServer, home: Path, *arguments: str, token: str | None = TOKEN, **environment: str
-) -> subprocess.CompletedProcess:
-    """Runs code in a new process whose Hub is the stand-in and whose caches lie in `home`.
-
-    Args:
-        code: Python source; `arguments` are its sys.argv[1:].
-        hub: The server (running or stopped).
-        home: HF_HOME; the same folder again means the same cache.
-        arguments: Strings.
-        token: Of the client; None = not logged in.
-        environment: Further variables, such as HF_HUB_OFFLINE="1".
-    """
-    variables = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
-    variables |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "30"}
-    variables |= {"HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "TRANSFORMERS_OFFLINE"):
-        variables.pop(name, None)
-    if token is not None:
-        variables["HF_TOKEN"] = token
-    return subprocess.run(
-        [sys.executable, "-c", f"{IMPATIENCE}\n{code}", *arguments],
-        env={**variables, **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
 
 
 def blob_id(content: bytes) -> str:

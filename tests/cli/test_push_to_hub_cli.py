@@ -4,7 +4,8 @@ import json
 import shutil
 
 import pytest
-from hub_server import TOKEN, HubServer, run_python
+from hub_client import run_python
+from hub_server import TOKEN, HubServer
 from release_files import RESULTS, save_checkpoint
 
 from bifusion_hf.assets import SAMPLE_FRAMES

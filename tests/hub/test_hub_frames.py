@@ -4,7 +4,7 @@ import io
 import json
 
 import pytest
-from hub_server import run_python
+from hub_client import run_python
 
 from bifusion_hf.assets import SAMPLE_FRAMES
 from bifusion_hf.data.frames import load_frames

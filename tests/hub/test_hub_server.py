@@ -1,6 +1,6 @@
 import json
 
-from hub_server import run_python
+from hub_client import run_python
 
 
 CLIENT = """

@@ -9,7 +9,8 @@ import json
 import shutil
 
 import pytest
-from hub_server import TOKEN, run_python
+from hub_client import run_python
+from hub_server import TOKEN
 from PIL import Image
 from release_files import EVALUATION_DATA, RESULTS, TRAINING_DATA, recipe, save_checkpoint, small_model
 from transformers import AutoModelForInstanceSegmentation, AutoProcessor
@@ -151,7 +152,7 @@ print(json.dumps({
 
 
 def test_remote_code_loads_without_importing_the_package(release, hub, tmp_path):
-    result = run(REMOTE_CODE, hub, tmp_path / "home", str(release), str(tmp_path / "again"))
+    result = run(REMOTE_CODE, hub, tmp_path / "home", str(release), str(tmp_path / "again"), fresh=True)
     assert "pip install bifusion_hf" in result["missing"]
     assert "trust_remote_code" in result["untrusted"]
     assert not result["before"] and all(result["classes"])

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from hub_server import run_python
+from hub_client import run_python
 from original_checkpoint import original_state, save_original
 
 from bifusion_hf import BiFusionForInstanceSegmentation

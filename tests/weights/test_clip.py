@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hub_server import run_python
+from hub_client import run_python
 from safetensors.torch import save_file
 from transformers import (
     CLIPConfig,
