@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoModelForInstanceSegmentation
 
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionModel
 from bifusion_hf.data.collator import FrameFeatures
+from bifusion_hf.layers import frame_batch
 from bifusion_hf.layers.query_decoder import select_queries
 
 
@@ -213,11 +214,16 @@ def test_half_precision_inputs_of_the_processor_move_no_point(small_config, make
 
 @pytest.mark.parametrize("name", ["points", "point_pixels", "camera_rotations"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_positions_in_half_precision_are_refused(name, dtype, small_config, make_batch):
-    batch = make_batch()
-    batch[name] = batch[name].to(torch.float16)
-    with pytest.raises(ValueError, match=f"{name} has dtype torch.float16.*expected torch.float32"):
-        build(small_config("residual"), dtype=dtype)(**batch)
+def test_positions_in_half_precision_are_told(name, dtype, small_config, make_batch, monkeypatch):
+    told = []
+    monkeypatch.setattr(frame_batch.logger, "warning_once", told.append)
+    batch, model = make_batch(), build(small_config("residual"), dtype=dtype)
+    with torch.no_grad():
+        model(**batch)
+        assert not told
+        model(**{**batch, name: batch[name].to(torch.float16)})
+    (message,) = told
+    assert message.startswith(f"{name} has dtype torch.float16") and "expected torch.float32" in message
 
 
 def test_half_precision_models_run(small_config, make_batch):

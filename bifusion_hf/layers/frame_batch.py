@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 
 if TYPE_CHECKING:
     from ..configuration_bifusion import BiFusionConfig
 
+logger = logging.get_logger(__name__)
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 # Inputs in metres, pixels or angles: in half precision a point moves by millimetres and its pixel by more than one.
 POSITIONS = ("points", "point_pixels", "camera_rotations")
@@ -85,7 +87,7 @@ class FrameBatch:
         return FrameBatch(**{name: None if value is None else change(name, value) for name, value in values.items()})
 
     def check(self, config: "BiFusionConfig") -> None:
-        """Refuses what the network could not read, or would read wrongly.
+        """Refuses what the network could not read, or would read wrongly; warns of positions in half precision.
 
         Raises:
             ValueError: An input is missing or has a wrong shape or dtype; the message names it.
@@ -118,10 +120,10 @@ class FrameBatch:
                 raise ValueError(f"{name} has dtype {value.dtype}; expected torch.bool")
         for name in POSITIONS:
             if (name == "points" or name in expected) and getattr(self, name).dtype in HALF_PRECISION:
-                raise ValueError(
-                    f"{name} has dtype {getattr(self, name).dtype}, in which points move by millimetres; expected "
-                    "torch.float32 also in a half-precision network (the processor's `inputs.to(device, dtype)` "
-                    "keeps it)"
+                logger.warning_once(
+                    f"{name} has dtype {getattr(self, name).dtype}, in which points move by millimetres and masks "
+                    "suffer; expected torch.float32, also in a half-precision network. The processor's "
+                    "`inputs.to(device, dtype)` keeps it"
                 )
 
 
