@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bifusion_hf import BiFusionForInstanceSegmentation
+from bifusion_hf.layers.frame_batch import FrameBatch
 from bifusion_hf.layers.query_decoder import blocked_share
 from bifusion_hf.layers.reductions import sample_mean
 from bifusion_hf.layers.superpoint_pooling import SuperpointPooling
@@ -207,7 +208,8 @@ def test_a_wall_is_pooled_as_in_float32(dtype):
         blocked = torch.zeros(1, 1, 12_000, dtype=torch.bool)
         blocked[..., :8000] = True
         everywhere = torch.ones(1, 12_000, dtype=torch.bool)
-        share = blocked_share(blocked, weights[None], superpoints[None], everywhere, 2)
+        frames = FrameBatch(points[None], torch.zeros(1, 12_000, 3), everywhere, superpoints[None])
+        share = blocked_share(blocked, weights[None], frames)
     expected = weights[:8000].float().sum() / 11_001
     assert share[0, 0].tolist() == pytest.approx([float(expected), 0], rel=1e-3)
 

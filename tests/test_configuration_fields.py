@@ -9,7 +9,7 @@ from random_weights import random_weights
 from transformers import PreTrainedConfig
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation
-from bifusion_hf.configuration_bifusion import BiFusionPointConfig
+from bifusion_hf.configuration_bifusion import BiFusionLossConfig, BiFusionPointConfig
 from bifusion_hf.recipe.arguments import TrainingArguments
 from bifusion_hf.training.freezing import freeze_for_training
 
@@ -66,33 +66,14 @@ CHANGES = {
     "use_tiny_sa_3d": Change(True, "structure"),
     "tiny_sa_radius": Change(0.6, "predictions", beside={"use_tiny_sa_3d": True}),
     "gate_warmup_steps": Change(61, "predictions", "residual"),
-    "freeze_clip_early_layers": Change(False, "frozen", "residual"),
-    "freeze_clip_patch_embedding": Change(False, "frozen", "residual"),
+    "freeze_tower_early_layers": Change(False, "frozen", "residual"),
+    "freeze_tower_embeddings": Change(False, "frozen", "residual"),
     "num_semantic_labels": Change(7, "structure", along={"semantic_id2label": None}),
     "semantic_id2label": Change({index: f"class {index}" for index in range(200)}, "class_names"),
+    "min_query_fraction": Change(1.0, "queries"),
+    "loss_config": Change({"class_weight": 0.7}, "losses", "residual"),
     "use_box_head": Change(True, "structure"),
     "use_merge_head": Change("layer", "structure"),
-    "min_query_fraction": Change(1.0, "queries"),
-    "no_object_weight": Change(0.4, "losses"),
-    "class_weight": Change(0.7, "losses"),
-    "mask_weight": Change(2.0, "losses"),
-    "dice_weight": Change([1.0, 1.0, 1.0, 3.0], "losses"),
-    "semantic_weight": Change(0.7, "losses"),
-    "clip_loss_weight": Change(0.3, "losses", "residual"),
-    "clip_loss_mode": Change("positive", "losses", "residual"),
-    "clip_temperature": Change(0.2, "losses", "residual"),
-    "clip_gradient_flow_ratio": Change(0.5, "gradients", "residual"),
-    "clip_negatives_across_batch": Change(True, "losses", "residual"),
-    "clip_coverage_gate": Change("none", "losses", "residual"),
-    "clip_coverage_threshold": Change(0.9, "losses", "residual"),
-    "clip_warmup": Change([0.4, 0.4], "losses", "residual"),
-    "noview_similarity_threshold": Change(0.97, "losses", "residual"),
-    "balance_target": Change(0.9, "losses", "residual", beside={"balance_loss_weight": 1.0}),
-    "spatial_loss_weight": Change(0.5, "losses", "residual"),
-    "noview_loss_weight": Change(0.5, "losses", "residual"),
-    "balance_loss_weight": Change(0.5, "losses", "residual"),
-    "image_semantic_weight": Change(0.5, "losses", "residual"),
-    "stage_schedule": Change("none", "losses", "residual"),
 }
 POINT_CHANGES = {
     "in_channels": Change(5, "structure"),
@@ -104,16 +85,32 @@ POINT_CHANGES = {
     "batch_norm_eps": Change(0.1, "predictions"),
     "batch_norm_momentum": Change(0.5, "statistics"),
 }
-# Fields that nothing of the network or its losses reads.
+LOSS_CHANGES = {
+    "no_object_weight": Change(0.4, "losses", "residual"),
+    "class_weight": Change(0.7, "losses", "residual"),
+    "mask_weight": Change(2.0, "losses", "residual"),
+    "dice_weight": Change([1.0, 1.0, 1.0, 3.0], "losses", "residual"),
+    "semantic_weight": Change(0.7, "losses", "residual"),
+    "consistency_loss_weight": Change(0.3, "losses", "residual"),
+    "consistency_loss_mode": Change("positive", "losses", "residual"),
+    "consistency_temperature": Change(0.2, "losses", "residual"),
+    "consistency_gradient_flow_ratio": Change(0.5, "gradients", "residual"),
+    "consistency_negatives_across_batch": Change(True, "losses", "residual"),
+    "consistency_coverage_gate": Change("none", "losses", "residual"),
+    "consistency_coverage_threshold": Change(0.9, "losses", "residual"),
+    "consistency_warmup": Change([0.4, 0.4], "losses", "residual"),
+    "noview_similarity_threshold": Change(0.97, "losses", "residual"),
+    "balance_target": Change(0.9, "losses", "residual", beside={"balance_loss_weight": 1.0}),
+    "spatial_loss_weight": Change(0.5, "losses", "residual"),
+    "noview_loss_weight": Change(0.5, "losses", "residual"),
+    "balance_loss_weight": Change(0.5, "losses", "residual"),
+    "image_semantic_weight": Change(0.5, "losses", "residual"),
+    "stage_schedule": Change("none", "losses", "residual"),
+}
+# Fields that nothing reads.
 OTHERS = {
-    "image_size": "the processor's",
-    "image_mean": "the processor's",
-    "image_std": "the processor's",
-    "num_points": "the processor's",
-    "mask_threshold": "the processor's",
-    "max_instances": "the processor's",
-    "score_threshold": "read by nothing",
     "initializer_range": "transformers wants it of every configuration; no layer here is initialised by it",
+    "old_processor_fields": "no setting: what a config.json of release 0.1 held for the processor",
 }
 
 
@@ -198,6 +195,7 @@ def own_fields(config_class):
 def test_every_field_is_looked_at():
     assert own_fields(BiFusionConfig) == set(CHANGES) | set(OTHERS)
     assert own_fields(BiFusionPointConfig) == set(POINT_CHANGES)
+    assert own_fields(BiFusionLossConfig) == set(LOSS_CHANGES)
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -215,3 +213,12 @@ def test_field_of_the_point_branch_reaches_its_consumer(observe, name):
     before = observe("none", {}, change.seen_in)
     changed = {"point_config": {**POINT_CONFIG, name: change.value}}
     assert not same(before, observe("none", changed, change.seen_in))
+
+
+@pytest.mark.parametrize("name", LOSS_CHANGES)
+def test_field_of_the_losses_reaches_its_consumer(observe, name):
+    change = LOSS_CHANGES[name]
+    beside = {"loss_config": change.beside} if change.beside else {}
+    before = observe(change.fusion_type, beside, change.seen_in)
+    changed = {"loss_config": {**change.beside, name: change.value}}
+    assert not same(before, observe(change.fusion_type, changed, change.seen_in))

@@ -26,8 +26,8 @@ CONSTANTS = {
     "running_mean": 0,
     "running_var": 1,
     "num_batches_tracked": 0,
-    "training_update": -1,
-    "training_total": -1,
+    "training_progress.update": -1,
+    "training_progress.total": -1,
 }
 NORMS = (nn.LayerNorm, nn.BatchNorm1d)
 

@@ -2,7 +2,6 @@
 
 import inspect
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -48,12 +47,22 @@ def _is_required(parameter: inspect.Parameter) -> bool:
     return parameter.default is inspect.Parameter.empty and not variadic
 
 
+class _PositionTable:
+    """What a tower does with an `nn.Embedding` of positions: reads its weights, or looks some of them up."""
+
+    def __init__(self, weight: torch.Tensor):
+        self.weight = weight
+
+    def __call__(self, places: torch.Tensor) -> torch.Tensor:
+        return nn.functional.embedding(places, self.weight)
+
+
 class _WithPositions:
     """A module of a tower as it is, but for the weights of its position table."""
 
     def __init__(self, module: nn.Module, weight: torch.Tensor):
         self._module = module
-        self.position_embedding = SimpleNamespace(weight=weight)
+        self.position_embedding = _PositionTable(weight)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bifusion_hf.layers.attention import eager_attention_forward
+from bifusion_hf.layers.frame_batch import FrameBatch
 from bifusion_hf.layers.fusion import neighbor_mean, unit_length
 from bifusion_hf.layers.geometry import sample_tokens
 from bifusion_hf.layers.query_decoder import blocked_share
@@ -51,7 +52,8 @@ def test_share_of_a_large_superpoint(dtype):
     weights = torch.full((1, COUNT, 1), 0.75, dtype=dtype)
     blocked = (torch.arange(COUNT) % 3 > 0)[None, None]
     ids = torch.zeros(1, COUNT, dtype=torch.int64)
-    share = blocked_share(blocked, weights, ids, ids >= 0, 1)
+    frames = FrameBatch(torch.zeros(*ids.shape, 3), torch.zeros(*ids.shape, 3), ids >= 0, ids)
+    share = blocked_share(blocked, weights, frames)
     assert share.item() == pytest.approx(0.5, abs=1e-6)
 
 

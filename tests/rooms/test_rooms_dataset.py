@@ -84,10 +84,12 @@ def test_command_line_explains_itself_and_refuses_nonsense(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0 and "sweethome3d-furniture" in capsys.readouterr().out
-    for arguments in (["--train", "0"], ["--train", "1", "--furniture", str(tmp_path / "no.deb")], ["--val", "-1"]):
+    for arguments in (["--train", "0"], ["--val", "-1"]):
         with pytest.raises(SystemExit) as stop:
             main(["--out", str(tmp_path / "c"), *arguments])
         assert stop.value.code == 2
+    with pytest.raises(SystemExit, match="error: .*no.deb is no .deb, folder or .sh3f file"):
+        main(["--out", str(tmp_path / "c"), "--train", "1", "--furniture", str(tmp_path / "no.deb")])
 
 
 def test_pictures_of_a_wheel_cover_the_room(tmp_path):

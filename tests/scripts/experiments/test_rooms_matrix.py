@@ -113,7 +113,7 @@ def test_cells_are_killed_resumed_skipped_and_reported(tmp_path, run, monkeypatc
         main(report)
     main([*report, "--work", str(tmp_path / "work")])
     page = (tmp_path / "results" / "README.md").read_text()
-    texts = ("| `plain` | 1 |", "| `fused` | class-aware |", "image of another frame", "rooms_matrix.py report")
+    texts = ("| `plain` | 1 |", "| `fused` | class-aware |", "image of another frame", "rooms_matrix report")
     for text in (*texts, "| float32 |"):
         assert text in page
     for name in ("ap50_by_group.png", "learning_curves.png"):
