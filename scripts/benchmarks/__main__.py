@@ -13,6 +13,7 @@ BENCHMARKS = {
     "training": "a training run: waiting for data, the network, and the loop itself",
     "imports": "importing the package, and a first prediction",
     "parameters": "the size of every preset, part by part",
+    "scenes": "whole scenes: average precision with and without merging, time and memory of a long session",
     "results": "measured average precision, from the files of bifusion-evaluate",
 }
 

@@ -1,0 +1,214 @@
+"""Scenes: what merging brings over rooms, beside no merging and single frames; cost of a long session.
+
+The network runs once for each frame; all settings see the same predictions.
+"""
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bifusion_hf.data.frames import load_frames
+from bifusion_hf.data.recordings.rows import RowScenes
+from bifusion_hf.evaluation.instance_average_precision import InstanceAveragePrecision
+from bifusion_hf.evaluation.scene_evaluator import SceneEvaluator
+from bifusion_hf.hub.pretrained import load_pretrained
+from bifusion_hf.layers.frame_batch import FORWARD_INPUTS
+from bifusion_hf.scenes import SceneSession
+
+from .parameters import update_file
+
+
+ROWS = {
+    "geometric": "geometric merging",
+    "none": "no merging: every instance of every frame an object",
+    "single_frames": "the same frames alone, over their points",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the benchmark."""
+    parser.add_argument("--data", help="a data set of walks (bifusion-render-rooms --path)")
+    parser.add_argument("--split", default="val", help="default: val")
+    parser.add_argument("--checkpoint", default="sample", help="default: sample")
+    parser.add_argument("--limit", type=int, help="measure the first scenes only")
+    parser.add_argument("--threshold", type=float, default=0.3, help="of a frame's instances, default: 0.3")
+    parser.add_argument("--updates", type=int, default=1000, help="of the long session, default: 1000")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file; what it has is not measured again")
+    parser.add_argument("--update", type=Path, nargs="+", default=(), metavar="FILE", help="fill in the table there")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures what the output file lacks, and writes the table where `--update` says."""
+    results = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else {}
+    if args.data is not None:
+        source = args.checkpoint, args.data, args.split
+        if "merging" not in results:
+            results["merging"] = measure_merging(*source, args.limit, args.threshold)
+        if "session" not in results:
+            results["session"] = measure_session(*source, args.updates)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    table = format_table(results)
+    print(table)
+    for path in args.update:
+        update_file(path, "scenes", table)
+    return results
+
+
+def format_table(results: Mapping[str, Any]) -> str:
+    """The numbers as Markdown."""
+    merging, session = results["merging"], results["session"]
+    protocol = merging["protocol"]
+    lines = [
+        f"The sample checkpoint on {protocol['num_scenes']} rendered rooms, {protocol['num_frames']} frames:",
+        "",
+        "| | AP | AP50 | AP25 | points that keep one id | switches an object |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, label in ROWS.items():
+        numbers, identity = merging[name], merging[name].get("identity")
+        cells = [f"{numbers[key]:.1f}" for key in ("ap", "ap50", "ap25")]
+        cells += ["–", "–"]
+        if identity is not None:
+            cells[3:] = [f"{100 * identity['id_share']:.1f} %", f"{identity['id_switches_per_object']:.2f}"]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    memory = session["peak_mib_every_100_frames"]
+    width, height = session["size"]
+    lines += [
+        "",
+        f"A session of {session['num_frames']} frames of {width}x{height}: an update beside the network takes "
+        f"{1000 * session['update_seconds_first_quarter']:.0f} ms of CPU time in the first quarter and "
+        f"{1000 * session['update_seconds_last_quarter']:.0f} ms in the last; the process grows from {memory[0]} to "
+        f"{memory[-1]} MiB between frame 100 and the last.",
+    ]
+    return "\n".join(lines)
+
+
+class Replay:
+    """Stands for a network: gives its stored outputs, one call after the other."""
+
+    def __init__(self, model):
+        self.config, self.device = model.config, torch.device("cpu")
+        self.outputs: list[Any] = []
+        self._next = 0
+
+    def start(self) -> None:
+        self._next = 0
+
+    def __call__(self, **_inputs: Any) -> Any:
+        self._next += 1
+        return self.outputs[self._next - 1]
+
+
+@torch.no_grad()
+def measure_merging(checkpoint: str, data: str, split: str, limit: int | None, threshold: float) -> dict[str, Any]:
+    """Scene AP of geometric and of no merging, and the AP of the same frames alone.
+
+    Args:
+        checkpoint: See `load_pretrained`.
+        data: A data set of walks; see `bifusion-render-rooms --path`.
+        split: Of it.
+        limit: Scenes; None = all.
+        threshold: Of the instances that enter a scene.
+    """
+    model, processor = load_pretrained(checkpoint)
+    replay = Replay(model.eval())
+    # Superpoints are found once for each frame, as the network runs once.
+    prepare, samples = processor.prepare_frame, {}
+    processor.prepare_frame = lambda frame: samples[frame.frame_id]
+    scenes = RowScenes(data, load_frames(data, split), limit)
+    runs = {"geometric": ("geometric", "votes"), "none": ("none", "union")}
+    evaluators = {name: SceneEvaluator(processor, masks=masks) for name, (_, masks) in runs.items()}
+    sessions = {
+        name: SceneSession(replay, processor, merging=merging, threshold=threshold, keep_frames=False)
+        for name, (merging, _) in runs.items()
+    }
+    single = InstanceAveragePrecision(None, int(processor.min_instance_points))
+    for scene in scenes:
+        frames = list(scenes[scene])
+        replay.outputs = []
+        samples.clear()
+        for frame in frames:
+            sample = samples[frame.frame_id] = prepare(frame)
+            batch = processor.collate([sample])
+            replay.outputs.append(model(**{name: batch[name] for name in FORWARD_INPUTS if name in batch}))
+            found = processor.post_process_instance_segmentation(replay.outputs[-1], batch, threshold=0.0)[0]
+            truth = sample["instance"], np.zeros(len(sample["class_labels"]), dtype=np.int64)
+            single.update(found["point_masks"], found["scores"], found["labels"], *truth)
+        for name, evaluator in evaluators.items():
+            replay.start()
+            evaluator.run(sessions[name], frames)
+    results: dict[str, Any] = {name: _three(evaluator.compute()) for name, evaluator in evaluators.items()}
+    results["single_frames"] = _three({"class_agnostic": single.compute()})
+    results["protocol"] = {"num_scenes": len(scenes), "num_frames": single.num_frames, "threshold": threshold}
+    return results
+
+
+def _three(results: dict[str, Any]) -> dict[str, Any]:
+    part = results["class_agnostic"]
+    names = {"ap": "all_ap", "ap50": "all_ap_50%", "ap25": "all_ap_25%"}
+    numbers = {short: round(100 * part[name], 1) for short, name in names.items()}
+    numbers["num_instances"] = part["num_instances"]
+    if "identity" in results:
+        numbers["identity"] = {key: round(value, 4) for key, value in results["identity"].items()}
+    return numbers
+
+
+def measure_session(checkpoint: str, data: str, split: str, count: int) -> dict[str, Any]:
+    """Time of an update beside the network, and memory, over a long session.
+
+    The frames of the first scenes come again and again: that network's own time is measured on the first of them.
+
+    Args:
+        checkpoint: See `load_pretrained`.
+        data: A data set of walks.
+        split: Of it.
+        count: Updates.
+    """
+    model, processor = load_pretrained(checkpoint)
+    scenes = RowScenes(data, load_frames(data, split), 2)
+    frames = [frame for scene in scenes for frame in _shifted(scenes[scene], scene, list(scenes))]
+    session = SceneSession(model.eval(), processor)
+    start = time.perf_counter()
+    predictions = [session._predict(frame) for frame in frames]
+    network = (time.perf_counter() - start) / len(frames)
+    place = iter(range(count))
+    session._predict = lambda frame: _copied(predictions[next(place) % len(frames)])
+    times, memory = [], []
+    for index in range(count):
+        start = time.process_time()
+        session.update(frames[index % len(frames)])
+        times.append(time.process_time() - start)
+        if (index + 1) % 100 == 0:
+            memory.append(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    quarter = count // 4
+    return {
+        "num_frames": count,
+        "size": list(frames[0].depth.shape[::-1]),
+        "network_seconds": round(network, 4),
+        "update_seconds_first_quarter": round(float(np.median(times[:quarter])), 4),
+        "update_seconds_last_quarter": round(float(np.median(times[-quarter:])), 4),
+        "peak_mib_every_100_frames": memory,
+        "objects": len(session.bank),
+        "voxels": len(session.map),
+    }
+
+
+def _shifted(frames: Iterator[Any], scene: str, scenes: list[str]) -> Iterator[Any]:
+    """Frames of a room, the rooms side by side."""
+    for frame in frames:
+        frame.camera_to_world[0, 3] += 10 * scenes.index(scene)
+        yield frame
+
+
+def _copied(prediction: tuple) -> tuple:
+    result, instances, memory = prediction
+    segments = [dict(segment) for segment in result["segments_info"]]
+    return {**result, "segments_info": segments}, instances, memory

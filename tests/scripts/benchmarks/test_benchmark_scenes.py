@@ -1,0 +1,57 @@
+import json
+
+import pytest
+
+from scripts.benchmarks.__main__ import main
+from scripts.benchmarks.scenes import format_table
+
+
+def results():
+    identity = {"id_share": 0.876, "coverage": 0.8, "id_switches": 9, "id_switches_per_object": 1.234}
+    three = {"ap": 44.04, "ap50": 65.0, "ap25": 74.2, "num_instances": 146}
+    return {
+        "merging": {
+            "geometric": {**three, "identity": identity},
+            "none": {**three, "identity": identity},
+            "single_frames": three,
+            "protocol": {"num_scenes": 20, "num_frames": 600, "threshold": 0.3},
+        },
+        "session": {
+            "num_frames": 1000,
+            "size": [320, 240],
+            "network_seconds": 0.2,
+            "update_seconds_first_quarter": 0.0271,
+            "update_seconds_last_quarter": 0.0283,
+            "peak_mib_every_100_frames": [700, 720],
+            "objects": 100,
+            "voxels": 50000,
+        },
+    }
+
+
+def test_the_table_is_made_of_the_stored_numbers(tmp_path):
+    table = format_table(results())
+    assert "20 rendered rooms, 600 frames" in table
+    assert "| geometric merging | 44.0 | 65.0 | 74.2 | 87.6 % | 1.23 |" in table
+    assert "| the same frames alone, over their points | 44.0 | 65.0 | 74.2 | – | – |" in table
+    assert "27 ms" in table and "28 ms" in table and "from 700 to 720 MiB" in table
+    (tmp_path / "scenes.json").write_text(json.dumps(results()))
+    (tmp_path / "doc.md").write_text("a\n<!-- scenes:begin -->\n<!-- scenes:end -->\nb\n")
+    main(["scenes", "--output", str(tmp_path / "scenes.json"), "--update", str(tmp_path / "doc.md")])
+    assert table in (tmp_path / "doc.md").read_text()
+
+
+def test_a_set_of_walks_is_measured(tmp_path):
+    pytest.importorskip("embreex")
+    from bifusion_hf.rooms.dataset import build_dataset
+    from bifusion_hf.rooms.generate import RoomSettings
+
+    sizes = {"width": 80, "height": 60, "views": 3}
+    settings = RoomSettings((), (), str(tmp_path / "cache"), path=True, **sizes)
+    build_dataset(tmp_path / "walks", settings, {"val": 3}, progress=False)
+    output = tmp_path / "new" / "scenes.json"
+    main(["scenes", "--data", str(tmp_path / "walks"), "--updates", "8", "--output", str(output)])
+    found = json.loads(output.read_text())
+    assert found["merging"]["protocol"] == {"num_scenes": 1, "num_frames": 3, "threshold": 0.3}
+    assert found["merging"]["geometric"]["num_instances"] == found["merging"]["none"]["num_instances"] > 0
+    assert found["session"]["num_frames"] == 8 and found["session"]["voxels"] > 100
