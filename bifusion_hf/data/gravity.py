@@ -22,7 +22,7 @@ from .frames import RGBDFrame
 # Where a sample's z axis comes from.
 POSE, ESTIMATED, CAMERA = "pose", "estimated", "camera"
 # An estimate of less confidence is not used.
-MIN_CONFIDENCE = 0.75
+MIN_CONFIDENCE = 0.7
 # The camera's own up, in camera axes.
 CAMERA_UP = np.array([0.0, -1.0, 0.0])
 # Depth is averaged to about so many columns (or rows, of the longer side), normals over so many of these pixels.
@@ -30,13 +30,14 @@ _SIDE, _WINDOW = 120, 5
 _MIN_NORMALS = 100
 # Likelihood of a normal that fits, over that of one which has nothing to do with gravity: parallel to up (a floor),
 # against it (a ceiling), at right angles (a wall); and how far from it a normal may lie, as a standard deviation.
-_FLOOR, _CEILING, _WALL, _SPREAD = 15.0, 5.0, 10.0, np.radians(6)
-# Neighbouring normals say the same: a frame counts as so many independent ones.
-_INDEPENDENT = 12.0
+_FLOOR, _CEILING, _WALL, _SPREAD = 14.0, 5.0, 10.0, np.radians(8)
+# Neighbouring normals say the same: a frame counts as so many independent ones, fewer where less than half is surface.
+_INDEPENDENT, _FULL = 12.0, 0.5
 # Prior: sideways component of up, a normal distribution with a wide one for the few that are rolled; pitch, flat from
-# level to looking down by 50 degrees.
+# level to looking down by 50 degrees, and falling off beyond, faster for those that look up. These numbers were chosen
+# on real and rendered frames whose up is known.
 _ROLL, _WIDE_ROLL, _ROLLED = 0.2, 0.5, 0.05
-_PITCH_RANGE, _PITCH_SPREAD = np.radians((0, 50)), np.radians(20)
+_STEEPEST, _STEEP_SPREAD, _UPWARD_SPREAD = np.radians((50, 20, 12))
 # Directions that are compared: a sphere's worth of this many, less those far below the camera.
 _DIRECTIONS, _FARTHEST = 1500, np.radians(100)
 # Normals fall into cells of this size; what lies around the best direction counts as the same.
@@ -71,14 +72,15 @@ def estimate_up(depth: np.ndarray, intrinsics: np.ndarray) -> UpEstimate:
     """
     depth, intrinsics = _averaged(depth, intrinsics, max(1, round(max(depth.shape) / _SIDE)))
     links = surface_links(depth)
-    normals = estimate_normals(depth, intrinsics, links, _WINDOW)[_on_surfaces(*links)]
+    surfaces = _on_surfaces(*links)
+    normals = estimate_normals(depth, intrinsics, links, _WINDOW)[surfaces]
     if len(normals) < _MIN_NORMALS:
         return UpEstimate(CAMERA_UP, 0.0)
     means, shares = _cells(normals)
     directions, prior = _directions()
     cosines = (directions @ means.T + 1) * (len(_likelihood()) // 2) + 0.5
     evidence = _likelihood()[cosines.astype(np.int32)] @ shares
-    posterior = _INDEPENDENT * evidence + prior
+    posterior = _INDEPENDENT * min(1.0, surfaces.mean() / _FULL) * evidence + prior
     posterior = np.exp(posterior - posterior.max())
     best = directions[posterior.argmax()].astype(np.float64)
     confidence = posterior[directions @ best > np.cos(_SAME)].sum() / posterior.sum()
@@ -171,9 +173,9 @@ def _directions() -> tuple[np.ndarray, np.ndarray]:
     directions = directions[-directions[:, 1] > np.cos(_FARTHEST)]
     x, y, z = directions.T
     pitch = np.arctan2(-z, -y)
-    beyond = np.maximum(_PITCH_RANGE[0] - pitch, 0) + np.maximum(pitch - _PITCH_RANGE[1], 0)
+    beyond = np.maximum(-pitch, 0) / _UPWARD_SPREAD + np.maximum(pitch - _STEEPEST, 0) / _STEEP_SPREAD
     roll = (1 - _ROLLED) * np.exp(-0.5 * (x / _ROLL) ** 2) + _ROLLED * np.exp(-0.5 * (x / _WIDE_ROLL) ** 2)
-    return directions.astype(np.float32), np.log(roll) - 0.5 * (beyond / _PITCH_SPREAD) ** 2
+    return directions.astype(np.float32), np.log(roll) - 0.5 * beyond**2
 
 
 @lru_cache(maxsize=1)

@@ -95,7 +95,7 @@ def test_random_rooms_with_holes_and_noise():
         if confidence >= MIN_CONFIDENCE:
             degrees.append(found)
     assert len(degrees) >= 15
-    assert np.median(degrees) < 2 and np.max(degrees) < 10
+    assert np.median(degrees) < 2 and np.quantile(degrees, 0.9) < 6
 
 
 def test_what_has_no_up_gives_no_confidence():

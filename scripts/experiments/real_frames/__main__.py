@@ -1,4 +1,4 @@
-"""The real benchmark: `measure` checkpoints on real frames, `pictures` of them, and the card from both (`report`)."""
+"""The real benchmark: checkpoints and the estimated up on real frames, pictures, and the card from all of them."""
 
 import argparse
 import hashlib
@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from .card import PREFIX, summary_table, write_card
+from .card import GRAVITY, PREFIX, gravity_table, summary_table, write_card
 from .folder import read_real_frames
 
 
 EXAMPLES = """examples:
   python -m scripts.experiments.real_frames measure --frames real --checkpoint sample --name sample
   python -m scripts.experiments.real_frames pictures --frames real --checkpoint sample --name sample
+  python -m scripts.experiments.real_frames gravity --frames real --data sample
   python -m scripts.experiments.real_frames report
 
 The layout of the frames' folder is in scripts/experiments/real_frames/folder.py.
@@ -51,8 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     measure = commands.add_parser(
         "measure",
         help="measure a checkpoint on the labelled frames",
-        description="Average precision, mean best IoU and the superpoints' ceiling of each group of frames, without a "
-        "pose and with the true up, with intervals over frames; written as JSON and printed.",
+        description="Average precision, mean best IoU and the superpoints' ceiling of each group of frames: without a "
+        "pose, without even estimating which way is up, and with the true up, with intervals over frames; written as "
+        "JSON and printed.",
     )
     _add_checkpoint(measure)
     _add_results(measure)
@@ -69,6 +71,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("model_cards/real"), metavar="FOLDER", help="default: %(default)s"
     )
     pictures.set_defaults(execute=draw_checkpoint)
+
+    gravity = commands.add_parser(
+        "gravity",
+        help="measure the estimated up",
+        description="Angle between the up that a frame without a pose is given and the true one: on the real frames "
+        "with pose_gravity.txt, and on rendered frames whose pose is taken away.",
+    )
+    gravity.add_argument("--frames", type=Path, required=True, metavar="FOLDER", help="of the real frames")
+    gravity.add_argument("--data", default="sample", help="rendered frames: folder, id, or 'sample' (default)")
+    gravity.add_argument("--split", default="val", help="default: val")
+    _add_results(gravity)
+    gravity.set_defaults(execute=measure_up)
 
     report = commands.add_parser("report", help="write the card", description="Writes the card from the JSON files.")
     _add_results(report)
@@ -114,6 +128,21 @@ def measure_checkpoint(arguments: argparse.Namespace) -> None:
     print(summary_table({arguments.name: result}))
     path = arguments.results / f"{PREFIX}{arguments.name}.json"
     write_json(path, result)
+    print(f"-> {path}")
+
+
+def measure_up(arguments: argparse.Namespace) -> None:
+    """`gravity`."""
+    from bifusion_hf.data.frames import frame_from_row, load_frames
+
+    from ..running import write_json
+    from .gravity import measure_gravity
+
+    rendered = (frame_from_row(row) for row in load_frames(arguments.data, arguments.split))
+    result = measure_gravity(read_real_frames(arguments.frames), rendered)
+    print(gravity_table(result))
+    path = arguments.results / f"{PREFIX}{GRAVITY}.json"
+    write_json(path, {"data": Path(arguments.data).name, "split": arguments.split, **result})
     print(f"-> {path}")
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from ..report import percent, table
 from .folder import ROOMS, SINGLE, SOURCES, TABLE_TOPS
-from .measurement import CONDITIONS, NO_POSE, TRUE_UP
+from .measurement import CAMERA_UP, CONDITIONS, NO_POSE, TRUE_UP
 
 
-PREFIX = "real_frames_"
+PREFIX, GRAVITY = "real_frames_", "gravity"
 # Written by hand, taken into the card as they are: what the pictures show.
 NOTES_FILE = "notes.md"
 # Groups in the order of the tables; others follow by name.
@@ -43,6 +43,9 @@ def write_card(results: str | Path, output: str | Path) -> None:
     sections = [_INTRODUCTION.format(score=protocol["score_of_mean_iou"], draws=protocol["draws"])]
     sections += [f"## {group}\n\n{group_table(found, group)}\n" for group in group_names(found)]
     sections.append(f"## What the superpoints allow\n\n{ceiling_table(found)}\n")
+    gravity = Path(results) / f"{PREFIX}{GRAVITY}.json"
+    if gravity.is_file():
+        sections.append(f"## Up\n\n{gravity_table(json.loads(gravity.read_text(encoding='utf-8')))}\n")
     notes = output.parent / NOTES_FILE
     if notes.is_file():
         sections.append(notes.read_text(encoding="utf-8"))
@@ -81,7 +84,7 @@ def group_table(results: Mapping[str, Mapping[str, Any]], group: str) -> str:
             continue
         values = result["groups"][group]
         for condition in CONDITIONS:
-            given = f"{condition} ({values['frames_with_up']} frames)" if condition == TRUE_UP else condition
+            given = f"{condition} ({', '.join(f'{n} {up}' for up, n in sorted(values['up'][condition].items()))})"
             cells = [with_interval(values[condition][metric]) for metric in ("ap", "ap50", "ap25", "mean_iou")]
             rows.append([f"`{name}`", given, str(values["frames"]), str(values["objects"]), *cells])
     return table(header, rows)
@@ -97,6 +100,27 @@ def ceiling_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             values = result["groups"].get(group, {}).get(NO_POSE, {})
             cells += [percent(values.get(metric, {}).get("value")) for metric in ("ceiling_iou", "ceiling_found")]
         rows.append([f"`{name}`", *cells])
+    return table(header, rows)
+
+
+def gravity_table(result: Mapping[str, Any]) -> str:
+    """Errors of the estimated up, in degrees."""
+    header = ["frames", "count", "median", "90th percentile", f"within {result['within']:g}°", "estimated"]
+    header += ["camera's own up: median", f"within {result['within']:g}°", "ms"]
+    rows = [
+        [
+            name,
+            str(values["count"]),
+            f"{values['median']:.1f}°",
+            f"{values['percentile_90']:.1f}°",
+            f"{percent(values['share_within'])} %",
+            f"{percent(values['share_estimated'])} %",
+            f"{values['median_camera']:.1f}°",
+            f"{percent(values['share_within_camera'])} %",
+            f"{values['median_milliseconds']:.0f}",
+        ]
+        for name, values in result["sets"].items()
+    ]
     return table(header, rows)
 
 
@@ -118,7 +142,8 @@ def with_interval(found: Mapping[str, float | None]) -> str:
 
 def summary_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """One line a group and checkpoint, for the terminal."""
-    header = ["group", "checkpoint", "frames", "AP", "AP50", "AP25", "mean IoU", "AP50, true up", "superpoints allow"]
+    header = ["group", "checkpoint", "frames", "AP", "AP50", "AP25", "mean IoU"]
+    header += [f"AP50, {CAMERA_UP}", f"AP50, {TRUE_UP}", "superpoints allow"]
     rows = []
     for group in group_names(results):
         for name, result in results.items():
@@ -130,7 +155,7 @@ def summary_table(results: Mapping[str, Mapping[str, Any]]) -> str:
                         name,
                         str(values["frames"]),
                         *(with_interval(values[NO_POSE][metric]) for metric in ("ap", "ap50", "ap25", "mean_iou")),
-                        with_interval(values[TRUE_UP]["ap50"]),
+                        *(with_interval(values[condition]["ap50"]) for condition in (CAMERA_UP, TRUE_UP)),
                         percent(values[NO_POSE]["ceiling_found"]["value"]),
                     ]
                 )

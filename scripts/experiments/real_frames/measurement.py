@@ -4,7 +4,9 @@ Each frame alone; points without a label are void (`InstanceAveragePrecision`). 
 draws of a group's frames, which tell how sure a number is of these few frames, not of all frames of the kind.
 """
 
+import copy
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,9 +25,9 @@ from ..bootstrap import interval, resampled_weights
 from .folder import RealFrame
 
 
-# What a frame is given: nothing, or the pose of `pose_gravity.txt`.
-NO_POSE, TRUE_UP = "no pose", "true up"
-CONDITIONS = (NO_POSE, TRUE_UP)
+# What a frame is given: nothing; nothing, and up is not estimated either; or the pose of `pose_gravity.txt`.
+NO_POSE, CAMERA_UP, TRUE_UP = "no pose", "camera's up", "true up"
+CONDITIONS = (NO_POSE, CAMERA_UP, TRUE_UP)
 # Only instances above it count as the best one of an object.
 SCORE = 0.5
 # An object is found above it.
@@ -41,7 +43,7 @@ class FrameMeasure:
     Args:
         name: `SOURCE/FRAME`.
         group: Of the table.
-        has_up: Whether the condition changed anything (a frame without `pose_gravity.txt` has no true up).
+        up: What the network took for up: that of the "pose", "estimated", or the "camera"'s.
         best_iou: float64 [M], of each object with any instance above `SCORE`, 0 without one.
         ceiling_iou: float64 [M], with the superpoints that are the object's by majority.
         num_superpoints: Of the frame.
@@ -49,7 +51,7 @@ class FrameMeasure:
 
     name: str
     group: str
-    has_up: bool
+    up: str
     best_iou: np.ndarray
     ceiling_iou: np.ndarray
     num_superpoints: int
@@ -70,8 +72,9 @@ def measure(
         options: Further arguments of `post_process_instance_segmentation`.
 
     Returns:
-        `protocol`; `groups`: group -> `frames`, `objects` and condition -> metric -> `value`, `low`, `high`
-        (fractions, 95 % intervals); `frames`: name -> `group`, `objects`, `superpoints` and condition -> `ap50`, ...
+        `protocol`; `groups`: group -> `frames`, `objects`, `up` (condition -> what was taken for up -> frames) and
+        condition -> metric -> `value`, `low`, `high` (fractions, 95 % intervals); `frames`: name -> `group`,
+        `objects`, `superpoints` and condition -> `ap50`, ...
     """
     conditions: dict[str, tuple[list[FrameMeasure], FrameDetections]] = {}
     for condition in CONDITIONS:
@@ -84,7 +87,7 @@ def measure(
         groups[group] = {
             "frames": len(rows),
             "objects": sum(len(conditions[NO_POSE][0][row].best_iou) for row in rows),
-            "frames_with_up": sum(conditions[TRUE_UP][0][row].has_up for row in rows),
+            "up": {name: Counter(measured[row].up for row in rows) for name, (measured, _) in conditions.items()},
             **{name: _summary(measured, detections, rows) for name, (measured, detections) in conditions.items()},
         }
     return {
@@ -133,6 +136,9 @@ def predict(
         threshold: Instances have a higher score.
     """
     given = frame.frame
+    if condition == CAMERA_UP:
+        processor = copy.copy(processor)
+        processor.estimate_up = False
     if condition == TRUE_UP and frame.gravity is not None:
         given = replace(given, camera_to_world=frame.gravity)
     sample = processor.prepare_frame(given)
@@ -171,7 +177,7 @@ def measure_frame(
     return FrameMeasure(
         name=frame.name,
         group=frame.group,
-        has_up=condition == TRUE_UP and frame.gravity is not None,
+        up=found["up"],
         best_iou=best_ious(masks[scores > SCORE], instance, count)[counted],
         ceiling_iou=ceiling_ious(sample["superpoint_ids"], instance, count)[counted],
         num_superpoints=int(sample["superpoint_ids"].max()) + 1,

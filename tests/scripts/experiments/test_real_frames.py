@@ -2,12 +2,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from frame_factory import POSE, make_frame
 from PIL import Image
 
-from scripts.experiments.real_frames import card
+from bifusion_hf.data import gravity as package_gravity
+from bifusion_hf.data.gravity import UpEstimate
+from scripts.experiments.real_frames import card, gravity
 from scripts.experiments.real_frames.__main__ import main
 from scripts.experiments.real_frames.folder import read_real_frames
+from scripts.experiments.real_frames.gravity import up_error
 from scripts.experiments.real_frames.measurement import NO_POSE, TRUE_UP, best_ious, ceiling_ious, measure
 
 
@@ -28,6 +32,7 @@ def write_frame(folder, seed, *, labels=True, gravity=True):
         (folder / "instance_names.json").write_text('["chair", "table", "bed"]')
     if gravity:
         np.savetxt(folder / "pose_gravity.txt", POSE)
+        np.savetxt(folder / "pose.txt", POSE)
     return frame
 
 
@@ -39,30 +44,6 @@ def real_folder(tmp_path):
     write_frame(folder / "mine" / "c", 2, labels=False)
     (folder / "groups.json").write_text('{"drawers": ["mine"]}')
     return folder
-
-
-class PaintedNetwork:
-    """Instances are the truth of the sampled points, but for those of the frames named in `blind`."""
-
-    device = "cpu"
-
-    def __init__(self, frames, blind=()):
-        self.truth = {frame.name: frame.frame.instance for frame in frames}
-        self.blind = blind
-        self.poses = []
-
-    def prepare_frame(self, frame):
-        self.poses.append(frame.camera_to_world)
-        pixels = np.flatnonzero(frame.depth)
-        instance = frame.instance.reshape(-1)[pixels]
-        return {
-            "frame_id": frame.frame_id,
-            "pixel_indices": pixels,
-            "instance": instance,
-            "class_labels": np.zeros(instance.max() + 1, np.int64),
-            # Two superpoints an object, one for all void.
-            "superpoint_ids": np.where(instance < 0, 0, 2 * instance + 1 + pixels % 2),
-        }
 
 
 def test_the_frames_of_a_folder_are_read_with_labels_group_and_up(real_folder):
@@ -80,6 +61,8 @@ def test_the_frames_of_a_folder_are_read_with_labels_group_and_up(real_folder):
     assert read.frame.camera_to_world is None
     np.testing.assert_allclose(read.gravity, POSE)
     assert frames[0].gravity is None
+    # Nobody knows where the z axis of this source's own poses points.
+    assert read.pose is None
     assert frames[1].frame.instance is None
     assert [frame.name for frame in read_real_frames(real_folder, labelled=True)] == ["mine/b", "open3d_tum/a"]
 
@@ -115,38 +98,75 @@ def test_the_ceiling_gives_each_superpoint_to_its_majority():
     np.testing.assert_allclose(ceiling_ious(superpoints, instance, 2), [2 / 3, 3 / 5])
 
 
-def test_a_perfect_network_measures_one_and_a_blind_frame_is_in_the_interval(real_folder, monkeypatch):
-    from scripts.experiments.real_frames import measurement
+class TruthProcessor:
+    """Its instances are the truth of the frame's points, none for a frame named in `blind`."""
 
+    num_points, min_instance_points = 4000, 20.0
+
+    def __init__(self, blind):
+        self.blind, self.estimate_up, self.log = blind, True, []
+
+    def prepare_frame(self, frame):
+        pixels = np.flatnonzero(frame.depth)
+        instance = frame.instance.reshape(-1)[pixels]
+        up = "pose" if frame.camera_to_world is not None else ("estimated" if self.estimate_up else "camera")
+        self.log.append((frame.frame_id, up))
+        return {
+            "frame_id": frame.frame_id,
+            "pixel_indices": pixels,
+            "instance": instance,
+            "class_labels": np.zeros(instance.max() + 1, np.int64),
+            # Two superpoints an object, one for all void.
+            "superpoint_ids": np.where(instance < 0, 0, 2 * instance + 1 + pixels % 2),
+            "up": up,
+        }
+
+    def collate(self, samples):
+        return samples[0]
+
+    def post_process_instance_segmentation(self, outputs, batch, threshold):
+        found = 0 if batch["frame_id"] in self.blind else 3
+        masks = torch.as_tensor(batch["instance"]) == torch.arange(found)[:, None]
+        scores = torch.linspace(0.9, 0.6, 3)[:found]
+        return [{"point_masks": masks, "scores": scores, "labels": torch.zeros(found).long(), "up": batch["up"]}]
+
+
+def test_the_result_is_that_of_the_frames_and_the_interval_that_of_their_draws(real_folder):
+    (real_folder / "groups.json").write_text('{"rooms": ["mine"]}')
     frames = list(read_real_frames(real_folder, labelled=True))
-    network = PaintedNetwork(frames, blind=["mine/b"])
-
-    def predict(model, processor, frame, condition=NO_POSE, options=None, *, threshold=0.0):
-        given = frame.frame if condition == NO_POSE or frame.gravity is None else frame.gravity
-        sample = network.prepare_frame(frame.frame)
-        network.poses[-1] = given
-        instance = sample["instance"]
-        masks = instance == np.arange(3)[:, None]
-        if frame.name in network.blind:
-            masks = masks[:0]
-        tensors = {"point_masks": masks, "scores": np.linspace(0.9, 0.6, 3)[: len(masks)], "labels": [0] * len(masks)}
-        return sample, {name: measurement.torch.as_tensor(np.asarray(value)) for name, value in tensors.items()}
-
-    monkeypatch.setattr(measurement, "predict", predict)
-    processor = type("Processor", (), {"num_points": 4000, "min_instance_points": 20.0})
-    both = [frames[1], frames[0]]
-    object.__setattr__(both[1], "group", "rooms")
-    result = measure(None, processor, both)
+    processor = TruthProcessor(blind=["mine/b"])
+    result = measure(lambda: None, processor, frames)
     values = result["groups"]["rooms"]
-    assert (values["frames"], values["objects"], values["frames_with_up"]) == (2, 6, 1)
+    assert (values["frames"], values["objects"]) == (2, 6)
+    # Only the frame that has one is given its true up.
+    assert values["up"] == {
+        "no pose": {"estimated": 2},
+        "camera's up": {"camera": 2},
+        "true up": {"pose": 1, "estimated": 1},
+    }
     assert values[NO_POSE]["ap50"]["value"] == pytest.approx(0.5)
     assert (values[NO_POSE]["ap50"]["low"], values[NO_POSE]["ap50"]["high"]) == pytest.approx((0, 1))
     assert values[NO_POSE]["mean_iou"]["value"] == pytest.approx(0.5)
     assert values[NO_POSE]["ceiling_iou"]["value"] == values[NO_POSE]["ceiling_found"]["value"] == 1
     assert result["frames"]["open3d_tum/a"][NO_POSE]["ap50"] == 1
     assert result["frames"]["mine/b"][TRUE_UP]["ap50"] == 0
-    # Only the frame that has one is given its true up.
-    assert [pose is both[0].gravity for pose in network.poses] == [False, False, True, False]
+
+
+def test_the_error_of_up_is_that_of_what_the_network_is_given(monkeypatch):
+    frame = make_frame(60, 80, with_pose=False)
+    up = POSE[2, :3]
+    tilted = np.array([up[0], np.cos(0.2) * up[1] - np.sin(0.2) * up[2], np.sin(0.2) * up[1] + np.cos(0.2) * up[2]])
+    for confidence, expected in ((1.0, np.degrees(0.2)), (0.1, 0.0)):
+        estimate = UpEstimate(tilted, confidence)
+        for module in (gravity, package_gravity):
+            monkeypatch.setattr(module, "estimate_up", lambda depth, intrinsics, estimate=estimate: estimate)
+        # A pose of the frame's own is not looked at; the camera of the synthetic frame is level.
+        found = up_error(make_frame(60, 80), POSE)
+        assert found.degrees == pytest.approx(expected, abs=1e-3) and found.camera_degrees == pytest.approx(
+            0, abs=1e-3
+        )
+        assert found.estimated == (confidence == 1.0)
+    assert up_error(frame, np.diag([1.0, -1, -1, 1])).camera_degrees == pytest.approx(90)
 
 
 def test_measure_report_and_pictures_from_the_command_line(real_folder, tmp_path, capsys):
@@ -164,10 +184,12 @@ def test_measure_report_and_pictures_from_the_command_line(real_folder, tmp_path
     output.parent.mkdir()
     (output.parent / "notes.md").write_text("What the pictures show.\n")
     main(["pictures", *words, "--output", str(output.parent)])
+    main(["gravity", *words[:2], "--results", str(tmp_path / "results")])
     main(["report", "--results", str(tmp_path / "results"), "--output", str(output)])
     text = output.read_text()
     assert "## rooms" in text and "## drawers" in text and "What the pictures show." in text
     assert "![first-unlabelled](first-unlabelled.jpg)" in text
+    assert "| real, pose_gravity.txt | 1 |" in text and "| rendered | 32 |" in text
     assert "| open3d_tum | 1 | isl-org/Open3D" in text
     # A labelled frame beside its truth, a frame without labels alone.
     widths = {group: Image.open(output.parent / f"first-{group}.jpg").width for group in ("rooms", "unlabelled")}
