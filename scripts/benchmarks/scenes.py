@@ -86,7 +86,7 @@ def format_table(results: Mapping[str, Any]) -> str:
         f"A session of {session['num_frames']} frames of {width}x{height}: an update beside the network takes "
         f"{1000 * session['update_seconds_first_quarter']:.0f} ms of CPU time in the first quarter and "
         f"{1000 * session['update_seconds_last_quarter']:.0f} ms in the last; the process grows from {memory[0]} to "
-        f"{memory[-1]} MiB between frame 100 and the last.",
+        f"{memory[-1]} MiB between frame {min(100, session['num_frames'])} and the last.",
     ]
     return "\n".join(lines)
 
@@ -186,7 +186,7 @@ def measure_session(checkpoint: str, data: str, split: str, count: int) -> dict[
         start = time.process_time()
         session.update(frames[index % len(frames)])
         times.append(time.process_time() - start)
-        if (index + 1) % 100 == 0:
+        if (index + 1) % 100 == 0 or index + 1 == count:
             memory.append(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
     quarter = count // 4
     return {
