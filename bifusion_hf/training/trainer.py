@@ -31,16 +31,11 @@ from .data_loading import (
     updates_per_epoch,
 )
 from .freezing import eval_mode, train_mode, unfreeze_due
-from .guards import (
-    NonFiniteGuard,
-    explain_out_of_memory,
-    largest_batch_size,
-    largest_samples,
-    preserved_buffers,
-)
+from .guards import NonFiniteGuard, explain_out_of_memory, preserved_buffers
 from .metrics import Recorder, for_sums, memory_gib
 from .optimization import build_optimizer, build_scheduler
 from .setup import build_accelerator, compile_dense_parts, prepare_network, shares_batch_statistics
+from .sizing import fitting_batch_size
 
 
 # Updates whose frames are checked for the alignment of points and image.
@@ -100,7 +95,11 @@ class BiFusionTrainer:
         self.ema = AveragedModel(self.network, multi_avg_fn=average) if average else None
         optimizer = build_optimizer(self.network, arguments.optimizer, later=list(training.unfreeze_at))
         if training.find_batch_size:
-            self._find_batch_size(optimizer)
+            frames = self.batch_size * self.accumulation
+            self.batch_size = fitting_batch_size(
+                self.accelerator, self.trial, train_dataset, optimizer, self.batch_size, frames
+            )
+            self.accumulation = frames // self.batch_size
         if shares_batch_statistics(training, self.accelerator):
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.guard = NonFiniteGuard(self.network, training.max_nonfinite_updates)
@@ -475,23 +474,6 @@ class BiFusionTrainer:
             self.model = self.accelerator.prepare_model(self.network)
 
     # Helpers
-
-    def _find_batch_size(self, optimizer: torch.optim.Optimizer) -> None:
-        """Takes the largest batch that fits beside the average and all that optimizer and processes will hold.
-
-        Before batch statistics are shared: their passes wait for all processes, and one out of memory would not come.
-        """
-        frames = self.batch_size * self.accumulation
-        samples = largest_samples(self.train_dataset, self.batch_size)
-        # The two moments of AdamW, and where the gradients are added up over processes.
-        copies = 2 + (self.accelerator.num_processes > 1)
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        reserved = [torch.zeros_like(parameter) for parameter in trained for _ in range(copies)]
-        self.batch_size = largest_batch_size(
-            self.accelerator, lambda size: self.trial(samples[:size]), self.batch_size, frames
-        )
-        del reserved
-        self.accumulation = frames // self.batch_size
 
     def trial(self, samples: list[Any]) -> None:
         """Forward and backward pass of a batch, for the batch-size finder and the plan.
