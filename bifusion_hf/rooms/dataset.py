@@ -1,11 +1,12 @@
 """A rendered data set on disk: parquet shards, resumable, and the card."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -94,26 +95,34 @@ def build_dataset(
     plan = {**settings.content(), "frames": frames, "jpeg_quality": jpeg_quality, "generator": GENERATOR_VERSION}
     _check_plan(out / SETTINGS_FILE, plan)
     remove_unfinished(out / "data")
-    # Each worker fills a core by itself; threads of linear algebra would only get in each other's way.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, _start_worker, (settings,)) as pool:
+    with _workers(workers, settings) as run:
         local = RoomGenerator(settings)
         models = {split: local.inventories[split].all_models() for split in SPLITS}
         jobs = [(split, index) for split in frames if frames[split] for index in range(len(models[split]))]
-        for _ in tqdm(
-            pool.imap_unordered(_prepare_model, jobs, chunksize=4), "meshes", len(jobs), disable=not progress
-        ):
+        for _ in tqdm(run(_prepare_model, jobs), "meshes", len(jobs), disable=not progress):
             pass
         bar = tqdm(total=sum(frames.values()), desc="frames", disable=not progress)
         for split, count in frames.items():
-            _write_split(out, split, count, settings, jpeg_quality, pool, bar)
+            _write_split(out, split, count, settings, jpeg_quality, run, bar)
         bar.close()
     used = [model for split, count in frames.items() if count for model in models[split]]
     summary = {**plan, **_summarize(out, frames)}
     write_text(out / "README.md", _card(summary, used))
     write_text(out / SETTINGS_FILE, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+@contextlib.contextmanager
+def _workers(count: int, settings: RoomSettings) -> Iterator[Callable[[Callable, list], Iterator]]:
+    """A `map` over processes with a generator each; one worker is this process."""
+    if count == 1:
+        _start_worker(settings)
+        yield map
+        return
+    # Each worker fills a core by itself; threads of linear algebra would only get in each other's way.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with multiprocessing.get_context("spawn").Pool(count, _start_worker, (settings,)) as pool:
+        yield pool.imap
 
 
 def _check_plan(path: Path, plan: dict[str, Any]) -> None:
@@ -136,7 +145,7 @@ def _shards(count: int, views: int) -> list[tuple[int, int]]:
 
 
 def _write_split(
-    out: Path, split: str, count: int, settings: RoomSettings, jpeg_quality: int | None, pool, bar: tqdm
+    out: Path, split: str, count: int, settings: RoomSettings, jpeg_quality: int | None, run: Callable, bar: tqdm
 ) -> None:
     from datasets import Dataset
 
@@ -149,7 +158,7 @@ def _write_split(
         if not path.exists():
             rooms = range(start // views, (start + length - 1) // views + 1)
             rows = []
-            for room_rows in pool.imap(_room_rows, [(split, room, jpeg_quality) for room in rooms]):
+            for room_rows in run(_room_rows, [(split, room, jpeg_quality) for room in rooms]):
                 bar.update(min(len(room_rows), length - len(rows)))
                 rows += room_rows
             with new_file(path) as partial:

@@ -89,10 +89,3 @@ def test_help_into_a_closed_pipe_is_silent():
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
-
-
-def test_an_error_of_a_process_is_one_line():
-    command = [sys.executable, "-m", "bifusion_hf.cli.train", "nothing"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("bifusion-train: error: no recipe 'nothing'") and done.stderr.count("\n") == 1

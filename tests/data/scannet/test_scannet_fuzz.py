@@ -91,8 +91,7 @@ def targets(root: Path):
     yield root / "list.txt", read_split_list
 
 
-@pytest.mark.parametrize("count", [250, pytest.param(2000, marks=pytest.mark.slow)])
-def test_damaged_files(original, tmp_path, count):
+def test_damaged_files(original, tmp_path, count=500):
     root = tmp_path / "scans"
     shutil.copytree(original, root)
     pairs = list(targets(root))
