@@ -10,7 +10,7 @@ from transformers import ProcessorMixin
 
 from .configuration_bifusion import BiFusionConfig
 from .data.augmentation import resize_image
-from .data.collator import FrameFeatures, Sample, collate_samples
+from .data.collator import FrameFeatures, Sample, collate_samples, to_numpy
 from .data.frames import RGBDFrame
 from .data.gravity import upright_axes
 from .data.inputs import frames_from_columns
@@ -257,7 +257,7 @@ class BiFusionProcessor(ProcessorMixin):
             "frame_id": frame_ids,
         }
         batch = self.collate([self.prepare_frame(frame) for frame in frames_from_columns(columns)])
-        return FrameFeatures(batch if return_tensors == "pt" else _to_numpy(batch))
+        return FrameFeatures(batch if return_tensors == "pt" else to_numpy(batch))
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Normalises colours and pads the samples into a batch; see `data.collator.collate_samples`."""
@@ -500,11 +500,3 @@ class BiFusionProcessor(ProcessorMixin):
             )
             for index, frame in enumerate(unpad_frames(inputs))
         ]
-
-
-def _to_numpy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _to_numpy(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [_to_numpy(entry) for entry in value]
-    return value.numpy() if isinstance(value, torch.Tensor) else value

@@ -155,6 +155,15 @@ class FrameProcessor(Protocol):
         """The samples as a batch; see `collate_samples`."""
 
 
+def to_numpy(value: Any) -> Any:
+    """A batch, or a part of one, with arrays in the place of tensors."""
+    if isinstance(value, dict):
+        return {name: to_numpy(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [to_numpy(entry) for entry in value]
+    return value.numpy() if isinstance(value, torch.Tensor) else value
+
+
 class BiFusionCollator:
     """`collate_fn` of a DataLoader over `FrameDataset`.
 
