@@ -68,12 +68,14 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         mask_threshold: float | None = None,
         min_points: float | None = None,
         max_instances: int | None = None,
+        part_gap: float | None = None,
     ):
         settings = {
             "threshold": threshold,
             "mask_threshold": mask_threshold,
             "min_points": min_points,
             "max_instances": max_instances,
+            "part_gap": part_gap,
         }
         return {}, {}, {name: value for name, value in settings.items() if value is not None}
 
@@ -83,7 +85,7 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         Args:
             inputs: See the class.
             kwargs: `threshold` (instances need a higher score, 0.5), `mask_threshold`, `min_points`, `max_instances`,
-                by default the processor's; `batch_size` and `num_workers` of transformers.
+                `part_gap`, by default the processor's; `batch_size` and `num_workers` of transformers.
 
         Returns:
             The dict of a frame, or one for each frame.

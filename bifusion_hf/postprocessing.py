@@ -260,6 +260,8 @@ def instances_of_frame(
     mask_logits: torch.Tensor,
     frame: Mapping[str, Any],
     names: Mapping[int, str],
+    *,
+    part_gap: float = 0.0,
     **settings,
 ) -> dict[str, Any]:
     """What `BiFusionProcessor.post_process_instance_segmentation` gives for one frame.
@@ -269,10 +271,22 @@ def instances_of_frame(
         mask_logits: [Q, N] or more, over its points and padding.
         frame: Of `unpad_frames`.
         names: Name of each label.
+        part_gap: Metres by which parts of a mask lie apart that are instances of their own; 0 leaves masks whole.
         settings: For `select_instances`.
+
+    Raises:
+        ValueError: `part_gap` is negative.
     """
+    if not part_gap >= 0:
+        raise ValueError(f"part_gap is {part_gap}; expected metres, at least 0")
     found = select_instances(class_logits, mask_logits[:, : frame["count"]], **settings)
     found = {name: value.cpu() for name, value in found.items()}
+    if part_gap > 0:
+        # scipy is imported only where it is used.
+        from .mask_parts import separate_parts
+
+        limits = {name: settings[name] for name in ("threshold", "min_points", "max_instances")}
+        found = separate_parts(found, frame["points"], gap=part_gap, **limits)
     segmentation = None
     if frame["superpoint_map"] is not None:
         segmentation = instance_map(

@@ -79,7 +79,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # Name -> arguments of `BiFusionProcessor`.
 PROCESSOR_PRESETS: dict[str, dict[str, Any]] = {
-    "sv3d": {},
+    # The original leaves masks whole.
+    "sv3d": {"part_gap": 0.0},
     "simple": {},
     "full": {},
     "residual": {},

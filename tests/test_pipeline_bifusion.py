@@ -137,6 +137,8 @@ def test_what_is_no_frame_is_refused(segmenter, frame):
 
 def test_settings_of_a_call(segmenter, frame):
     assert len(segmenter(frame, max_instances=2)["scores"]) <= 2
+    parts, whole = (segmenter(frame, threshold=0.0, part_gap=gap)["point_masks"] for gap in (0.05, 0.0))
+    assert len(parts) != len(whole)
     nothing = segmenter(frame, threshold=1.0)
     assert nothing["segments_info"] == []
     assert (nothing["segmentation"] == -1).all()

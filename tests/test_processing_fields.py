@@ -32,6 +32,7 @@ CHANGES = {
     "max_instances": (2, "scores"),
     "nms_kernel": ("linear", "scores"),
     "nms_sigma": (0.2, "scores"),
+    "part_gap": (0.0, "masks"),
 }
 # Where the change shows only beside another.
 BESIDE = {"class_to_label": {"label_names": ["even", "odd"]}}

@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.scenes and (arguments.predictions or arguments.save_predictions):
         parser.error("--scenes and --predictions, --save_predictions exclude each other")
     if arguments.predictions is not None:
-        given = [f"--{name}" for name in ("save_predictions", "seed") if getattr(arguments, name) is not None]
+        given = [
+            f"--{name}" for name in ("save_predictions", "seed", "part_gap") if getattr(arguments, name) is not None
+        ]
         if given:
             parser.error(f"{', '.join(given)} and --predictions exclude each other")
     results, is_main = run(arguments)
@@ -80,6 +82,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=4, help="frames of one forward, default: 4")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare frames, default: 0")
     parser.add_argument("--limit", type=int, help="evaluate the first frames only")
+    parser.add_argument(
+        "--part_gap",
+        type=float,
+        metavar="METRES",
+        help="parts of a mask farther apart are instances of their own, 0 leaves masks whole; default: processor's",
+    )
     parser.add_argument("--seed", type=int, help="of the point sampling; the processor's by default")
     parser.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), help="default: Accelerate's setting")
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
@@ -134,6 +142,8 @@ def evaluate_checkpoint(
     model = model.eval().to(accelerator.device)
     if arguments.seed is not None:
         processor.sampling_seed = arguments.seed
+    if arguments.part_gap is not None:
+        processor.part_gap = arguments.part_gap
     measure = _measure_scenes if arguments.scenes else _measure_frames
     results = measure(model, processor, rows, accelerator, arguments, options)
     results["protocol"]["mixed_precision"] = accelerator.mixed_precision

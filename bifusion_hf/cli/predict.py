@@ -108,6 +108,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="MODEL",
         help="make superpoints from the masks of this transformers mask-generation model (SAM, SAM 2)",
     )
+    parser.add_argument(
+        "--part_gap",
+        type=float,
+        metavar="METRES",
+        help="parts of a mask farther apart are instances of their own, 0 leaves masks whole; default: processor's",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     return parser
@@ -200,7 +206,7 @@ def predict(
         write_ply,
     )
 
-    result = segmenter(frame, threshold=arguments.threshold)
+    result = segmenter(frame, threshold=arguments.threshold, part_gap=arguments.part_gap)
     segmentation, segments = result["segmentation"], result["segments_info"]
 
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -351,6 +351,7 @@ def processor_protocol(processor: "BiFusionProcessor") -> dict[str, Any]:
         "score_threshold": 0.0,
         "mask_threshold": processor.mask_threshold,
         "max_instances": processor.max_instances,
+        "part_gap": processor.part_gap,
     }
 
 

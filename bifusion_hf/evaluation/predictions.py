@@ -34,6 +34,7 @@ _PROCESSOR_FIELDS = (
     "num_semantic_labels",
     "mask_threshold",
     "max_instances",
+    "part_gap",
 )
 # Frames written at once.
 _GROUP = 64
@@ -158,7 +159,8 @@ class PredictionFile:
         from ..processing_bifusion import BiFusionProcessor
 
         try:
-            return BiFusionProcessor(**self._processor_values)
+            # Files from before there was a choice hold masks that are whole.
+            return BiFusionProcessor(**{"part_gap": 0.0, **self._processor_values})
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.path}: malformed metadata ({error})") from error
 

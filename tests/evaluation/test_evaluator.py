@@ -44,6 +44,7 @@ def test_perfect_network_scores_one_in_every_part(frames):
         "score_threshold": 0.0,
         "mask_threshold": 0.4,
         "max_instances": 100,
+        "part_gap": 0.05,
     }
 
 

@@ -97,6 +97,7 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=Path, required=True, metavar="FOLDER", help="of the real frames")
     parser.add_argument("--checkpoint", default="sample", help="folder, id on the Hub, or 'sample' (default)")
     parser.add_argument("--name", required=True, help="of the result, for instance sample")
+    parser.add_argument("--part_gap", type=float, metavar="METRES", help="as for bifusion-evaluate")
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
@@ -118,6 +119,8 @@ def measure_checkpoint(arguments: argparse.Namespace) -> None:
 
     frames = list(read_real_frames(arguments.frames, labelled=True))
     model, processor = load_pretrained(arguments.checkpoint)
+    if arguments.part_gap is not None:
+        processor.part_gap = arguments.part_gap
     result = {
         "checkpoint": Path(arguments.checkpoint).name,
         "weights": _weights_hash(model),
@@ -162,6 +165,8 @@ def draw_checkpoint(arguments: argparse.Namespace) -> None:
     from .pictures import draw_mosaics
 
     model, processor = load_pretrained(arguments.checkpoint)
+    if arguments.part_gap is not None:
+        processor.part_gap = arguments.part_gap
     frames = read_real_frames(arguments.frames, labelled=arguments.labelled)
     for path in draw_mosaics(model.eval(), processor, frames, arguments.output, arguments.name):
         print(f"-> {path}")

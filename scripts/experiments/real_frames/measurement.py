@@ -7,7 +7,7 @@ draws of a group's frames, which tell how sure a number is of these few frames, 
 import copy
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,7 +61,6 @@ def measure(
     model: BiFusionForInstanceSegmentation,
     processor: BiFusionProcessor,
     frames: Sequence[RealFrame],
-    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The result of a checkpoint, as JSON values.
 
@@ -69,7 +68,6 @@ def measure(
         model: In eval mode.
         processor: Of it.
         frames: Labelled frames.
-        options: Further arguments of `post_process_instance_segmentation`.
 
     Returns:
         `protocol`; `groups`: group -> `frames`, `objects`, `up` (condition -> what was taken for up -> frames) and
@@ -79,7 +77,7 @@ def measure(
     conditions: dict[str, tuple[list[FrameMeasure], FrameDetections]] = {}
     for condition in CONDITIONS:
         recorder = DetectionRecorder()
-        measured = [measure_frame(model, processor, frame, condition, recorder, options) for frame in frames]
+        measured = [measure_frame(model, processor, frame, condition, recorder) for frame in frames]
         conditions[condition] = measured, recorder.detections()["class_agnostic"]
     groups = {}
     for group in dict.fromkeys(frame.group for frame in frames):
@@ -97,7 +95,7 @@ def measure(
             "score_of_mean_iou": SCORE,
             "interval": 0.95,
             "draws": DRAWS,
-            **(options or {}),
+            "part_gap": processor.part_gap,
         },
         "groups": groups,
         "frames": {
@@ -121,7 +119,6 @@ def predict(
     processor: BiFusionProcessor,
     frame: RealFrame,
     condition: str = NO_POSE,
-    options: Mapping[str, Any] | None = None,
     *,
     threshold: float = 0.0,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -132,7 +129,6 @@ def predict(
         processor: Of it.
         frame: The frame.
         condition: One of `CONDITIONS`.
-        options: Further arguments of `post_process_instance_segmentation`.
         threshold: Instances have a higher score.
     """
     given = frame.frame
@@ -144,7 +140,7 @@ def predict(
     sample = processor.prepare_frame(given)
     batch = processor.collate([sample])
     outputs = model(**{name: batch[name].to(model.device) for name in FORWARD_INPUTS if name in batch})
-    (found,) = processor.post_process_instance_segmentation(outputs, batch, threshold=threshold, **(options or {}))
+    (found,) = processor.post_process_instance_segmentation(outputs, batch, threshold=threshold)
     return sample, found
 
 
@@ -154,7 +150,6 @@ def measure_frame(
     frame: RealFrame,
     condition: str,
     recorder: DetectionRecorder,
-    options: Mapping[str, Any] | None = None,
 ) -> FrameMeasure:
     """Measures one labelled frame; its detections go to the recorder.
 
@@ -164,9 +159,8 @@ def measure_frame(
         frame: The frame.
         condition: One of `CONDITIONS`.
         recorder: Takes the detections.
-        options: Further arguments of `post_process_instance_segmentation`.
     """
-    sample, found = predict(model, processor, frame, condition, options)
+    sample, found = predict(model, processor, frame, condition)
     masks, scores = found["point_masks"].numpy(), found["scores"].numpy()
     prediction = FramePrediction(frame.name, sample["pixel_indices"], masks, scores, found["labels"].numpy())
     evaluator = FrameEvaluator(_protocol(processor))

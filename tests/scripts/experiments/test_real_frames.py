@@ -101,7 +101,7 @@ def test_the_ceiling_gives_each_superpoint_to_its_majority():
 class TruthProcessor:
     """Its instances are the truth of the frame's points, none for a frame named in `blind`."""
 
-    num_points, min_instance_points = 4000, 20.0
+    num_points, min_instance_points, part_gap = 4000, 20.0, 0.05
 
     def __init__(self, blind):
         self.blind, self.estimate_up, self.log = blind, True, []

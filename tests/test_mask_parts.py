@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+
+from bifusion_hf.mask_parts import separate_parts, touching_points
+from bifusion_hf.processing_bifusion import BiFusionProcessor
+
+
+def plate(x, size=0.2, step=0.02):
+    """A horizontal grid of points with its lower corner at x."""
+    side = np.arange(0, size, step)
+    grid = np.stack(np.meshgrid(side, side, [0.0]), axis=-1).reshape(-1, 3)
+    return grid + [x, 0, 0]
+
+
+def instances(masks, scores, **extra):
+    masks = torch.as_tensor(np.stack(masks))
+    return {
+        "masks": masks,
+        "scores": torch.tensor(scores),
+        "labels": torch.zeros(len(masks), dtype=torch.int64),
+        **extra,
+    }
+
+
+@pytest.fixture(scope="module")
+def cloud():
+    """Two plates of 100 points 30 cm apart, and one of 25 points behind."""
+    plates = [plate(0.0), plate(0.5), plate(0.9, size=0.1)]
+    owner = np.repeat([0, 1, 2], [len(points) for points in plates])
+    return torch.from_numpy(np.concatenate(plates)).float(), owner
+
+
+def test_parts_become_instances_with_lower_scores(cloud):
+    points, owner = cloud
+    found = instances([owner >= 0, owner == 1], [0.8, 0.5], queries=torch.tensor([7, 9]))
+    parts = separate_parts(found, points, gap=0.05)
+    # The two large ones are of one size, the small one has a quarter of it.
+    assert parts["scores"].tolist() == pytest.approx([0.8, 0.8, 0.5, 0.4])
+    assert parts["queries"].tolist() == [7, 7, 9, 7]
+    expected = [owner == 0, owner == 1, owner == 1, owner == 2]
+    np.testing.assert_array_equal(parts["masks"].numpy(), np.stack(expected))
+    assert parts["labels"].tolist() == [0] * 4
+
+
+def test_limits_hold_for_the_parts(cloud):
+    points, owner = cloud
+    found = instances([owner >= 0], [0.8])
+    assert len(separate_parts(found, points, gap=0.05, min_points=25)["scores"]) == 2
+    assert len(separate_parts(found, points, gap=0.05, threshold=0.4)["scores"]) == 2
+    assert len(separate_parts(found, points, gap=0.05, max_instances=1)["scores"]) == 1
+    # A speck of two points beside 100 is no part at all.
+    speck = instances([(owner == 0) | (np.arange(len(owner)) >= len(owner) - 2)], [0.8])
+    (mask,) = separate_parts(speck, points, gap=0.05)["masks"].numpy()
+    np.testing.assert_array_equal(mask, owner == 0)
+
+
+def test_what_is_connected_stays_as_it_is(cloud):
+    points, owner = cloud
+    found = instances([owner == 0, owner == 2], [0.3, 0.9])
+    parts = separate_parts(found, points, gap=0.05)
+    assert parts["scores"].tolist() == pytest.approx([0.9, 0.3])
+    np.testing.assert_array_equal(parts["masks"].numpy(), np.stack([owner == 2, owner == 0]))
+    nothing = separate_parts({name: value[:0] for name, value in found.items()}, points, gap=0.05)
+    assert nothing["masks"].shape == (0, len(points)) and nothing["scores"].shape == (0,)
+
+
+def test_sparse_points_on_one_surface_touch():
+    """20 cm from point to point: far from the camera that is no gap, though it is wider than the one asked for."""
+    points = torch.from_numpy(plate(0.0, size=2.0, step=0.2)).float()
+    parts = separate_parts(instances([np.ones(len(points), bool)], [0.7]), points, gap=0.05)
+    assert len(parts["masks"]) == 1 and parts["masks"].all()
+
+
+def test_near_neighbours_touch_up_to_the_gap():
+    """Two plates of nine points: each point has some of the other plate among its sixteen nearest, 15 cm away."""
+    points = torch.from_numpy(np.concatenate([plate(0.0, size=0.06), plate(0.19, size=0.06)])).float()
+    found = instances([np.ones(len(points), bool)], [0.7])
+    counts = {gap: len(separate_parts(found, points, gap=gap)["masks"]) for gap in (0.05, 0.2)}
+    assert counts == {0.05: 2, 0.2: 1}
+
+
+def test_pairs_are_symmetric_and_few_points_are_no_error():
+    pairs = touching_points(np.array([[0, 0, 0], [0.01, 0, 0], [0.01, 0, 0], [5, 0, 0]]), 0.05)
+    assert {(0, 1), (0, 2), (1, 2)} <= {tuple(pair) for pair in pairs.tolist()}
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    assert touching_points(np.zeros((1, 3)), 0.05).shape == (0, 2)
+    assert touching_points(np.zeros((0, 3)), 0.05).shape == (0, 2)
+
+
+def test_files_that_do_not_say_leave_masks_whole(tmp_path):
+    """What was saved before there was the choice keeps its numbers; what is saved now keeps its own."""
+    import json
+
+    assert BiFusionProcessor().part_gap == 0.05
+    assert BiFusionProcessor.from_preset("sv3d").part_gap == 0.0
+    BiFusionProcessor().save_pretrained(tmp_path)
+    assert BiFusionProcessor.from_pretrained(tmp_path).part_gap == 0.05
+    path = tmp_path / "processor_config.json"
+    values = json.loads(path.read_text())
+    del values["part_gap"]
+    path.write_text(json.dumps(values))
+    assert BiFusionProcessor.from_pretrained(tmp_path).part_gap == 0.0
+
+
+def test_a_negative_gap_is_refused():
+    with pytest.raises(ValueError, match="part_gap is -1"):
+        BiFusionProcessor(part_gap=-1.0)
