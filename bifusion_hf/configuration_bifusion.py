@@ -316,7 +316,8 @@ class BiFusionConfig(PreTrainedConfig):
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         old = {name: config_dict[name] for name in PROCESSOR_FIELDS if name in config_dict}
         if old:
-            config.old_processor_fields = old
+            # Masks stayed whole then.
+            config.old_processor_fields = {**old, "part_gap": 0.0}
         # What `kwargs` changed was set field by field, and may contradict the rest.
         config.validate()
         return loaded

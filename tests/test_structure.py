@@ -16,7 +16,7 @@ PACKAGE = "bifusion_hf"
 # A file imports from its own folder and from those of earlier lines.
 LEVELS = (
     {"assets", "import_utils", "io", "labels", "old_names", "version"},
-    {"presets", "recipe", "sparse", "superpoints"},
+    {"mask_parts", "presets", "recipe", "sparse", "superpoints"},
     {"configuration_bifusion", "data"},
     {"layers", "postprocessing", "rooms"},
     {"losses"},

@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_arguments(parser, arguments)
     segmenter = load_segmenter(arguments.checkpoint, arguments.device)
     segmenter.processor.estimate_up &= not arguments.camera_up
+    if arguments.part_gap is not None:
+        segmenter.processor.part_gap = arguments.part_gap
     generator = None if arguments.mask_generator is None else load_mask_generator(arguments.mask_generator)
     for frame in read_frames(arguments):
         if generator is not None:
@@ -206,7 +208,7 @@ def predict(
         write_ply,
     )
 
-    result = segmenter(frame, threshold=arguments.threshold, part_gap=arguments.part_gap)
+    result = segmenter(frame, threshold=arguments.threshold)
     segmentation, segments = result["segmentation"], result["segments_info"]
 
     arguments.output.mkdir(parents=True, exist_ok=True)

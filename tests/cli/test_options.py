@@ -103,6 +103,7 @@ OPTIONS = {
         "--batch_size": (["--batch_size", "7"], []),
         "--num_workers": (["--num_workers", "7"], []),
         "--limit": (["--limit", "2"], []),
+        "--part_gap": (["--part_gap", "0.3"], []),
         "--seed": (["--seed", "7"], []),
         "--mixed_precision": (["--mixed_precision", "bf16"], []),
         "--cpu": (["--cpu"], []),
@@ -127,6 +128,7 @@ OPTIONS = {
         "--checkpoint": (["--checkpoint", "other"], []),
         "--threshold": (["--threshold", "0.9"], []),
         "--mask_generator": (["--mask_generator", "org/sam"], []),
+        "--part_gap": (["--part_gap", "0.3"], []),
         "--device": (["--device", "cuda:1"], []),
         "--output": (["--output", "other"], []),
     },
@@ -267,10 +269,11 @@ class Model:
 class Processor:
     def __init__(self):
         self.sampling_seed, self.num_points, self.estimate_up, self.stuff_classes = 0, 5, True, ()
+        self.part_gap = 0.05
 
     @property
     def shown(self):
-        return f"processor of seed {self.sampling_seed}"
+        return f"processor of seed {self.sampling_seed}, parts {self.part_gap} apart"
 
     def save_pretrained(self, folder):
         pass
@@ -364,7 +367,8 @@ def prepare(command, calls):
         segmenter = mock.MagicMock(processor=Processor())
 
         def segment(frame, threshold):
-            calls.seen.append(f"{frame.frame_id} above {threshold}, estimating up: {segmenter.processor.estimate_up}")
+            options = f"estimating up: {segmenter.processor.estimate_up}, {segmenter.processor.shown}"
+            calls.seen.append(f"{frame.frame_id} above {threshold}, {options}")
             return {"segmentation": frame.depth.astype(int) * 0 - 1, "segments_info": [], "up": None}
 
         segmenter.side_effect = segment
