@@ -81,8 +81,11 @@ def touching_points(points: np.ndarray, gap: float) -> np.ndarray:
     distances, others = cKDTree(points).query(points, k=count + 1)
     spacing = np.median(distances[:, 1 : 1 + (count + 1) // 2], axis=1, keepdims=True)
     touching = distances <= np.maximum(gap, 2 * spacing)
-    pairs = np.stack([np.nonzero(touching)[0], others[touching]], axis=1)
-    return np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0)
+    first, second = np.nonzero(touching)[0], others[touching]
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    # One number a pair: sorting rows takes ten times as long.
+    pairs = np.unique((low * len(points) + high)[low < high])
+    return np.stack(np.divmod(pairs, len(points)), axis=1)
 
 
 def _connected(mask: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
