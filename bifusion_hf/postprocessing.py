@@ -205,11 +205,11 @@ def unpad_frames(inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
         frame = {"count": count, "superpoint_map": superpoint_map, "up": inputs["up_sources"][index]}
         for name in ("points", "superpoint_ids", "pixel_indices"):
             frame[name] = torch.as_tensor(inputs[name][index][:count]).cpu()
-        rotation, offset = (
-            torch.as_tensor(inputs[name][index]).cpu() for name in ("point_rotations", "point_offsets")
+        rotation, offset, scale = (
+            torch.as_tensor(inputs[name][index]).cpu() for name in ("point_rotations", "point_offsets", "point_scales")
         )
         # Its inverse is its transpose; rows times it is the inverse of columns by it.
-        frame["points"] = frame["points"].float() @ rotation + offset
+        frame["points"] = frame["points"].float() / scale @ rotation + offset
         if superpoint_map is not None:
             frame["superpoint_map"] = torch.as_tensor(superpoint_map).cpu()
         frames.append(frame)

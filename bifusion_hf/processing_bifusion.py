@@ -50,6 +50,8 @@ class BiFusionProcessor(ProcessorMixin):
         superpoint_color_blur: Metres by which colour is blurred for them, so that finer texture makes no superpoints.
         estimate_up: Where a frame has no pose, turn its points upright by what they show (`data.gravity`), if that is
             clear enough; else, and where off, the network gets the camera's axes. Results come in the input's frame.
+        reference_depth: Metres; the network gets a frame whose median depth is smaller enlarged to it, so that close
+            things, which have more pixels, have more voxels too. Results stay in metres. 0 = every frame in its size.
         sampling_seed: Seed of the point sampling at inference.
         mask_threshold: A point with a higher mask probability belongs to the instance.
         max_instances: Largest number of instances of a frame.
@@ -81,6 +83,7 @@ class BiFusionProcessor(ProcessorMixin):
         num_superpoints: int = 300,
         superpoint_color_blur: float = 0.0,
         estimate_up: bool = True,
+        reference_depth: float = 0.0,
         sampling_seed: int = 0,
         mask_threshold: float = 0.4,
         max_instances: int = 100,
@@ -101,6 +104,7 @@ class BiFusionProcessor(ProcessorMixin):
         self.num_superpoints = num_superpoints
         self.superpoint_color_blur = superpoint_color_blur
         self.estimate_up = estimate_up
+        self.reference_depth = reference_depth
         self.sampling_seed = sampling_seed
         self.mask_threshold = mask_threshold
         self.max_instances = max_instances
@@ -124,6 +128,7 @@ class BiFusionProcessor(ProcessorMixin):
         expect("image_std", min(self.image_std) > 0, "positive numbers")
         expect("color_std", min(self.color_std) > 0, "positive numbers")
         expect("superpoint_color_blur", self.superpoint_color_blur >= 0, "metres, at least 0")
+        expect("reference_depth", self.reference_depth >= 0, "metres, at least 0")
         expect("stuff_classes", set(self.stuff_classes) <= set(range(self.num_semantic_labels)), "semantic classes")
         expect("part_gap", self.part_gap >= 0, "metres, at least 0")
         expect("nms_kernel", self.nms_kernel in ("linear", "gaussian"), "'linear' or 'gaussian'")
@@ -287,7 +292,8 @@ class BiFusionProcessor(ProcessorMixin):
             A dict of numpy arrays for N = min(num_points, measured pixels) points in the order of their pixels:
             `points` float32 [N, 3] metres, z up: those of the frame minus `point_offset` float32 [3], their mean,
             turned by `point_rotation` float32 [3, 3], the identity unless `up_source` ("pose", "estimated" or
-            "camera") is "estimated"; `point_rgb` uint8 [N, 3]; `point_pixels` float32 [N, 2], the pixel's centre as a
+            "camera") is "estimated", and times `point_scale` float32, 1 unless `reference_depth` enlarges the frame;
+            `point_rgb` uint8 [N, 3]; `point_pixels` float32 [N, 2], the pixel's centre as a
             fraction of width and height; `point_visible` bool [N]; `superpoint_ids` int64 [N], 0..S-1; `image` uint8
             [H, W, 3] of the network's size; `camera_rotation` float32 [3, 3], camera axes to point axes; where there
             are labels `instance` int64 [N] (-1 = none), `class_labels` int64 [M] and `semantic` int64 [N] (-100 =
@@ -302,11 +308,12 @@ class BiFusionProcessor(ProcessorMixin):
         positions = frame.unproject().reshape(-1, 3)[pixels].astype(np.float64)
         offset = positions.mean(axis=0)
         camera_rotation, turn, up_source = upright_axes(frame, self.estimate_up)
+        scale = max(1.0, self.reference_depth / np.median(frame.depth.reshape(-1)[pixels]))
         rows, columns = np.divmod(pixels, width)
         centres = np.stack([(columns + 0.5) / width, (rows + 0.5) / height], axis=1)
         superpoint_map, superpoint_ids = renumber_superpoints(self._superpoints(frame), pixels)
         sample = {
-            "points": ((positions - offset) @ turn.T).astype(np.float32),
+            "points": (scale * ((positions - offset) @ turn.T)).astype(np.float32),
             "point_rgb": resize_image(frame.image, (height, width)).reshape(-1, 3)[pixels],
             "point_pixels": centres.astype(np.float32),
             "point_visible": np.ones(len(pixels), dtype=bool),
@@ -315,6 +322,7 @@ class BiFusionProcessor(ProcessorMixin):
             "camera_rotation": camera_rotation.astype(np.float32),
             "point_offset": offset.astype(np.float32),
             "point_rotation": turn.astype(np.float32),
+            "point_scale": np.float32(scale),
             "up_source": up_source,
             "pixel_indices": pixels.astype(np.int64),
             "depth_size": (height, width),

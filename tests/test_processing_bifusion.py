@@ -55,6 +55,7 @@ def test_sample_has_the_fields_of_the_contract(processor):
         "semantic": ("int64", (3000,)),
         "point_offset": ("float32", (3,)),
         "point_rotation": ("float32", (3, 3)),
+        "point_scale": ("float32", ()),
         "pixel_indices": ("int64", (3000,)),
         "superpoint_map": ("int32", (120, 160)),
     }
@@ -128,6 +129,30 @@ def test_a_frame_without_a_pose_is_turned_upright_and_its_results_come_back():
         positions = frame.unproject().reshape(-1, 3)[prepared["pixel_indices"]][inside]
         (segment,) = result["segments_info"]
         np.testing.assert_allclose(segment["box_3d"], [*positions.min(0), *positions.max(0)], atol=1e-4)
+
+
+def test_a_close_frame_is_enlarged_and_its_results_stay_in_metres():
+    far, _ = tilted_frame()
+    # All lengths halved: what the network gets is the same, results are half as large.
+    close = dataclasses.replace(far, depth=far.depth / 2)
+    middle = float(np.median(far.depth[far.depth > 0]))
+    processor = BiFusionProcessor(
+        num_points=far.depth.size, num_superpoints=30, estimate_up=False, reference_depth=middle
+    )
+    samples = [processor.prepare_frame(frame) for frame in (far, close)]
+    assert [float(sample["point_scale"]) for sample in samples] == pytest.approx([1, 2])
+    np.testing.assert_allclose(samples[1]["points"], samples[0]["points"], atol=1e-5)
+    plain = BiFusionProcessor(num_points=far.depth.size, num_superpoints=30, estimate_up=False)
+    assert float(plain.prepare_frame(close)["point_scale"]) == 1
+    boxes = []
+    for sample in samples:
+        batch = processor.collate([sample])
+        outputs = outputs_from_masks([batch["mask_labels"][0]], [torch.tensor([[2.0, 0.0]])], far.depth.size)
+        (result,) = processor.post_process_instance_segmentation(outputs, batch, threshold=0.1)
+        boxes.append(result["segments_info"][0]["box_3d"])
+    np.testing.assert_allclose(boxes[1], np.array(boxes[0]) / 2, atol=1e-5)
+    with pytest.raises(ValueError, match="reference_depth is -1"):
+        BiFusionProcessor(reference_depth=-1)
 
 
 def test_a_pose_goes_before_any_estimate():

@@ -27,6 +27,7 @@ CHANGES = {
     "num_superpoints": (20, "superpoint_ids"),
     "superpoint_color_blur": (0.5, "superpoint_ids"),
     "estimate_up": (False, "up_sources"),
+    "reference_depth": (9.0, "points"),
     "sampling_seed": (1, "points"),
     "mask_threshold": (0.7, "masks"),
     "max_instances": (2, "scores"),

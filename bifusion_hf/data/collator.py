@@ -97,8 +97,8 @@ def collate_samples(
         `superpoint_ids` int64 [B, N] (-1 at padding); with an image `pixel_values` float32 [B, 3, H, W],
         `point_pixels` float32 [B, N, 2], `point_visible` bool [B, N], `camera_rotations` float32 [B, 3, 3]; with
         labels `mask_labels` list of bool [M_i, N], `class_labels` list of int64 [M_i], `semantic_labels` int64 [B, N]
-        (-100 = ignore); `point_offsets` float32 [B, 3] and `point_rotations` float32 [B, 3, 3], which lead back to the
-        input, `up_sources`, `pixel_indices` int64 [B, N] (-1 at padding and where a cloud has no depth image),
+        (-100 = ignore); `point_offsets` float32 [B, 3], `point_rotations` float32 [B, 3, 3] and `point_scales` float32
+        [B], which lead back to the input, `up_sources`, `pixel_indices` int64 [B, N] (-1 at padding and where a cloud has no depth image),
         `superpoint_maps` list of int32 [H, W] or None, `frame_ids`; and, where the samples carry them, `query_seeds`
         int64 [B] and `alignment_errors` float32 [B].
 
@@ -132,6 +132,7 @@ def collate_samples(
         batch["semantic_labels"] = rows("semantic", IGNORE)
     batch["point_offsets"] = torch.from_numpy(np.stack([sample["point_offset"] for sample in samples]))
     batch["point_rotations"] = torch.from_numpy(np.stack([sample["point_rotation"] for sample in samples]))
+    batch["point_scales"] = torch.from_numpy(np.stack([sample["point_scale"] for sample in samples]))
     batch["up_sources"] = [sample["up_source"] for sample in samples]
     batch["pixel_indices"] = rows("pixel_indices", -1)
     maps = [sample["superpoint_map"] for sample in samples]

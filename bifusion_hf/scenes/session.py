@@ -92,7 +92,8 @@ class SceneSession:
         keep_frames: Keep each frame's map of ids for `frame_segmentation`, a few KB each.
 
     Raises:
-        ValueError: An unknown strategy, or learned merging without the heads.
+        ValueError: An unknown strategy, learned merging without the heads, or a processor that enlarges frames for a
+            network that compares them.
     """
 
     def __init__(
@@ -116,6 +117,11 @@ class SceneSession:
             raise ValueError(f"max_objects is {max_objects}; expected at least 1")
         if memory not in ("scene", "frame"):
             raise ValueError(f"memory is {memory!r}; expected 'scene' or 'frame'")
+        if processor.reference_depth and (self._has_adapters or isinstance(self.merging, LearnedMerging)):
+            raise ValueError(
+                f"the processor's reference_depth is {processor.reference_depth}; frame adapters and learned merging "
+                "compare frames in metres, so expected 0"
+            )
         self.memory = memory
         if max_instances is None and isinstance(self.merging, LearnedMerging):
             max_instances = 20
@@ -222,7 +228,7 @@ class SceneSession:
         )[0]
         queries, masks = result.pop("queries"), result["point_masks"]
         offset = batch["point_offsets"][0]
-        points = batch["points"][0] + offset
+        points = batch["points"][0] / batch["point_scales"][0] + offset
         if self.merging.visible_only:
             kept = torch.tensor([segment["id"] for segment in result["segments_info"]], dtype=torch.int64)
             queries, masks = queries[kept], masks[kept]

@@ -38,6 +38,7 @@ def test_batch_has_the_shapes_of_the_contract(processor, samples):
         "semantic_labels": (torch.int64, (3, 1500)),
         "point_offsets": (torch.float32, (3, 3)),
         "point_rotations": (torch.float32, (3, 3, 3)),
+        "point_scales": (torch.float32, (3,)),
         "pixel_indices": (torch.int64, (3, 1500)),
     }
     assert [(masks.dtype, masks.shape[1]) for masks in batch["mask_labels"]] == [(torch.bool, 1500)] * 3

@@ -207,6 +207,16 @@ def test_maps_of_frames_only_where_they_are_kept(network):
         session.frame_segmentation(0)
 
 
+def test_enlarged_frames_leave_their_points_in_metres(network, online_network):
+    model, processor = network
+    frame = next(frames())
+    enlarging = BiFusionProcessor.from_config(model.config, num_points=processor.num_points, reference_depth=20.0)
+    points = SceneSession(model, enlarging).update(frame)["points"]
+    np.testing.assert_allclose(points, SceneSession(*network).update(frame)["points"], atol=1e-4)
+    with pytest.raises(ValueError, match="reference_depth is 20.0; frame adapters and learned merging"):
+        SceneSession(online_network[0], enlarging)
+
+
 @pytest.fixture(scope="module")
 def online_network(small_config):
     torch.manual_seed(0)
