@@ -10,6 +10,8 @@ import torch
 from sparse_examples import random_grid, slow_convolution
 from torch import nn
 
+from bifusion_hf.io import compiled_library
+from bifusion_hf.io.compiled_library import KernelError
 from bifusion_hf.sparse import (
     SparseTensor,
     SubmanifoldConv3d,
@@ -19,14 +21,14 @@ from bifusion_hf.sparse import (
     convolve_normalized,
     set_sparse_backend,
 )
-from bifusion_hf.sparse.backends import choose_backend, compiled_backend, kernel_library
-from bifusion_hf.sparse.backends.kernel_library import KernelError
+from bifusion_hf.sparse.backends import choose_backend, compiled_backend
+from bifusion_hf.sparse.backends.kernel_library import KERNELS
 from bifusion_hf.sparse.finish import can_finish
 from bifusion_hf.sparse.kernel_maps import kernel_offsets
 
 
 def forget():
-    kernel_library.kernel_library.cache_clear()
+    KERNELS.forget()
     compiled_backend.kernels_unavailable_reason.cache_clear()
 
 
@@ -235,13 +237,13 @@ def test_a_compiler_that_makes_no_library(new_cache, tmp_path, monkeypatch, capl
 def test_a_compiler_that_makes_a_wrong_library(new_cache, tmp_path, monkeypatch, caplog):
     """Every function is there, and convolves nothing."""
     wrong = tmp_path / "wrong.c"
-    wrong.write_text(kernel_library.SOURCE.read_text().replace("return sum + *unit * weights;", "return sum;"))
-    compiler(tmp_path, monkeypatch, f'exec cc $(echo "$@" | sed "s#{kernel_library.SOURCE}#{wrong}#")')
+    wrong.write_text(KERNELS.sources[0].read_text().replace("return sum + *unit * weights;", "return sum;"))
+    compiler(tmp_path, monkeypatch, f'exec cc $(echo "$@" | sed "s#{KERNELS.sources[0]}#{wrong}#")')
     assert_falls_back(caplog, "are wrong by")
 
 
 def test_switched_off(new_cache, monkeypatch, caplog):
-    monkeypatch.setenv(kernel_library.SWITCH, "0")
+    monkeypatch.setenv(compiled_library.SWITCH, "0")
     assert_falls_back(caplog, "switched off by BIFUSION_SPARSE_KERNEL=0")
     assert not new_cache.exists()
 
@@ -254,22 +256,22 @@ def test_an_unwritable_cache(new_cache, caplog):
 def test_built_once(new_cache, monkeypatch):
     assert compiled_backend.kernels_unavailable_reason() is None
     (library,) = new_cache.iterdir()
-    assert library == kernel_library.library_path()
+    assert library == KERNELS.path
     made = library.stat().st_mtime_ns
     forget()
-    monkeypatch.setattr(kernel_library, "build_library", lambda path: pytest.fail("built again"))
+    monkeypatch.setattr(KERNELS, "build", lambda path: pytest.fail("built again"))
     assert compiled_backend.kernels_unavailable_reason() is None
     assert library.stat().st_mtime_ns == made
 
 
 def test_another_source_or_processor_has_its_own_library(new_cache, tmp_path, monkeypatch):
-    paths = {kernel_library.library_path()}
-    monkeypatch.setattr(kernel_library, "_processor", lambda: "another")
-    paths.add(kernel_library.library_path())
+    paths = {KERNELS.path}
+    monkeypatch.setattr(compiled_library, "processor", lambda: "another")
+    paths.add(KERNELS.path)
     changed = tmp_path / "kernels.c"
-    changed.write_text(kernel_library.SOURCE.read_text() + "\n")
-    monkeypatch.setattr(kernel_library, "SOURCE", changed)
-    paths.add(kernel_library.library_path())
+    changed.write_text(KERNELS.sources[0].read_text() + "\n")
+    monkeypatch.setattr(KERNELS, "sources", [changed])
+    paths.add(KERNELS.path)
     assert len(paths) == 3
 
 
@@ -281,7 +283,7 @@ def test_processes_that_build_at_once(new_cache):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
-    assert list(new_cache.iterdir()) == [kernel_library.library_path()]
+    assert list(new_cache.iterdir()) == [KERNELS.path]
 
 
 @pytest.mark.slow
@@ -295,10 +297,10 @@ def test_narrower_vectors(new_cache, monkeypatch, architecture, needs):
     flags = information.read_text().split() if information.exists() else []
     if not set(needs) <= set(flags):
         pytest.skip(f"this processor lacks one of {', '.join(needs)}")
-    changed = [f"-march={architecture}" if flag.startswith("-march") else flag for flag in kernel_library.FLAGS]
-    monkeypatch.setattr(kernel_library, "FLAGS", changed)
+    changed = [f"-march={architecture}" if flag.startswith("-march") else flag for flag in KERNELS.flags]
+    monkeypatch.setattr(KERNELS, "flags", changed)
     assert compiled_backend.kernels_unavailable_reason() is None
-    assert not kernel_library.kernel_library().has_bfloat16()
+    assert not KERNELS.call("has_bfloat16")
     for channels in ((5, 7), (40, 96), (33, 65)):
         test_every_shape(None, *channels)
 

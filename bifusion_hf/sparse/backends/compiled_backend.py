@@ -11,12 +11,13 @@ from functools import cache, partial
 import torch
 from torch.autograd.function import once_differentiable
 
+from ...io.compiled_library import KernelError
 from ..finish import Finish
 from ..kernel_maps import ConvolutionLayer, KernelMap, KernelMaps
 from ..voxels import VoxelGrid
 from . import torch_backend
 from .folding import convolve_folded, is_foldable
-from .kernel_library import KernelError, call, kernel_library
+from .kernel_library import KERNELS
 
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def convolve_over(
     features: torch.Tensor, kernel: torch.Tensor, maps: KernelMaps, finish: Finish | None = None
 ) -> torch.Tensor:
     """Features [N_in, Cin] and kernel [K, Cin, Cout] over kernel maps -> [N_out, Cout], as in `convolve`."""
-    if features.dtype == torch.bfloat16 and not kernel_library().has_bfloat16():
+    if features.dtype == torch.bfloat16 and not KERNELS.call("has_bfloat16"):
         if finish is not None and finish.shortcut is not None:
             finish = replace(finish, shortcut=finish.shortcut.float())
         return convolve_over(features.float(), kernel.float(), maps, finish).bfloat16()
@@ -65,7 +66,7 @@ def convolve_over(
 def kernels_unavailable_reason() -> str | None:
     """Why the kernels do not work here; None where they do. Tried once, and logged."""
     try:
-        kernel_library()
+        KERNELS.load()
         _test_kernels()
     except KernelError as error:
         logger.warning("sparse convolutions take the torch backend, which is slower: %s", error)
@@ -109,9 +110,9 @@ class PairLists:
         block_rows = min(max(block_rows, MIN_BLOCK_ROWS), MAX_BLOCK_ROWS)
         starts = torch.empty(-(-outputs // block_rows) * volume + 1, dtype=torch.int64)
         sizes = volume, outputs, kernel_map.num_inputs, block_rows, torch.get_num_threads()
-        count = call("count_pairs", kernel_map.table, starts, *sizes)
+        count = KERNELS.call("count_pairs", kernel_map.table, starts, *sizes)
         reads, writes = torch.empty(count, dtype=torch.int32), torch.empty(count, dtype=torch.int16)
-        call("fill_pairs", kernel_map.table, starts, reads, writes, *sizes)
+        KERNELS.call("fill_pairs", kernel_map.table, starts, reads, writes, *sizes)
         return cls(starts, reads, writes, block_rows)
 
 
@@ -155,11 +156,11 @@ def _multiply(
     if is_transposed:
         in_channels, out_channels = out_channels, in_channels
     inputs, weights = inputs.contiguous(), kernel.contiguous()
-    is_packed = is_half or is_transposed or not call("is_packed", out_channels)
+    is_packed = is_half or is_transposed or not KERNELS.call("is_packed", out_channels)
     if is_packed:
-        weights = torch.empty(call("packed_units", volume, in_channels, out_channels, is_half))
+        weights = torch.empty(KERNELS.call("packed_units", volume, in_channels, out_channels, is_half))
         form = volume, in_channels, out_channels, is_transposed, is_mirrored, is_half
-        call("pack_weights", kernel.contiguous(), weights, *form, threads)
+        KERNELS.call("pack_weights", kernel.contiguous(), weights, *form, threads)
     outputs = inputs.new_empty(kernel_map.num_outputs, out_channels)
     finishing = None, None, None
     if finish is not None:
@@ -168,7 +169,9 @@ def _multiply(
     lists = pairs.starts, pairs.reads, pairs.writes
     sizes = len(outputs), pairs.block_rows, volume, in_channels, out_channels
     is_rectified = finish is not None and finish.is_rectified
-    call("convolve", inputs, weights, outputs, *lists, *finishing, *sizes, is_packed, is_rectified, is_half, threads)
+    KERNELS.call(
+        "convolve", inputs, weights, outputs, *lists, *finishing, *sizes, is_packed, is_rectified, is_half, threads
+    )
     return outputs
 
 
@@ -182,7 +185,7 @@ def _kernel_gradient(
     sizes = kernel_map.num_outputs, pairs.block_rows, *shape
     is_half = features.dtype == torch.bfloat16
     inputs, grad = features.contiguous(), grad.contiguous()
-    if call("kernel_gradient", inputs, grad, sums, *lists, *sizes, is_half, torch.get_num_threads()):
+    if KERNELS.call("kernel_gradient", inputs, grad, sums, *lists, *sizes, is_half, torch.get_num_threads()):
         raise MemoryError("the gradient of a sparse convolution's kernel found no memory")
     return sums
 

@@ -1,0 +1,148 @@
+"""C files of the package: built on first use with the machine's C compiler, and called through ctypes.
+
+A library is kept in the user's cache folder under a name that holds a hash of its sources, the compiler's options and
+the processor, so that each machine builds it once, and a changed source or processor builds its own.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .atomic import new_file
+
+
+logger = logging.getLogger(__name__)
+
+# 0 in this variable of the environment switches all of them off.
+SWITCH = "BIFUSION_SPARSE_KERNEL"
+BUILD_SECONDS = 300
+
+POINTER, SIZE, FLAG, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
+# Result and arguments of a function.
+Signature = tuple[Any, Sequence[Any]]
+
+
+class KernelError(RuntimeError):
+    """The kernels cannot be built, or do not work, on this machine."""
+
+
+class CompiledLibrary:
+    """Functions of C files.
+
+    Args:
+        name: Of the library's file.
+        sources: The C files.
+        flags: Of the compiler.
+        signatures: Name of each function that is called -> its result and arguments.
+    """
+
+    def __init__(self, name: str, sources: Sequence[Path], flags: Sequence[str], signatures: Mapping[str, Signature]):
+        self.name, self.sources, self.flags, self.signatures = name, list(sources), list(flags), dict(signatures)
+        self._library: ctypes.CDLL | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where the library of these sources, these options and this processor belongs."""
+        hashed = hashlib.sha256()
+        for source in self.sources:
+            hashed.update(source.read_bytes())
+        for part in (*self._command(), processor()):
+            hashed.update(b"\0" + part.encode())
+        cache_folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache_folder / "bifusion_hf" / f"{self.name}_{hashed.hexdigest()[:16]}.so"
+
+    def load(self) -> ctypes.CDLL:
+        """The library, built if need be.
+
+        Raises:
+            KernelError: It is switched off (`BIFUSION_SPARSE_KERNEL=0`), there is no C compiler, or what it makes is
+                no library.
+        """
+        if self._library is not None:
+            return self._library
+        if os.environ.get(SWITCH) == "0":
+            raise KernelError(f"the compiled kernels are switched off by {SWITCH}=0")
+        path = self.path
+        try:
+            if not path.exists():
+                self.build(path)
+            library = ctypes.CDLL(str(path))
+            for name, (result, arguments) in self.signatures.items():
+                function = getattr(library, name)
+                function.restype, function.argtypes = result, list(arguments)
+        except (OSError, AttributeError, subprocess.SubprocessError) as error:
+            raise KernelError(f"the {self.name} cannot be built in {path.parent}: {error}") from error
+        self._library = library
+        return library
+
+    def forget(self) -> None:
+        """Loads the library anew at the next call."""
+        self._library = None
+
+    def build(self, path: Path) -> None:
+        """Compiles the sources to `path`; several processes may do so at once.
+
+        Raises:
+            KernelError: The compiler fails, or makes what cannot be loaded; the message holds what it says.
+            OSError: There is no compiler, or no permission.
+            subprocess.TimeoutExpired: The compiler takes too long.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        logger.info("building the %s in %s", self.name, path)
+        with new_file(path) as made:
+            command = [*self._command(), "-o", str(made)]
+            result = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
+            if result.returncode:
+                raise KernelError(f"{shlex.join(command)} failed: {result.stderr.strip() or result.stdout.strip()}")
+            ctypes.CDLL(str(made))
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Calls a function; tensors and arrays are passed as pointers to their first element, None as NULL."""
+        library = self._library or self.load()
+        return getattr(library, name)(*map(_passed, arguments))
+
+    def _command(self) -> list[str]:
+        # The OpenMP runtime that torch has loaded comes first and satisfies all: one pool of threads, not two.
+        runtime = _loaded_openmp()
+        return [
+            *shlex.split(os.environ.get("CC") or "cc"),
+            *self.flags,
+            *map(str, self.sources),
+            "-Wl,--as-needed",
+            *([runtime] if runtime else []),
+            "-lm",
+        ]
+
+
+def _passed(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return argument.data_ptr()
+    return argument.ctypes.data if isinstance(argument, np.ndarray) else argument
+
+
+def _loaded_openmp() -> str | None:
+    """Path of GNU's OpenMP runtime in this process, which `import torch` brought."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return None
+    paths = {line.split(maxsplit=5)[5] for line in maps.read_text().splitlines() if "/libgomp" in line}
+    return sorted(paths)[0] if paths else None
+
+
+def processor() -> str:
+    """What `-march=native` depends on."""
+    information = Path("/proc/cpuinfo")
+    if not information.exists():
+        return f"{platform.machine()} {platform.processor()}"
+    wanted = ("vendor_id", "model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in information.read_text().splitlines() if line.startswith(wanted)}))
