@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..superpoints.geometry import estimate_normals, surface_links
+from ..superpoints.backends import choose_backend
 from .frames import RGBDFrame
 
 
@@ -71,9 +71,10 @@ def estimate_up(depth: np.ndarray, intrinsics: np.ndarray) -> UpEstimate:
         The estimate; the camera's up with confidence 0 where there are too few normals.
     """
     depth, intrinsics = _averaged(depth, intrinsics, max(1, round(max(depth.shape) / _SIDE)))
-    links = surface_links(depth)
+    stages = choose_backend()
+    links = stages.surface_links(depth)
     surfaces = _on_surfaces(*links)
-    normals = estimate_normals(depth, intrinsics, links, _WINDOW)[surfaces]
+    normals = stages.estimate_normals(depth, intrinsics, links, _WINDOW)[surfaces]
     if len(normals) < _MIN_NORMALS:
         return UpEstimate(CAMERA_UP, 0.0)
     means, shares = _cells(normals)

@@ -116,3 +116,16 @@ def _mean_step(values: np.ndarray, link: np.ndarray, window: int) -> np.ndarray:
         weight = ndimage.uniform_filter(weight, window, mode="constant")
     # A filter that slides leaves rounding errors where the window is empty.
     return np.divide(step, weight, out=np.zeros_like(step), where=weight > 0.5 / window**4)
+
+
+def camera_coordinates(depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """Camera coordinates of all pixels, float32 [H, W, 3] metres.
+
+    Args:
+        depth: float32 [H, W] metres.
+        intrinsics: [3, 3] of the depth image.
+    """
+    height, width = depth.shape
+    x = (np.arange(width) - intrinsics[0, 2]) / intrinsics[0, 0]
+    y = (np.arange(height) - intrinsics[1, 2]) / intrinsics[1, 1]
+    return np.stack([depth * x, depth * y[:, None], depth], axis=-1).astype(np.float32)

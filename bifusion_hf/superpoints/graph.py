@@ -6,9 +6,9 @@ import numpy as np
 from scipy import sparse, spatial
 from scipy.sparse import csgraph
 
+from .geometry import camera_coordinates
 
-# Nearest pixels that are looked at around each pixel of a small region.
-_NEAREST = 24
+
 Links = tuple[np.ndarray, np.ndarray]
 
 
@@ -249,31 +249,34 @@ class RegionGraph:
 
 
 def nearby_pairs(
-    members: np.ndarray, positions: np.ndarray, small: np.ndarray, radius: np.ndarray
+    labels: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray, small: np.ndarray, radius: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For small regions the other regions that come close in space.
 
     Args:
-        members: int [P], region of each pixel.
-        positions: float [P, 3] metres.
+        labels: int [H, W], region of each pixel, negative = none.
+        depth: float32 [H, W] metres.
+        intrinsics: [3, 3] of the depth image.
         small: bool [R], regions whose surroundings are asked for.
-        radius: float [P] metres, how far to look from each pixel.
+        radius: How far to look from each pixel, as a fraction of its depth.
 
     Returns:
-        low [E], high [E] (region ids, low < high) and the distance [E] between their nearest pixels among the
-        `_NEAREST` nearest of each.
+        low [E], high [E] (region ids, low < high) and the distance [E] in metres between their nearest pixels, sorted
+        by (low, high).
     """
+    places = camera_coordinates(depth, intrinsics)[labels >= 0].astype(np.float64)
+    members = labels[labels >= 0]
     asking = np.flatnonzero(small[members])
     # A tree built in haste: few queries follow.
-    tree = spatial.cKDTree(positions, balanced_tree=False, compact_nodes=False)
-    distances, found = tree.query(positions[asking], k=min(_NEAREST, len(positions)))
-    heads = np.repeat(members[asking], distances.shape[1])
-    tails = members[found.ravel()]
-    distances = distances.ravel()
-    kept = (heads != tails) & (distances <= np.repeat(radius[asking], found.shape[1]))
-    low, high = np.minimum(heads, tails)[kept], np.maximum(heads, tails)[kept]
-    order = np.lexsort((distances[kept], high, low))
-    low, high, distances = low[order], high[order], distances[kept][order]
+    tree = spatial.cKDTree(places, balanced_tree=False, compact_nodes=False)
+    found = tree.query_ball_point(places[asking], radius * places[asking, 2])
+    heads = np.repeat(asking, [len(each) for each in found])
+    tails = np.concatenate([np.asarray(each, dtype=np.intp) for each in found] or [asking])
+    heads, tails = (each[members[heads] != members[tails]] for each in (heads, tails))
+    distances = np.sqrt(((places[heads] - places[tails]) ** 2).sum(axis=1))
+    low, high = np.minimum(members[heads], members[tails]), np.maximum(members[heads], members[tails])
+    order = np.lexsort((distances, high, low))
+    low, high, distances = low[order], high[order], distances[order]
     first = np.ones(len(low), bool)
     first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
     return low[first], high[first], distances[first]

@@ -13,6 +13,13 @@ def renumber_superpoints(superpoints: np.ndarray, pixels: np.ndarray) -> tuple[n
     Returns:
         int32 [H, W] with the new ids, -1 = none or without a sampled point; int64 [N], the new id of each point.
     """
-    used, superpoint_ids = np.unique(superpoints.reshape(-1)[pixels], return_inverse=True)
-    place = np.minimum(np.searchsorted(used, superpoints), len(used) - 1)
-    return np.where(used[place] == superpoints, place, -1).astype(np.int32), superpoint_ids.astype(np.int64)
+    superpoints = np.maximum(superpoints, -1)
+    if superpoints.max() >= superpoints.size:
+        # Numbers that would make the table below larger than the image.
+        superpoints = np.where(superpoints < 0, -1, np.searchsorted(np.unique(superpoints), superpoints))
+    of_points = superpoints.reshape(-1)[pixels]
+    used = np.flatnonzero(np.bincount(of_points))
+    # The entry behind the last number answers for -1.
+    numbers = np.full(superpoints.size + 1, -1, np.int32)
+    numbers[used] = np.arange(len(used), dtype=np.int32)
+    return numbers[superpoints], numbers[of_points].astype(np.int64)

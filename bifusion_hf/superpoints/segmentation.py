@@ -7,15 +7,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .geometry import estimate_normals, surface_links
-from .graph import (
-    RegionGraph,
-    connected_segments,
-    cut_at_barred_pairs,
-    nearby_pairs,
-    number_segments,
-    region_pairs,
-)
+from .backends import choose_backend
 
 
 # Differences that count as 1: of CIE Lab colour, of unit normals, of position in metres.
@@ -42,7 +34,7 @@ def segment_superpoints(
     """Over-segments a frame by colour, position and normals.
 
     A watershed of the colour and normal gradient from a regular grid of seeds, cut at strong depth edges, whose
-    regions merge greedily, the most similar first. No strong depth edge (`superpoints_geometry.depth_edges`) runs
+    regions merge greedily, the most similar first. No strong depth edge (`geometry.depth_edges`) runs
     through a segment. Segments are connected; only parts below `min_size` that touch nothing they may merge with (a
     wall seen between leaves) join the nearest segment in space. Deterministic.
 
@@ -62,8 +54,6 @@ def segment_superpoints(
     Raises:
         ValueError: An argument is malformed.
     """
-    from skimage.segmentation import watershed
-
     image, depth, intrinsics = _check_frame(image, depth, intrinsics)
     if num_segments < 1:
         raise ValueError(f"num_segments is {num_segments}; expected at least 1")
@@ -75,42 +65,53 @@ def segment_superpoints(
     valid = depth > 0
     if not valid.any():
         return np.full(depth.shape, -1, np.int32)
-    links = surface_links(depth)
+    stages = choose_backend()
+    links = stages.surface_links(depth)
     # One "unit" is a pixel at 320x240, so that the result depends little on the resolution.
     unit = max(1.0, float(np.sqrt(height * width / 76800)))
-    lab = _blurred(rgb_to_lab(image), depth, 0.5 * unit, color_blur * float(intrinsics[0, 0]))
-    normals = estimate_normals(depth, intrinsics, links, window=2 * int(round(1.5 * unit)) + 1)
-    pixel_features = np.concatenate([lab / COLOUR_SCALE, normals / NORMAL_SCALE], axis=-1).astype(np.float32)
-    contrast = _link_contrast(pixel_features)
-
-    regions = watershed(
-        _pixel_contrast(contrast, links), _grid_seeds(valid, max(FIRST_REGIONS, 5 * num_segments)), mask=valid
+    features = stages.pixel_features(
+        image,
+        depth,
+        intrinsics,
+        links,
+        sigma=0.5 * unit,
+        window=2 * int(round(1.5 * unit)) + 1,
+        color_scale=COLOUR_SCALE,
+        normal_scale=NORMAL_SCALE,
     )
+    if color_blur > 0:
+        features[:3] = _blurred(features[:3], depth, 0.5 * unit, color_blur * float(intrinsics[0, 0]))
+    contrast, levels = stages.link_contrast(features, links)
+
+    regions = stages.watershed(levels, _grid_seeds(levels, valid, max(FIRST_REGIONS, 5 * num_segments)), valid)
     across = (~links[0] & valid[:, :-1] & valid[:, 1:], ~links[1] & valid[:-1] & valid[1:])
-    regions = cut_at_barred_pairs(connected_segments(np.where(valid, regions, -1), links), depth, links, across)
-    members = regions[valid]
-    sizes = np.bincount(members)
-    positions = _positions(depth, intrinsics)[valid]
-    features = np.concatenate([pixel_features[valid], positions / POSITION_SCALE], axis=1)
-    means = np.stack([np.bincount(members, weights=column) for column in features.T], axis=1) / sizes[:, None]
-    low, high, count, total = region_pairs(regions, links, contrast)
-    graph = RegionGraph(
+    regions = stages.connected_segments(np.where(valid, regions, -1), links)
+    regions = stages.cut_at_barred_pairs(regions, depth, links, across)
+    sizes, means = stages.region_means(regions, features, depth, intrinsics, POSITION_SCALE)
+    low, high, count, total = stages.region_pairs(regions, links, contrast)
+    graph = stages.RegionGraph(
         sizes,
         means,
         adjacent=(low, high, count, BOUNDARY_WEIGHT * total),
-        barred=np.stack(region_pairs(regions, across)[:2], axis=1),
+        barred=np.stack(stages.region_pairs(regions, across)[:2], axis=1),
         size_power=SIZE_POWER,
     )
     graph.absorb_small(min_size)
     # What is still small touches nothing that it may merge with.
-    current = graph.roots()[members]
-    small = np.bincount(current, minlength=len(sizes)) < min_size
-    graph.add_near(*nearby_pairs(current, positions, small, NEAR_RADIUS * depth[valid]))
-    graph.absorb_small(min_size)
+    roots = graph.roots()
+    pixels = np.bincount(roots, weights=sizes, minlength=len(sizes))
+    small = (pixels > 0) & (pixels < min_size)
+    if small.any():
+        graph.add_near(*stages.nearby_pairs(_merged(regions, roots), depth, intrinsics, small, NEAR_RADIUS))
+        graph.absorb_small(min_size)
     graph.merge_to(num_segments, min_size)
-    merged = np.full(depth.shape, -1, np.int32)
-    merged[valid] = graph.roots()[members]
-    return number_segments(merged)
+    return stages.number_segments(_merged(regions, graph.roots()))
+
+
+def _merged(regions: np.ndarray, roots: np.ndarray) -> np.ndarray:
+    """int32 [H, W], the region that each pixel's first region has become part of, -1 where there is none."""
+    # The entry behind the last region answers for the index -1.
+    return np.append(roots, -1).astype(np.int32)[regions]
 
 
 def _check_frame(image, depth, intrinsics) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -128,65 +129,34 @@ def _check_frame(image, depth, intrinsics) -> tuple[np.ndarray, np.ndarray, np.n
     return image, np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32), intrinsics
 
 
-def rgb_to_lab(image: np.ndarray) -> np.ndarray:
-    """CIE Lab (D65) of uint8 sRGB [..., 3], float32; a difference of 1 is just noticeable."""
-    level = np.arange(256) / 255
-    linear = np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4).astype(np.float32)
-    to_xyz = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
-    to_xyz = (to_xyz / to_xyz.sum(axis=1, keepdims=True)).astype(np.float32)
-    xyz = linear[image] @ to_xyz.T
-    root = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    x, y, z = np.moveaxis(root, -1, 0)
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
-
-
-def _blurred(lab: np.ndarray, depth: np.ndarray, least: float, at_one_metre: float) -> np.ndarray:
-    """Colour [H, W, 3] under a Gaussian of `at_one_metre / depth` pixels, at least `least`."""
-    lab = ndimage.gaussian_filter(lab, (least, least, 0))
-    if at_one_metre == 0:
-        return lab
+def _blurred(colours: np.ndarray, depth: np.ndarray, least: float, at_one_metre: float) -> np.ndarray:
+    """Planes [3, H, W] of the blur `least`, under a Gaussian of `at_one_metre / depth` pixels where that is more."""
     wanted = at_one_metre / np.where(depth > 0, depth, np.inf)
     # The blur of each pixel is mixed out of two neighbours of a geometric row of blurs, each made from the one before.
-    result, coarser, sigma = lab, lab, least
+    result, coarser, sigma = colours, colours, least
     while sigma < wanted.max():
-        finer, coarser = coarser, ndimage.gaussian_filter(coarser, (np.sqrt(3) * sigma,) * 2 + (0,))
-        share = np.clip(np.log2(np.maximum(wanted, sigma) / sigma), 0, 1)[..., None]
+        finer, coarser = coarser, ndimage.gaussian_filter(coarser, (0,) + (np.sqrt(3) * sigma,) * 2)
+        share = np.clip(np.log2(np.maximum(wanted, sigma) / sigma), 0, 1)
         result = np.where(share > 0, (1 - share) * finer + share * coarser, result)
         sigma *= 2
     return result.astype(np.float32)
 
 
-def _positions(depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """Camera coordinates of all pixels, float32 [H, W, 3] metres."""
-    height, width = depth.shape
-    x = (np.arange(width) - intrinsics[0, 2]) / intrinsics[0, 0]
-    y = (np.arange(height) - intrinsics[1, 2]) / intrinsics[1, 1]
-    return np.stack([depth * x, depth * y[:, None], depth], axis=-1).astype(np.float32)
+def _grid_seeds(levels: np.ndarray, valid: np.ndarray, number: int) -> np.ndarray:
+    """int32 [H, W]: about `number` numbered seeds over the measured pixels, 0 elsewhere.
 
-
-def _link_contrast(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Squared feature difference of each pixel to its right and its lower neighbour."""
-    right = features[:, 1:] - features[:, :-1]
-    down = features[1:] - features[:-1]
-    return np.einsum("hwc,hwc->hw", right, right), np.einsum("hwc,hwc->hw", down, down)
-
-
-def _pixel_contrast(contrast: tuple[np.ndarray, np.ndarray], links: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """float32 [H, W]: the largest contrast to a neighbour, above all others beside a depth edge or hole."""
-    right, down = (np.where(link, value, np.inf) for value, link in zip(contrast, links, strict=True))
-    height, width = down.shape[0] + 1, right.shape[1] + 1
-    result = np.zeros((height, width), np.float32)
-    np.maximum(result[:, :-1], right, out=result[:, :-1])
-    np.maximum(result[:, 1:], right, out=result[:, 1:])
-    np.maximum(result[:-1], down, out=result[:-1])
-    np.maximum(result[1:], down, out=result[1:])
-    return result
-
-
-def _grid_seeds(valid: np.ndarray, number: int) -> np.ndarray:
-    """int32 [H, W]: about `number` numbered seeds on a regular grid over the measured pixels, 0 elsewhere."""
+    They lie on a regular grid, each moved by at most one pixel to where the level is lowest, so that few begin on an
+    edge.
+    """
     step = max(1, int(round(np.sqrt(np.count_nonzero(valid) / number))))
+    height, width = valid.shape
+    rows, columns = np.meshgrid(*(np.arange(step // 2, size, step) for size in (height, width)), indexing="ij")
+    rows, columns = rows[valid[rows, columns]], columns[valid[rows, columns]]
+    shifts = np.stack(np.meshgrid([0, -1, 1], [0, -1, 1], indexing="ij"), axis=-1).reshape(-1, 2)
+    near_rows = np.clip(rows + shifts[:, :1], 0, height - 1)
+    near_columns = np.clip(columns + shifts[:, 1:], 0, width - 1)
+    level = np.where(valid[near_rows, near_columns], levels[near_rows, near_columns], 65535)
+    best = level.argmin(axis=0), np.arange(len(rows))
     seeds = np.zeros(valid.shape, np.int32)
-    grid = (slice(step // 2, None, step),) * 2
-    seeds[grid] = np.where(valid[grid], np.arange(1, seeds[grid].size + 1).reshape(seeds[grid].shape), 0)
+    seeds[near_rows[best], near_columns[best]] = np.arange(1, len(rows) + 1)
     return seeds

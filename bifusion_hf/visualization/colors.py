@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..superpoints.segmentation import rgb_to_lab
+from ..superpoints.colour import rgb_to_lab
 
 
 def instance_colors(number: int) -> np.ndarray:

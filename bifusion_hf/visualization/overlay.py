@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from ..superpoints.segmentation import rgb_to_lab
+from ..superpoints.colour import rgb_to_lab
 from .colors import instance_colors
 
 

@@ -6,8 +6,9 @@ from superpoint_metrics import oracle_ious, undersegmentation_error
 
 from bifusion_hf.data.frames import frame_from_row, load_frames
 from bifusion_hf.superpoints import segmentation as superpoints
+from bifusion_hf.superpoints.colour import rgb_to_lab
 from bifusion_hf.superpoints.geometry import depth_edges, estimate_normals, surface_links
-from bifusion_hf.superpoints.segmentation import rgb_to_lab, segment_superpoints
+from bifusion_hf.superpoints.segmentation import segment_superpoints
 
 
 def camera(width: int, height: int) -> np.ndarray:
@@ -285,7 +286,7 @@ def test_texture_below_the_blur_makes_no_superpoints_but_an_edge_of_colour_stays
 def test_blur_of_colour_follows_the_distance():
     lab = np.random.default_rng(0).normal(0, 30, (240, 320, 3)).astype(np.float32)
     depth = np.where(np.arange(320) < 160, 1.0, 3.0)[None].repeat(240, 0)
-    found = superpoints._blurred(lab, depth, 0.5, 12.0)
+    found = np.moveaxis(superpoints._blurred(np.moveaxis(lab, -1, 0), depth, 0.5, 12.0), 0, -1)
     for sigma, columns in ((12.0, np.s_[40:100, 40:100]), (4.0, np.s_[40:200, 200:280])):
         expected = ndimage.gaussian_filter(lab, (sigma, sigma, 0))[columns]
         # A mixture of two blurs instead of the blur between them.

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bifusion_hf.superpoints.segmentation import rgb_to_lab
+from bifusion_hf.superpoints.colour import rgb_to_lab
 from bifusion_hf.visualization import instance_colors
 
 

@@ -1,0 +1,382 @@
+/* The per-pixel half of the over-segmentation: colour, depth edges, normals, contrast, and the watershed.
+ *
+ * Each function does what the function of its name in pixels.py or geometry.py does. Images of several channels are
+ * planes, [channels, height, width]; a link array of right neighbours has width - 1 columns, of lower ones height - 1
+ * rows. Rows are shared among threads, and no sum depends on how: results have the same bits for any number of them.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+static inline uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* Cube root of a positive number to float32's precision: a guess from the bits, then Halley's iteration. */
+INLINE float cube_root(float x) {
+    uint32_t bits = bits_of(x) / 3 + 709921077u;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    for (int step = 0; step < 2; step++) {
+        float cube = y * y * y;
+        y *= (cube + 2 * x) / (2 * cube + x);
+    }
+    return y;
+}
+
+INLINE float lab_root(float t) { return t > 0.008856f ? cube_root(t) : 7.787f * t + (float)(16.0 / 116.0); }
+
+/* CIE Lab planes of RGB pixels. `linear`: light of each of 256 levels; `to_xyz`: [3, 3], its rows sum to 1. */
+void lab_planes(const uint8_t *image, int64_t height, int64_t width, const float *linear, const float *to_xyz,
+                float *lab, int threads) {
+    int64_t plane = height * width;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < height; row++) {
+        const uint8_t *pixel = image + 3 * row * width;
+        float *l = lab + row * width, *a = l + plane, *b = a + plane;
+        for (int64_t x = 0; x < width; x++) {
+            l[x] = linear[pixel[3 * x]];
+            a[x] = linear[pixel[3 * x + 1]];
+            b[x] = linear[pixel[3 * x + 2]];
+        }
+        for (int64_t x = 0; x < width; x++) {
+            float red = l[x], green = a[x], blue = b[x];
+            float first = lab_root(to_xyz[0] * red + to_xyz[1] * green + to_xyz[2] * blue);
+            float second = lab_root(to_xyz[3] * red + to_xyz[4] * green + to_xyz[5] * blue);
+            float third = lab_root(to_xyz[6] * red + to_xyz[7] * green + to_xyz[8] * blue);
+            l[x] = 116 * second - 16;
+            a[x] = 500 * (first - second);
+            b[x] = 200 * (second - third);
+        }
+    }
+}
+
+/* The place that an index beyond the border is mirrored to, the border's pixel twice: b a | a b c | c b. */
+INLINE int64_t mirrored(int64_t index, int64_t size) {
+    int64_t period = 2 * size, place = ((index % period) + period) % period;
+    return place < size ? place : period - 1 - place;
+}
+
+/* Convolves planes [channels, height, width] with `taps` [2 radius + 1] down and across. */
+void blur_planes(const float *planes, int64_t channels, int64_t height, int64_t width, const float *taps,
+                 int64_t radius, float *blurred, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        float *padded = malloc((width + 2 * radius) * sizeof(float));
+        float *line = padded + radius;
+#pragma omp for
+        for (int64_t index = 0; index < channels * height; index++) {
+            int64_t row = index % height;
+            const float *plane = planes + (index - row) * width;
+            memset(line, 0, width * sizeof(float));
+            for (int64_t k = -radius; k <= radius; k++) {
+                const float *source = plane + mirrored(row + k, height) * width;
+                float tap = taps[k + radius];
+                for (int64_t x = 0; x < width; x++) line[x] += tap * source[x];
+            }
+            for (int64_t k = 1; k <= radius; k++) {
+                line[-k] = line[mirrored(-k, width)];
+                line[width - 1 + k] = line[mirrored(width - 1 + k, width)];
+            }
+            float *out = blurred + index * width;
+            memset(out, 0, width * sizeof(float));
+            for (int64_t k = -radius; k <= radius; k++) {
+                float tap = taps[k + radius];
+                for (int64_t x = 0; x < width; x++) out[x] += tap * line[x + k];
+            }
+        }
+        free(padded);
+    }
+}
+
+/* Whether the step from `here` to `next` is an edge, between the steps before and after it; 0 = no measurement. */
+INLINE uint8_t is_edge(float before, float here, float next, float after, const float *threshold) {
+    float step = next - here;
+    float sign = step > 0 ? 1.0f : step < 0 ? -1.0f : 0.0f;
+    float slope_before = before > 0 && here > 0 ? (here - before) * sign : 0;
+    float slope_after = after > 0 && next > 0 ? (after - next) * sign : 0;
+    float slope = slope_before < slope_after ? slope_before : slope_after;
+    slope = slope > 0 ? slope : 0;
+    float near = here < next ? here : next;
+    float limit = threshold[0] + threshold[1] * near + threshold[2] * (near * near);
+    return (here > 0) & (next > 0) & (fabsf(step) - slope > limit);
+}
+
+static int32_t find_root(int32_t *parent, int32_t item) {
+    while (parent[item] != item) {
+        parent[item] = parent[parent[item]];
+        item = parent[item];
+    }
+    return item;
+}
+
+static int32_t unite(int32_t *parent, int32_t first, int32_t second) {
+    first = find_root(parent, first);
+    second = find_root(parent, second);
+    if (first < second) return parent[second] = first;
+    return parent[first] = second;
+}
+
+/* Takes edges away whose chain, with the borders of holes that it touches, has fewer than `least` cracks and corners.
+ *
+ * A crack lies between two neighbours, a corner between four pixels, where the cracks of a chain meet. */
+static int drop_short_chains(const float *depth, int64_t height, int64_t width, int64_t least, uint8_t *right,
+                             uint8_t *down) {
+    int64_t first_down = height * (width - 1), cracks = first_down + (height - 1) * width;
+    int32_t *parent = malloc(cracks * sizeof(int32_t)), *sizes = malloc(cracks * sizeof(int32_t));
+    uint8_t *active = malloc(cracks), *corners = malloc(width);
+    if (!parent || !sizes || !active || !corners) {
+        free(parent), free(sizes), free(active), free(corners);
+        return 0;
+    }
+    for (int64_t y = 0; y < height; y++)
+        for (int64_t x = 0; x + 1 < width; x++) {
+            const float *here = depth + y * width + x;
+            active[y * (width - 1) + x] = right[y * (width - 1) + x] | ((here[0] > 0) != (here[1] > 0));
+        }
+    for (int64_t i = 0; i < (height - 1) * width; i++)
+        active[first_down + i] = down[i] | ((depth[i] > 0) != (depth[i + width] > 0));
+    for (int64_t i = 0; i < cracks; i++) parent[i] = (int32_t)i;
+    memset(sizes, 0, cracks * sizeof(int32_t));
+    for (int64_t y = 0; y + 1 < height; y++) {
+        const uint8_t *above = active + y * (width - 1), *below = above + width - 1;
+        const uint8_t *left = active + first_down + y * width;
+        for (int64_t x = 0; x + 1 < width; x++) corners[x] = above[x] | below[x] | left[x] | left[x + 1];
+        for (int64_t x = 0; x + 1 < width; x++) {
+            if (!corners[x]) continue;
+            int32_t around[4] = {(int32_t)(above + x - active), (int32_t)(below + x - active),
+                                 (int32_t)(left + x - active), (int32_t)(left + x + 1 - active)};
+            int32_t known = -1;
+            for (int k = 0; k < 4; k++)
+                if (active[around[k]]) known = known < 0 ? around[k] : unite(parent, known, around[k]);
+            sizes[known]++; /* the corner; its chain's root gathers it below */
+        }
+    }
+    for (int64_t i = cracks - 1; i >= 0; i--) {
+        if (!active[i]) continue;
+        sizes[i]++;
+        /* A parent has a smaller number, so it is still to come. */
+        if (parent[i] != i) sizes[parent[i]] += sizes[i];
+    }
+    for (int64_t i = 0; i < first_down; i++)
+        if (right[i]) right[i] = sizes[find_root(parent, (int32_t)i)] >= least;
+    for (int64_t i = first_down; i < cracks; i++)
+        if (down[i - first_down]) down[i - first_down] = sizes[find_root(parent, (int32_t)i)] >= least;
+    free(parent), free(sizes), free(active), free(corners);
+    return 1;
+}
+
+/* Links of `surface_links`; 0 where memory runs out. `threshold`: base, slope, quantisation of an edge. */
+int surface_links(const float *depth, int64_t height, int64_t width, const float *threshold, int64_t least,
+                  uint8_t *right, uint8_t *down, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t y = 0; y < height; y++) {
+        const float *row = depth + y * width;
+        uint8_t *out = right + y * (width - 1);
+        for (int64_t x = 0; x + 1 < width; x++)
+            out[x] = is_edge(x ? row[x - 1] : 0, row[x], row[x + 1], x + 2 < width ? row[x + 2] : 0, threshold);
+        if (y + 1 == height) continue;
+        for (int64_t x = 0; x < width; x++)
+            down[y * width + x] = is_edge(y ? row[x - width] : 0, row[x], row[x + width],
+                                          y + 2 < height ? row[x + 2 * width] : 0, threshold);
+    }
+    if (!drop_short_chains(depth, height, width, least, right, down)) return 0;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t y = 0; y < height; y++) {
+        const float *row = depth + y * width;
+        uint8_t *out = right + y * (width - 1);
+        for (int64_t x = 0; x + 1 < width; x++) out[x] = !out[x] & (row[x] > 0) & (row[x + 1] > 0);
+        if (y + 1 == height) continue;
+        out = down + y * width;
+        for (int64_t x = 0; x < width; x++) out[x] = !out[x] & (row[x] > 0) & (row[x + width] > 0);
+    }
+    return 1;
+}
+
+/* Means over a window around each pixel; beyond the border there is 0. */
+static void box_mean(const float *values, int64_t height, int64_t width, int64_t window, float *means,
+                     int threads) {
+    int64_t half = window / 2;
+    float share = 1.0f / window;
+#pragma omp parallel num_threads(threads)
+    {
+        float *padded = calloc(width + 2 * half, sizeof(float));
+        float *line = padded + half;
+#pragma omp for
+        for (int64_t y = 0; y < height; y++) {
+            int64_t first = y > half ? y - half : 0, last = y + half < height ? y + half : height - 1;
+            memset(line, 0, width * sizeof(float));
+            for (int64_t k = first; k <= last; k++)
+                for (int64_t x = 0; x < width; x++) line[x] += values[k * width + x];
+            float *out = means + y * width;
+            memset(out, 0, width * sizeof(float));
+            for (int64_t k = 0; k < window; k++)
+                for (int64_t x = 0; x < width; x++) out[x] += padded[x + k];
+            for (int64_t x = 0; x < width; x++) out[x] *= share * share;
+        }
+        free(padded);
+    }
+}
+
+/* Mean difference to the right, or lower, neighbour over the links around each pixel; `scratch` has three images. */
+static void mean_step(const float *inverse, const uint8_t *links, int64_t height, int64_t width, int is_down,
+                      int64_t window, float *scratch, float *result, int threads) {
+    int64_t plane = height * width, stride = is_down ? width : 1;
+    int64_t columns = is_down ? width : width - 1, rows = is_down ? height - 1 : height;
+    float *step = scratch, *weight = scratch + plane, *other = scratch + 2 * plane;
+    memset(step, 0, 2 * plane * sizeof(float));
+#pragma omp parallel for num_threads(threads)
+    for (int64_t y = 0; y < rows; y++)
+        for (int64_t x = 0; x < columns; x++) {
+            int64_t i = y * width + x;
+            float linked = links[y * columns + x];
+            step[i] = linked * (inverse[i + stride] - inverse[i]);
+            weight[i] = linked;
+        }
+    box_mean(step, height, width, window, other, threads);
+    box_mean(other, height, width, window, step, threads);
+    box_mean(weight, height, width, window, other, threads);
+    box_mean(other, height, width, window, weight, threads);
+    float least = 0.5f / ((float)window * window * window * window);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < plane; i++) result[i] = weight[i] > least ? step[i] / weight[i] : 0;
+}
+
+/* Planes of normals of length `factor`. `camera`: fx, fy, cx, cy. 0 where memory runs out. */
+int normal_planes(const float *depth, const uint8_t *right, const uint8_t *down, int64_t height, int64_t width,
+                     const float *camera, int64_t window, float factor, float *normals, int threads) {
+    int64_t plane = height * width;
+    float *scratch = malloc(6 * plane * sizeof(float));
+    if (!scratch) return 0;
+    float *inverse = scratch + 3 * plane, *along_x = inverse + plane, *along_y = along_x + plane;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < plane; i++) inverse[i] = depth[i] > 0 ? 1 / depth[i] : 0;
+    mean_step(inverse, right, height, width, 0, window, scratch, along_x, threads);
+    mean_step(inverse, down, height, width, 1, window, scratch, along_y, threads);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t y = 0; y < height; y++)
+        for (int64_t x = 0; x < width; x++) {
+            int64_t i = y * width + x;
+            float a = along_x[i] * camera[0], b = along_y[i] * camera[1];
+            float c = inverse[i] - along_x[i] * (x - camera[2]) - along_y[i] * (y - camera[3]);
+            float length = sqrtf(a * a + b * b + c * c);
+            int known = depth[i] > 0 && length > 0;
+            normals[i] = known ? factor * (-a / length) : 0;
+            normals[i + plane] = known ? factor * (-b / length) : 0;
+            normals[i + 2 * plane] = known ? factor * (-c / length) : 0;
+        }
+    free(scratch);
+    return 1;
+}
+
+/* Squared differences to the right and lower neighbour, and each pixel's level: the upper half of the bits of its
+ * largest difference, infinite beside a pair without a link. */
+void link_contrast(const float *features, int64_t channels, int64_t height, int64_t width, const uint8_t *right_links,
+                   const uint8_t *down_links, float *right, float *down, uint16_t *levels, int threads) {
+    int64_t plane = height * width;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t y = 0; y < height; y++) {
+        float *out = right + y * (width - 1), *below = down + y * width;
+        memset(out, 0, (width - 1) * sizeof(float));
+        if (y + 1 < height) memset(below, 0, width * sizeof(float));
+        for (int64_t channel = 0; channel < channels; channel++) {
+            const float *row = features + channel * plane + y * width;
+            for (int64_t x = 0; x + 1 < width; x++) out[x] += (row[x + 1] - row[x]) * (row[x + 1] - row[x]);
+            if (y + 1 == height) continue;
+            for (int64_t x = 0; x < width; x++) below[x] += (row[x + width] - row[x]) * (row[x + width] - row[x]);
+        }
+    }
+#pragma omp parallel for num_threads(threads)
+    for (int64_t y = 0; y < height; y++)
+        for (int64_t x = 0; x < width; x++) {
+            int64_t to_right = y * (width - 1) + x, below = y * width + x;
+            float largest = 0, value;
+#define TAKE(exists, links, values, index)                    \
+    if (exists) {                                             \
+        value = links[index] ? values[index] : INFINITY;      \
+        largest = value > largest ? value : largest;          \
+    }
+            TAKE(x + 1 < width, right_links, right, to_right)
+            TAKE(x > 0, right_links, right, to_right - 1)
+            TAKE(y + 1 < height, down_links, down, below)
+            TAKE(y > 0, down_links, down, below - width)
+#undef TAKE
+            levels[below] = bits_of(largest) >> 16;
+        }
+}
+
+/* Floods from seeds, the lowest level first, and of one level what was reached first; what lies lower than the way to
+ * it has the level of the way. `labels`: the seeds, 0 = none, on entry, and every pixel of the mask that a seed reaches
+ * on return. 0 where memory runs out.
+ *
+ * Pixels of a level wait in a queue of their own; a bit for each level, and one for each 64 of those, tell where. */
+#define LEVELS 65536
+typedef struct {
+    int32_t first[LEVELS], last[LEVELS];
+    uint64_t used[LEVELS / 64], groups[LEVELS / 4096];
+} queues;
+
+static void wait_in(queues *queue, int32_t *next, int32_t pixel, uint16_t level) {
+    next[pixel] = -1;
+    uint64_t bit = (uint64_t)1 << (level % 64);
+    if (queue->used[level / 64] & bit) {
+        next[queue->last[level]] = pixel;
+    } else {
+        queue->first[level] = pixel;
+        queue->used[level / 64] |= bit;
+        queue->groups[level / 4096] |= (uint64_t)1 << (level / 64 % 64);
+    }
+    queue->last[level] = pixel;
+}
+
+static int32_t take_lowest(queues *queue, const int32_t *next, uint16_t *from) {
+    for (int64_t group = 0; group < LEVELS / 4096; group++) {
+        if (!queue->groups[group]) continue;
+        int64_t word = 64 * group + __builtin_ctzll(queue->groups[group]);
+        int64_t level = 64 * word + __builtin_ctzll(queue->used[word]);
+        int32_t pixel = queue->first[level];
+        *from = (uint16_t)level;
+        queue->first[level] = next[pixel];
+        if (next[pixel] < 0) {
+            queue->used[word] &= queue->used[word] - 1;
+            if (!queue->used[word]) queue->groups[group] &= queue->groups[group] - 1;
+        }
+        return pixel;
+    }
+    return -1;
+}
+
+int watershed(const uint16_t *levels, const uint8_t *mask, int64_t height, int64_t width, int32_t *labels) {
+    queues *queue = calloc(1, sizeof(queues));
+    int32_t *next = malloc(height * width * sizeof(int32_t));
+    if (!queue || !next) {
+        free(queue), free(next);
+        return 0;
+    }
+    /* Seeds come before all else: they wait on the lowest level until each has had its turn. */
+    for (int32_t i = 0; i < height * width; i++) {
+        if (labels[i] && mask[i]) wait_in(queue, next, i, 0);
+        else labels[i] = 0;
+    }
+    uint16_t level = 0;
+    for (int32_t pixel; (pixel = take_lowest(queue, next, &level)) >= 0;) {
+        int64_t x = pixel % width, y = pixel / width;
+#define REACH(exists, other)                                                                        \
+    if ((exists) && mask[other] && !labels[other]) {                                                \
+        labels[other] = labels[pixel];                                                              \
+        wait_in(queue, next, (int32_t)(other), levels[other] > level ? levels[other] : level);      \
+    }
+        REACH(y > 0, pixel - width)
+        REACH(x > 0, pixel - 1)
+        REACH(x + 1 < width, pixel + 1)
+        REACH(y + 1 < height, pixel + width)
+#undef REACH
+    }
+    free(queue), free(next);
+    return 1;
+}
