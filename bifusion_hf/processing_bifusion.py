@@ -305,7 +305,7 @@ class BiFusionProcessor(ProcessorMixin):
         """
         height, width = frame.depth.shape
         pixels = self.choose_points(np.flatnonzero(frame.depth), rng)
-        positions = frame.unproject().reshape(-1, 3)[pixels].astype(np.float64)
+        positions = frame.unproject(pixels).astype(np.float64)
         offset = positions.mean(axis=0)
         camera_rotation, turn, up_source = upright_axes(frame, self.estimate_up)
         scale = max(1.0, self.reference_depth / np.median(frame.depth.reshape(-1)[pixels]))

@@ -252,6 +252,10 @@ def test_renumbering_keeps_none_and_drops_unused_ids():
     numbered, ids = renumber_superpoints(np.array([[-1, 5, 2], [9, 5, 30]]), np.array([1, 3]))
     assert numbered.tolist() == [[-1, 0, -1], [1, 0, -1]]
     assert ids.tolist() == [0, 1]
+    far = 10**12 * np.array([[0, 5, 2], [9, 5, 30]]) - 1
+    numbered, ids = renumber_superpoints(far, np.array([1, 3]))
+    assert numbered.tolist() == [[-1, 0, -1], [1, 0, -1]]
+    assert ids.tolist() == [0, 1]
 
 
 # --- labels

@@ -218,7 +218,7 @@ def predict(
     measured = frame.depth > 0
     instance = segmentation[measured]
     colors = color_by_instance(_image_at_depth(frame)[measured], instance)
-    write_ply(paths[".ply"], frame.unproject()[measured], colors, instance=instance)
+    write_ply(paths[".ply"], frame.unproject(np.flatnonzero(measured)), colors, instance=instance)
     content = segments_to_json(
         frame.frame_id,
         segmentation,

@@ -98,9 +98,9 @@ def collate_samples(
         `point_pixels` float32 [B, N, 2], `point_visible` bool [B, N], `camera_rotations` float32 [B, 3, 3]; with
         labels `mask_labels` list of bool [M_i, N], `class_labels` list of int64 [M_i], `semantic_labels` int64 [B, N]
         (-100 = ignore); `point_offsets` float32 [B, 3], `point_rotations` float32 [B, 3, 3] and `point_scales` float32
-        [B], which lead back to the input, `up_sources`, `pixel_indices` int64 [B, N] (-1 at padding and where a cloud has no depth image),
-        `superpoint_maps` list of int32 [H, W] or None, `frame_ids`; and, where the samples carry them, `query_seeds`
-        int64 [B] and `alignment_errors` float32 [B].
+        [B], which lead back to the input, `up_sources`, `pixel_indices` int64 [B, N] (-1 at padding and where a cloud
+        has no depth image), `superpoint_maps` list of int32 [H, W] or None, `frame_ids`; and, where the samples carry
+        them, `query_seeds` int64 [B] and `alignment_errors` float32 [B].
 
     Raises:
         ValueError: No sample, images of different size, or a field that only some of the samples have.

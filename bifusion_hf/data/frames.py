@@ -126,22 +126,21 @@ class RGBDFrame:
         """
         return CAMERA_TO_POINTS.copy() if self.camera_to_world is None else self.camera_to_world[:3, :3].copy()
 
-    def unproject(self) -> np.ndarray:
-        """Positions of all pixels, float32 [H, W, 3] metres in point axes (the world's, or `CAMERA_TO_POINTS`).
+    def unproject(self, pixels: np.ndarray | None = None) -> np.ndarray:
+        """Positions of pixels in metres, in point axes (the world's, or `CAMERA_TO_POINTS`).
 
-        Pixels without a measurement give the camera centre; mask them with `depth > 0`.
+        Args:
+            pixels: int [P], flat indices; None = all.
+
+        Returns:
+            float32 [P, 3], or [H, W, 3] of all; pixels without a measurement give the camera centre.
         """
         height, width = self.depth.shape
-        u, v = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
-        rays = np.stack(
-            [
-                (u - self.intrinsics[0, 2]) / self.intrinsics[0, 0],
-                (v - self.intrinsics[1, 2]) / self.intrinsics[1, 1],
-                np.ones_like(u),
-            ],
-            axis=-1,
-        )
-        points = (rays * self.depth[..., None]) @ self.camera_rotation.T
+        v, u = np.indices((height, width)) if pixels is None else np.divmod(pixels, width)
+        depth = (self.depth if pixels is None else self.depth.reshape(-1)[pixels]).astype(np.float64)
+        x = depth * ((u - self.intrinsics[0, 2]) / self.intrinsics[0, 0])
+        y = depth * ((v - self.intrinsics[1, 2]) / self.intrinsics[1, 1])
+        points = np.stack([x, y, depth], axis=-1) @ self.camera_rotation.T
         if self.camera_to_world is not None:
             points += self.camera_to_world[:3, 3]
         return points.astype(np.float32)

@@ -195,7 +195,7 @@ def write_files(prediction: Prediction, selection: Selection, folder: Path) -> d
     instance = selection.segmentation[measured]
     pixels = resize_image(frame.image, frame.depth.shape)[measured]
     colors = color_by_instance(pixels, instance, prediction.colors)
-    points = frame.unproject()[measured]
+    points = frame.unproject(np.flatnonzero(measured))
     write_ply(paths["ply"], points, colors, instance=instance)
 
     step = -(-len(points) // VIEWER_POINTS)

@@ -64,7 +64,7 @@ class SceneTruth:
             Its `instance_map` where it was measured, int [N]; and the voxel of each of these pixels, int64 [N].
         """
         measured = frame.depth > 0
-        positions = frame.unproject()[measured]
+        positions = frame.unproject(np.flatnonzero(measured))
         instance = self.instance_map(frame)[measured]
         keys = voxel_keys(positions, self.map.voxel_size)
         voxels, places, colors, rows = frame_voxels(

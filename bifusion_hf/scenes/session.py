@@ -180,7 +180,7 @@ class SceneSession:
         frame = replace(frame)
         result, instances, frame_memory = self._predict(frame)
         measured = frame.depth > 0
-        positions = frame.unproject()[measured]
+        positions = frame.unproject(np.flatnonzero(measured))
         colors = resize_image(frame.image, frame.depth.shape)[measured]
         voxels = frame_voxels(
             voxel_keys(positions, self.voxel_size), positions, colors, result["segmentation"][measured]

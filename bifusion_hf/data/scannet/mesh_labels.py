@@ -65,7 +65,9 @@ class MeshLabels:
             raise ValueError(f"{frame.frame_id}: camera_to_world is None; expected a pose in the frame of the mesh")
         valid = frame.depth > 0
         limit = self._max_distance * np.maximum(1, frame.depth[valid] / NEAR_RANGE)
-        distance, nearest = self._tree.query(frame.unproject()[valid], distance_upper_bound=float(limit.max()))
+        distance, nearest = self._tree.query(
+            frame.unproject(np.flatnonzero(valid)), distance_upper_bound=float(limit.max())
+        )
         found = distance <= limit
         valid[valid] = found
         instance = np.full(frame.depth.shape, -1, dtype=np.int32)
