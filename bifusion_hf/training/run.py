@@ -33,13 +33,15 @@ from ..recipe.arguments import (
     TrainArguments,
     check_names,
 )
-from ..superpoints import geometry as superpoints_geometry
-from ..superpoints import graph as superpoints_graph
 from ..superpoints import segmentation as superpoints
 from .checkpoints import find_checkpoint
 from .data_loading import StreamedFrames
 from .setup import build_accelerator
 from .trainer import BiFusionTrainer
+
+
+# What the over-segmentation is made of.
+SUPERPOINTS = Path(superpoints.__file__).parent
 
 
 def build_model(
@@ -307,8 +309,8 @@ def cache_superpoints(rows: "datasets.Dataset", processor: BiFusionProcessor, nu
     """
     if rows[0].get("superpoints") is not None:
         return rows
-    modules = (superpoints, superpoints_geometry, superpoints_graph)
-    code = hashlib.sha256("".join(inspect.getsource(module) for module in modules).encode()).hexdigest()
+    sources = [path for path in SUPERPOINTS.rglob("*") if path.suffix in (".py", ".c")]
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
     found = rows.map(
         _segment_row,
         # The cache is found by these: a change in the segmentation must not find what the old one left.

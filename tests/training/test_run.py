@@ -1,5 +1,7 @@
 """Recipes with the real network on the sample frames."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -162,7 +164,7 @@ def test_config_overrides_are_checked_and_merged(tmp_path):
         build_trainer(arguments)
 
 
-def test_superpoints_are_computed_once_and_are_those_of_the_processor(monkeypatch):
+def test_superpoints_are_computed_once_and_are_those_of_the_processor(monkeypatch, tmp_path):
     rows = load_frames("sample", "train").select(range(2))
     assert rows[0]["superpoints"] is None
     processor = BiFusionProcessor()
@@ -180,6 +182,15 @@ def test_superpoints_are_computed_once_and_are_those_of_the_processor(monkeypatc
     assert cache_superpoints(again, processor, num_workers=1) is again
     with pytest.raises(AssertionError, match="computed again"):
         cache_superpoints(load_frames("sample", "train").select(range(2)), BiFusionProcessor(num_superpoints=50), 1)
+    # Nor are they found where any of the code is another, C files too.
+    copy = tmp_path / "superpoints"
+    shutil.copytree(run.SUPERPOINTS, copy)
+    monkeypatch.setattr(run, "SUPERPOINTS", copy)
+    cache_superpoints(load_frames("sample", "train").select(range(2)), processor, num_workers=1)
+    with (copy / "backends" / "pixels.c").open("a") as file:
+        file.write("\n")
+    with pytest.raises(AssertionError, match="computed again"):
+        cache_superpoints(load_frames("sample", "train").select(range(2)), processor, num_workers=1)
 
 
 def test_samples_depend_on_epoch_and_row_only(tmp_path):
