@@ -14,6 +14,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from .data.collator import Sample
 from .data.frames import RGBDFrame
 from .data.inputs import frame_from_arrays
+from .io.ahead import one_ahead
 from .layers.frame_batch import FORWARD_INPUTS
 from .modeling_bifusion import BiFusionForInstanceSegmentation
 from .postprocessing import unpad_frames
@@ -128,7 +129,10 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
     def get_iterator(
         self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
     ) -> Iterator[dict[str, Any]]:
-        """Many frames; the samples of a batch are padded by the processor's own rules."""
+        """Many frames; the samples of a batch are padded by the processor's own rules.
+
+        Without workers a thread prepares the next batch while the network has this one.
+        """
         kind = PipelineDataset if isinstance(inputs, Sized) else PipelineIterator
         loader = DataLoader(
             kind(inputs, self.preprocess, preprocess_params),
@@ -136,7 +140,7 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
             num_workers=num_workers,
             collate_fn=self.processor.collate,
         )
-        for batch in loader:
+        for batch in loader if num_workers else one_ahead(loader):
             yield from self.postprocess(self.forward(batch, **forward_params), **postprocess_params)
 
 
