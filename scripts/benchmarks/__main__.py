@@ -8,6 +8,7 @@ from collections.abc import Sequence
 # subcommand -> what it measures; each is a module of `benchmarks` with `add_arguments(parser)` and `run(args)`.
 BENCHMARKS = {
     "sparse": "sparse convolutions and the whole backbone, against spconv and the machine's peak",
+    "frame": "a frame from images to instances by stage, and as a stream",
     "model": "the whole network: time and memory of a frame",
     "evaluation": "the average precision of a full validation set",
     "training": "a training run: waiting for data, the network, and the loop itself",
