@@ -18,10 +18,6 @@ def test_every_stage_is_measured_and_the_table_made_of_the_file(tmp_path, monkey
     (setting,) = result["settings"]
     assert setting["size"] == [60, 80] and setting["threads"] == 1 and setting["precision"] == "float32"
     assert set(setting["ms"]) == set(STAGES) and min(setting["ms"].values()) > 0
-    # A whole frame has all of its stages.
-    assert (
-        setting["ms"]["frame"] > setting["ms"]["network"] and setting["ms"]["processor"] > setting["ms"]["superpoints"]
-    )
     # What is there is shown, not measured again.
     result["settings"][0]["ms"]["network"] = 12345.4
     result["settings"][0]["ms"]["stream"] = 40.0
