@@ -23,8 +23,8 @@ from .paths import room_sequence
 
 
 SETTINGS_FILE = "rooms.json"
-# Bump it when the same settings give other frames.
-GENERATOR_VERSION = 2
+# Bump a world's number when the same settings give other frames of it.
+GENERATOR_VERSIONS = {"rooms": 2, "tabletop": 3, "mixed": 3}
 _CARD = Path(__file__).with_name("dataset_card.md")
 _MAX_FRAMES_PER_SHARD = 200
 _PHOTOMETRIC = """
@@ -92,7 +92,12 @@ def build_dataset(
         raise ValueError(f"splits {sorted(unknown)} are unknown; expected names out of {SPLITS}")
     out = Path(out)
     (out / "data").mkdir(parents=True, exist_ok=True)
-    plan = {**settings.content(), "frames": frames, "jpeg_quality": jpeg_quality, "generator": GENERATOR_VERSION}
+    plan = {
+        **settings.content(),
+        "frames": frames,
+        "jpeg_quality": jpeg_quality,
+        "generator": GENERATOR_VERSIONS[settings.world],
+    }
     _check_plan(out / SETTINGS_FILE, plan)
     remove_unfinished(out / "data")
     with _workers(workers, settings) as run:

@@ -13,7 +13,7 @@ from .inventory import Inventory
 from .layout import Room
 from .photometric import PHOTOMETRIC_CLASSES
 from .render import RoomScene
-from .sensor import SENSORS, develop, expose, measure_depth
+from .sensor import SENSORS, expose, measure_depth, photograph
 from .tabletop import Tabletops, choose_cameras
 from .texture_pack import TexturePack
 
@@ -143,13 +143,17 @@ class RoomGenerator:
         self, scene: RoomScene, camera: Camera, rng: np.random.Generator, world: str, frame_id: str
     ) -> RGBDFrame | None:
         """A frame; None where the sensor measures hardly anything, for it is too near or all is dark."""
-        view = scene.render(camera) if world == "rooms" else scene.render(camera, samples=2)
-        image = expose(view, rng)
+        if world == "rooms":
+            view = scene.render(camera)
+            image = expose(view, rng)
+        else:
+            view = scene.render(camera, samples=2)
+            image = photograph(view, rng)
         depth = measure_depth(view, float(camera.intrinsics[0, 0]), rng, self.settings.sensor)
         if np.mean(depth > 0) < _MEASURED_SHARE:
             return None
         return RGBDFrame(
-            image=image if world == "rooms" else develop(image, rng),
+            image=image,
             depth=depth,
             intrinsics=camera.intrinsics,
             camera_to_world=camera.pose,

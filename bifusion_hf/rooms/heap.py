@@ -92,6 +92,30 @@ def lower_envelope(points: np.ndarray) -> np.ndarray:
     return points[order[np.concatenate([[True], key[1:] != key[:-1]])]]
 
 
+def way_to(
+    points: np.ndarray, triangles: np.ndarray, others: np.ndarray, standing: np.ndarray, direction: np.ndarray,
+    reach: float,
+) -> float:  # fmt: skip
+    """How far a thing can go in a direction until it meets what stands there; `reach` if it does not before.
+
+    Args:
+        points: [n, 3] all over the thing.
+        triangles: float32 [F, 3, 3] of the thing.
+        others: [m, 3] all over what stands there.
+        standing: float32 [G, 3, 3] of what stands there.
+        direction: [3] unit vector.
+        reach: Metres.
+    """
+    way = reach
+    for starts, surface, heading in ((points, standing, direction), (others, triangles, -direction)):
+        rays = np.broadcast_to(heading.astype(np.float32), starts.shape)
+        hit = make_scene(surface).run(
+            np.ascontiguousarray(starts, np.float32), np.ascontiguousarray(rays), output=True
+        )
+        way = min(way, float(hit["tfar"][hit["primID"] >= 0].min(initial=reach)))
+    return way
+
+
 class Heap:
     """The upper surface of what lies in a rectangle, on a grid.
 

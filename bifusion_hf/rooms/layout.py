@@ -73,6 +73,7 @@ class PlacedObject:
         position: float [3] of the mesh's origin.
         yaw: Radians about z.
         solid: False for what others may stand on and in (carpets).
+        shine: Share of the light that is mirrored when seen straight on, and roughness of the mirror.
     """
 
     mesh: Mesh
@@ -80,6 +81,7 @@ class PlacedObject:
     position: np.ndarray
     yaw: float
     solid: bool = True
+    shine: tuple[float, float] = (0.0, 1.0)
     _support: SupportMap | None = field(default=None, repr=False)
 
     @property

@@ -60,11 +60,16 @@ class Lighting:
         self.sun_color = (3.5 * day if rng.random() < 0.6 else 0.0) * np.array([1.1, 1.0, 0.85])
 
     def vary(self, focus: np.ndarray, rng: np.random.Generator) -> None:
-        """Makes the light less even: stronger tints, a dim or bright room, a small lamp near a place [2]."""
-        tint = np.exp(rng.normal(0, 0.12, 3))
-        self.lamp_color = self.lamp_color * tint
-        self.ambient = self.ambient * np.exp(rng.normal(0, 0.08, 3)) * rng.uniform(0.5, 2.0)
-        self.daylight = self.daylight * rng.uniform(0.3, 1.0)
+        """Makes the light less even: a dim or bright room, a small lamp near a place [2], tints.
+
+        The white balance of a camera takes most of a tint away, seldom none.
+        """
+        kept = 1.0 if rng.random() < 0.08 else rng.uniform(0.1, 0.5)
+        tints = np.exp(kept * rng.normal(0, [[0.1], [0.06]], (2, 3)))
+        self.lamp_color = _fainter(self.lamp_color, kept) * tints[0]
+        self.ambient = self.ambient * tints[1] * rng.uniform(0.5, 2.0)
+        self.daylight = _fainter(self.daylight, kept) * rng.uniform(0.3, 1.0)
+        self.sun_color = _fainter(self.sun_color, kept)
         if rng.random() < 0.35:
             place = np.array([*(focus + rng.normal(0, 0.6, 2)), rng.uniform(1.2, 2.0)])
             self.lamps = [*self.lamps[:1], (place, rng.uniform(0.01, 0.1), rng.uniform(0.2, 0.9))]
@@ -132,6 +137,25 @@ class Lighting:
         blocked = self._blocked(points, toward, np.full(len(points), 0.98))
         return np.where(blocked, 0, cosine / np.maximum(distance, 0.3) ** 2)
 
+    def highlights(self, points: np.ndarray, directions: np.ndarray, rough: np.ndarray) -> np.ndarray:
+        """Light [N, 3] of the lamps that mirrors of a roughness [N] throw back to where it is seen from.
+
+        Args:
+            points: [N, 3] on the mirrors.
+            directions: [N, 3] unit vectors, of the view as mirrored there.
+            rough: [N] width of the lobe (B. Phong's, of the same energy) in radians, about.
+        """
+        total = np.zeros_like(points)
+        for position, radius, power in self.lamps:
+            toward = position - points
+            distance = np.maximum(np.linalg.norm(toward, axis=1), 0.3)
+            cosine = np.maximum((toward * directions).sum(axis=1) / distance, 0)
+            exponent = 2 / (rough**2 + (radius / distance) ** 2)
+            lobe = (exponent + 1) / 2 * cosine**exponent * power / distance**2
+            blocked = self._blocked(points, toward, np.full(len(points), 0.98))
+            total += np.where(blocked, 0, lobe)[:, None] * self.lamp_color
+        return total
+
     def _sun_patch(self, points, normals, position, turn, size) -> np.ndarray:
         sun = turn @ self.sun
         local = (points - position) @ turn
@@ -155,6 +179,12 @@ class Lighting:
             dists=np.ascontiguousarray(reach, np.float32), query="OCCLUDED",
         )  # fmt: skip
         return answer == 0
+
+
+def _fainter(color: np.ndarray, kept: float) -> np.ndarray:
+    """A light [3] as bright with a share of its tint."""
+    mean = color.mean()
+    return mean * (color / mean) ** kept if mean > 0 else color
 
 
 def _average(light: np.ndarray, depth: np.ndarray, normals: np.ndarray) -> np.ndarray:

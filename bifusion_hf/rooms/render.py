@@ -22,6 +22,7 @@ from .textures import Texture, pick_texture
 
 _LEVELS = 6
 _OFFSET = 2e-3
+_MIRROR_FOCAL_LENGTH = 100.0
 # Sub-pixel positions of the colour samples.
 _SAMPLES = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
 _CLASS_INDEX = {name: index for index, name in enumerate(SCANNET200_CLASS_NAMES)}
@@ -96,6 +97,8 @@ class RoomScene:
         instances = [instance for _, _, instance in shell] + [1 + index for index in range(len(room.objects))]
         self.semantic = np.repeat([_CLASS_INDEX[name] for name in names], counts).astype(np.int32)
         self.instance = np.repeat(instances, counts).astype(np.int32)
+        # By instance, from the stuff (-1) and the ceiling on.
+        self.shine = np.array([(0, 1), (0, 1), *(item.shine for item in room.objects)], np.float64)
         self.emission = np.repeat([float(name == "window") for name in names], counts).astype(np.float32)
         self._pack_textures(merged.textures)
         self._measure_texels()
@@ -185,14 +188,39 @@ class RoomScene:
         albedo = np.zeros_like(points)
         for dx, dy in _SAMPLES[:: 1 if samples == len(_SAMPLES) else 3]:
             albedo += self.albedo(self.cast(*camera.rays(dx, dy)), focal_length) / samples
+        radiance = albedo * light
+        shiny = np.flatnonzero(self.shine[instance + 1, 0] > 0)
+        if len(shiny):
+            above = (points + _OFFSET * flat)[shiny]
+            shine = self.shine[instance[shiny] + 1]
+            radiance[shiny] += self._mirrored(above, normals[shiny], view[shiny], shine, light.mean(axis=0))
         return RenderedView(
-            radiance=(albedo * light).reshape(*shape, 3).astype(np.float32),
+            radiance=radiance.reshape(*shape, 3).astype(np.float32),
             depth=np.where(found, hits.depth, 0).reshape(shape).astype(np.float32),
             cosine=np.abs((flat * view).sum(axis=1)).reshape(shape).astype(np.float32),
             albedo=albedo.mean(axis=1).reshape(shape).astype(np.float32),
             instance=instance.reshape(shape),
             semantic=semantic.reshape(shape),
         )
+
+    def _mirrored(
+        self, points: np.ndarray, normals: np.ndarray, view: np.ndarray, shine: np.ndarray, around: np.ndarray
+    ) -> np.ndarray:
+        """Light [N, 3] that points mirror: lamps, and what lies around as if it were lit like the mean of the view.
+
+        Fresnel's law after C. Schlick, "An Inexpensive BRDF Model for Physically-based Rendering" (1994). Two shadings
+        stand for a rough mirror: what it shows exactly, and a grey.
+        """
+        facing = (normals * view).sum(axis=1, keepdims=True)
+        direction = view - 2 * facing * normals
+        hits = self.cast(np.ascontiguousarray(points, np.float32), np.ascontiguousarray(direction, np.float32))
+        glow = self.emission[np.maximum(hits.triangle, 0)] * (hits.triangle >= 0)
+        # Mirrors are curved and rough: what they show takes a coarse level of its texture.
+        image = self.albedo(hits, _MIRROR_FOCAL_LENGTH) * around + (glow * self.lighting.window_glow)[:, None]
+        strength, rough = shine[:, :1], shine[:, 1:]
+        sharp = np.exp(-((rough / 0.2) ** 2))
+        image = sharp * image + (1 - sharp) * 0.4 * around + self.lighting.highlights(points, direction, rough[:, 0])
+        return (strength + (1 - strength) * (1 - rough) * (1 - np.abs(facing)).clip(0, 1) ** 5) * image
 
 
 def _halve(level: np.ndarray) -> np.ndarray:

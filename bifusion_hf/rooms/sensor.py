@@ -22,6 +22,10 @@ _BASELINE = 0.075
 _DISPARITY_STEP = 1 / 8
 _DISPARITY_NOISE = 0.09
 _RANGE = (0.4, 6.5)
+_LUMA = np.array([0.299, 0.587, 0.114])
+_WHITE = 1.5  # exposure that the tone curve makes all but white
+# Mean luma that cameras aim at, of 255, and what they do now and then.
+_AIM, _RARE_AIM = (70, 150), (45, 185)
 
 
 def measure_depth(
@@ -177,22 +181,54 @@ def _dropouts(depth: np.ndarray, cosine: np.ndarray, rng: np.random.Generator) -
     return field > level - 0.28 * np.clip(depth, 0, 6) - 0.9 * np.clip(0.5 - cosine, 0, 0.5)
 
 
-def expose(view: RenderedView, rng: np.random.Generator) -> np.ndarray:
-    """Colour uint8 [H, W, 3] of a view: exposure, white balance, tone curve, lens and sensor noise."""
+def expose(view: RenderedView, rng: np.random.Generator, luma: float | None = None) -> np.ndarray:
+    """Colour uint8 [H, W, 3] of a view: exposure, white balance, tone curve, lens and sensor noise.
+
+    Args:
+        view: The exact view.
+        rng: Generator.
+        luma: Mean that an automatic exposure brings the picture to, of 255; None = by the view's median.
+    """
     radiance = view.radiance.astype(np.float64)
     brightness = np.median(radiance.mean(axis=-1)) + 0.3 * radiance.mean()
-    exposed = radiance * (rng.uniform(0.26, 0.55) / max(brightness, 1e-6))
+    gain = rng.uniform(0.26, 0.55) / max(brightness, 1e-6)
+    exposed = radiance * (gain if luma is None else _automatic_gain(radiance, luma))
     exposed *= rng.uniform(0.94, 1.06, 3)
     height, width = view.depth.shape
     y, x = np.mgrid[-1 : 1 : 1j * height, -1 : 1 : 1j * width]
     exposed *= (1 - rng.uniform(0, 0.18) * (x**2 + y**2) / 2)[..., None]
-    # Highlights roll off instead of clipping at once.
-    exposed = np.where(exposed < 0.6, exposed, 0.6 + 0.4 * (1 - np.exp(-(exposed - 0.6) / 0.4)))
+    exposed = _roll_off(exposed)
     exposed = ndimage.gaussian_filter(exposed, (0.45, 0.45, 0))
     exposed += rng.normal(size=exposed.shape) * np.sqrt(1e-6 + rng.uniform(1, 4) * 1e-4 * np.maximum(exposed, 0))
-    exposed = np.clip(exposed, 0, 1)
-    srgb = np.where(exposed <= 0.0031308, 12.92 * exposed, 1.055 * exposed ** (1 / 2.4) - 0.055)
-    return np.rint(255 * srgb).astype(np.uint8)
+    return np.rint(255 * _to_srgb(np.clip(exposed, 0, 1))).astype(np.uint8)
+
+
+def _roll_off(exposed: np.ndarray) -> np.ndarray:
+    """Highlights roll off instead of clipping at once."""
+    return np.where(exposed < 0.6, exposed, 0.6 + 0.4 * (1 - np.exp(-(exposed - 0.6) / 0.4)))
+
+
+def _to_srgb(linear: np.ndarray) -> np.ndarray:
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def _automatic_gain(radiance: np.ndarray, luma: float) -> float:
+    """The gain that brings a picture to a mean luma of 255, less where more than 2 % would be white."""
+    sample = radiance[::4, ::4].reshape(-1, 3)
+    low, high = -12.0, 12.0
+    for _ in range(16):
+        middle = (low + high) / 2
+        mean = 255 * np.mean(_to_srgb(_roll_off(sample * 2.0**middle)) @ _LUMA)
+        low, high = (middle, high) if mean < luma else (low, middle)
+    gain = 2.0**low
+    white = _WHITE / max(float(np.quantile(sample.max(axis=1), 0.98)), 1e-9)
+    return max(min(gain, white), gain / 2)
+
+
+def photograph(view: RenderedView, rng: np.random.Generator) -> np.ndarray:
+    """Colour uint8 [H, W, 3] of a view by a cheap camera with automatic exposure."""
+    aim = _AIM if rng.random() < 0.92 else _RARE_AIM
+    return develop(expose(view, rng, luma=rng.uniform(*aim)), rng)
 
 
 def develop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -204,10 +240,10 @@ def develop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         values = np.mean([ndimage.shift(values, (*shift, 0), order=1, mode="nearest") for shift in shifts], axis=0)
     if rng.random() < 0.3:
         values = ndimage.gaussian_filter(values, (rng.uniform(0.3, 1.0),) * 2 + (0,))
-    values *= np.exp(rng.normal(0, 0.05, 3)) * np.exp(rng.normal(-0.1, 0.2))
+    values *= np.exp(rng.normal(0, 0.03 if rng.random() < 0.92 else 0.1, 3)) * np.exp(rng.normal(0, 0.06))
     grey = values.mean(axis=-1, keepdims=True)
     values = grey + rng.uniform(0.6, 1.35) * (values - grey)
-    values = np.clip(values, 0, 1) ** np.exp(rng.normal(0, 0.2))
+    values = np.clip(values, 0, 1) ** np.exp(rng.normal(0, 0.1))
     values += rng.uniform(0, 0.025) * rng.normal(size=values.shape)
     image = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
     if rng.random() < 0.6:

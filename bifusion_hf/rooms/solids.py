@@ -29,6 +29,25 @@ def turn_about(axis: int, angle: float) -> np.ndarray:
     return turn
 
 
+def mean_color(mesh: Mesh) -> np.ndarray:
+    """Mean sRGB colour [3] of the sides that face up."""
+    edges = mesh.triangles[:, 1:] - mesh.triangles[:, :1]
+    area = np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]), axis=1)
+    weight = np.bincount(mesh.material, area * (mesh.normals[..., 2].mean(axis=1) > 0.5), len(mesh.colors)) + 1e-12
+    pictures = np.array([texture.mean(axis=(0, 1)) / 255 for texture in mesh.textures] + [np.ones(3)])
+    return weight @ (mesh.colors * pictures[mesh.texture_index]) / weight.sum()
+
+
+def tinted(mesh: Mesh, color: np.ndarray, share: float) -> Mesh:
+    """The mesh with its colours and pictures drawn towards a colour [3] by a share."""
+    plain = (mesh.texture_index < 0)[:, None]
+    return replace(
+        mesh,
+        colors=np.where(plain, share * color + (1 - share) * mesh.colors, mesh.colors).astype(np.float32),
+        textures=[np.uint8(255 * share * color + (1 - share) * texture) for texture in mesh.textures],
+    )
+
+
 def tube(path: np.ndarray, radius: float | np.ndarray, color: np.ndarray, sides: int = 8) -> Mesh:
     """A round bar along a path [n, 3], closed at both ends; the radius may change along it."""
     radius = np.broadcast_to(radius, len(path)).astype(np.float64)

@@ -8,20 +8,60 @@ import numpy as np
 from .camera import Camera, look_at
 from .classes import AGAINST_WALL, FREE, ON_TOP, WALL
 from .furnish import Furnisher
-from .heap import Heap, lower_envelope, middle, resting_turns, surface_points
+from .heap import Heap, lower_envelope, middle, resting_turns, surface_points, way_to
 from .inventory import Inventory
 from .layout import PlacedObject, Room, centered, place_against_wall, place_free
 from .meshes import Mesh, merge, planar_uv
 from .primitives import table
 from .prints import surface
 from .render import RoomScene
-from .solids import moved, turn_about
-from .things import THINGS, compartment, tote
+from .solids import mean_color, moved, tinted, turn_about
+from .things import FINISHES, THINGS, compartment, shine, tote
 
 
 # kind of scene: how often
 KINDS = {"room": 0.25, "table": 0.33, "bin": 0.16, "shelf": 0.1, "floor": 0.16}
 MAX_THINGS = 25
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How things are put, whatever the stage.
+
+    Args:
+        often: Share of the scenes.
+        count: Least and most things.
+        small: Share of things that are made small.
+        near: Share of things that are pushed to others.
+        spread: Least and most distance from the middle, metres; None = the stage's own.
+        apart: Metres that other things are away at least.
+    """
+
+    often: float
+    count: tuple[int, int]
+    small: float
+    near: float
+    spread: tuple[float, float] | None = None
+    apart: float = 0.0
+
+
+ARRANGEMENTS = (
+    Arrangement(0.25, (1, 3), 0.5, 0.0, (0.1, 0.3), 0.06),
+    Arrangement(0.25, (4, MAX_THINGS), 0.75, 0.8, (0.05, 0.15)),
+    Arrangement(0.12, (1, 3), 0.15, 0.6),
+    Arrangement(0.38, (3, MAX_THINGS), 0.15, 0.6),
+)
+# Few things, well apart, lie on what is empty.
+_EMPTY = ("table", "floor")
+# Largest extent of a small thing.
+_SMALL = (0.04, 0.12)
+# Of the things that are pushed to others, some stop this far from them.
+_GAP = (0.003, 0.03)
+# Things this near are pushed until they touch. A slit is left there and below, or rays could not tell two faces in one
+# plane apart.
+_CLOSE, _SLIT = 0.015, 2e-4
+# Share of the things that have nearly the colour of what they lie on, or beside.
+_HIDDEN = 0.15
 # Furniture of a furnished room that things may be heaped on.
 _STAGES = (
     "table", "desk", "coffee table", "end table", "dining table", "counter", "kitchen cabinet", "cabinet", "dresser",
@@ -46,8 +86,9 @@ class Stage:
         focus: [2] the middle of the things.
         spread: How far from it they lie, metres.
         jumbled: Things lie as they fell, not as they were put.
-        view: Ranges of the camera's elevation and of its azimuth against `front`, degrees.
+        elevation: Range of the camera's elevation, degrees.
         front: Direction the stage faces, radians; None = any.
+        tone: [3] sRGB colour of what things lie on; None = not known.
         things: What was dropped.
     """
 
@@ -60,6 +101,7 @@ class Stage:
     jumbled: bool
     elevation: tuple[float, float]
     front: float | None = None
+    tone: np.ndarray | None = None
     things: list[PlacedObject] = field(default_factory=list)
 
 
@@ -78,44 +120,56 @@ class Tabletops:
             placement: sorted(name for name, where in inventory.models if where == placement)
             for placement in (ON_TOP, FREE, AGAINST_WALL, WALL)
         }
-        weights = np.array([weight for weight, _, _ in THINGS])
+        weights = np.array([weight for weight, *_ in THINGS])
         self.weights = weights / weights.sum()
 
     def stage(self, rng: np.random.Generator) -> Stage:
         """A scene with its things."""
-        kind = rng.choice(list(KINDS), p=list(KINDS.values()))
+        arrangement = ARRANGEMENTS[rng.choice(len(ARRANGEMENTS), p=[entry.often for entry in ARRANGEMENTS])]
+        kinds = [kind for kind in KINDS if not arrangement.apart or kind in _EMPTY]
+        often = np.array([KINDS[kind] for kind in kinds])
+        kind = rng.choice(kinds, p=often / often.sum())
         makers: dict[str, Callable[[np.random.Generator], Stage | None]] = {
             "room": self._room, "table": self._table, "bin": self._bin, "shelf": self._shelf, "floor": self._floor,
         }  # fmt: skip
         stage = makers[kind](rng) or self._table(rng)
-        few = rng.random() < (0.15 if kind == "bin" else 0.3)
-        count = int(rng.integers(1, 4)) if few else int(rng.integers(3, MAX_THINGS + 1))
-        for _ in range(count):
-            self._drop(stage, rng)
+        if arrangement.spread:
+            stage.spread = rng.uniform(*arrangement.spread)
+        for _ in range(rng.integers(arrangement.count[0], arrangement.count[1] + 1)):
+            self._drop(stage, arrangement, rng)
         return stage
 
-    def _thing(self, rng: np.random.Generator) -> tuple[str, Mesh] | None:
-        """Class and mesh of a random thing: made from parameters, from the catalogue, or a scaled-down model."""
+    def _thing(self, rng: np.random.Generator) -> tuple[str, Mesh, str] | None:
+        """Class, mesh and finish of a thing: made from parameters, from the catalogue, or a model scaled down."""
         choice = rng.random()
         if choice < 0.72 or not self.catalogue[ON_TOP]:
-            _, class_name, make = THINGS[rng.choice(len(THINGS), p=self.weights)]
-            return class_name, moved(make(rng, self.split), scale=float(np.exp(rng.normal(0, 0.12))))
+            _, class_name, make, finish = THINGS[rng.choice(len(THINGS), p=self.weights)]
+            return class_name, moved(make(rng, self.split), scale=float(np.exp(rng.normal(0, 0.12)))), finish
         placement = ON_TOP if choice < 0.92 or not self.catalogue[FREE] else FREE
         names = self.catalogue[placement]
         class_name = names[rng.integers(len(names))]
         picked = self.inventory.pick(rng, class_name, placement)
         if picked is None or len(picked[0].triangles) > _MAX_TRIANGLES:
             return None
-        mesh, size = picked[0], float(picked[0].size.max())
+        mesh, size, finish = picked[0], float(picked[0].size.max()), str(rng.choice(list(FINISHES)))
         if placement == FREE or rng.random() < 0.25 or size > 0.6:
-            return "object", moved(mesh, scale=rng.uniform(0.07, 0.3) / size)
-        return class_name, mesh
+            return "object", moved(mesh, scale=rng.uniform(0.07, 0.3) / size), finish
+        return class_name, mesh, finish
 
-    def _drop(self, stage: Stage, rng: np.random.Generator) -> None:
+    def _drop(self, stage: Stage, arrangement: Arrangement, rng: np.random.Generator) -> None:
         """Drops one thing where it comes to rest, if there is such a place."""
         if (picked := self._thing(rng)) is None:
             return
-        class_name, mesh = picked
+        class_name, mesh, finish = picked
+        if rng.random() < arrangement.small:
+            scale = rng.uniform(*_SMALL) / float(mesh.size.max())
+            # Half as large as life it is a toy, or something else.
+            class_name, mesh = class_name if scale > 0.5 else "object", moved(mesh, scale=scale)
+        tones = [
+            tone for tone in (stage.tone, *(mean_color(item.mesh) for item in stage.things[-1:])) if tone is not None
+        ]
+        if rng.random() < _HIDDEN and tones:
+            mesh = tinted(mesh, tones[rng.integers(len(tones))] * np.exp(rng.normal(0, 0.1)), rng.uniform(0.6, 0.95))
         center = middle(mesh)
         points = surface_points(mesh, rng) - center
         turn = np.eye(3)
@@ -128,24 +182,53 @@ class Tabletops:
             if not stage.on[0] < stage.heap.below(place) < stage.on[1]:
                 continue
             around = lower_envelope(points @ turned.T)
-            if stage.things and rng.random() < 0.6:
-                other = stage.things[rng.integers(len(stage.things))].position[:2]
+            if any(_gap(item, place, mesh) < arrangement.apart for item in stage.things if arrangement.apart):
+                continue
+            start = None
+            if stage.things and rng.random() < arrangement.near:
+                start, other = place, stage.things[rng.integers(len(stage.things))].position[:2]
                 place = stage.heap.slide(around, place, other, 0.3)
             height = stage.heap.drop(around, place[None])[0]
             if stage.jumbled and not stage.heap.carries(around, place, height):
                 turned, place, height = stage.heap.settle(points, turned, place, rng, 30)
             elif not stage.heap.carries(around, place, height):
                 continue
+            elif start is not None and np.linalg.norm(place - start) > 1e-6:
+                lying = moved(mesh, turned @ -center + [*place, height], turned)
+                place = self._push(stage, points @ turned.T + [*place, height], lying, place, start, rng)
             lying = moved(mesh, turned @ -center, turned)
             low, high = lying.bounds
             if height + high[2] > stage.limit or not stage.on[0] < stage.heap.below(place) < stage.on[1]:
                 continue
             offset = np.array([*(low[:2] + high[:2]) / 2, low[2]])
-            item = PlacedObject(centered(lying), class_name, offset + [*place, height], 0.0)
+            item = PlacedObject(
+                centered(lying), class_name, offset + [*place, height + _SLIT], 0.0, shine=shine(rng, finish)
+            )
             stage.room.objects.append(item)
             stage.things.append(item)
             stage.heap.add(item.triangles())
             return
+
+    def _push(
+        self, stage: Stage, points: np.ndarray, lying: Mesh, place: np.ndarray, start: np.ndarray,
+        rng: np.random.Generator,
+    ) -> np.ndarray:  # fmt: skip
+        """Where a thing that slid from `start` to `place` stops: touching the next thing, or a little before it."""
+        direction = np.array([*(place - start), 0.0]) / np.linalg.norm(place - start)
+        if rng.random() < 0.4:
+            return place - direction[:2] * min(rng.uniform(*_GAP), np.linalg.norm(place - start))
+        low, high = lying.bounds + np.array([[-_CLOSE], [_CLOSE]])
+        near = [
+            item
+            for item in stage.things
+            if (item.position + item.mesh.bounds[1] > low).all() and (item.position + item.mesh.bounds[0] < high).all()
+        ]
+        if not near:
+            return place
+        standing = np.concatenate([item.triangles() for item in near])
+        others = np.concatenate([surface_points(item.mesh, rng) + item.position for item in near])
+        way = way_to(points, lying.triangles, others, standing, direction, _CLOSE)
+        return place + direction[:2] * max(way - _SLIT, 0) if way < _CLOSE else place
 
     def _background(self, room: Room, rng: np.random.Generator) -> None:
         """Some furniture behind, often none."""
@@ -182,7 +265,8 @@ class Tabletops:
             mesh.colors = np.concatenate([mesh.colors, np.ones((1, 3), np.float32)])
             mesh.texture_index = np.append(mesh.texture_index, len(mesh.textures)).astype(np.int32)
             mesh.textures = [*mesh.textures, cover.image]
-        item = PlacedObject(centered(mesh), "table", np.array([*place, 0.0]), rng.uniform(-np.pi, np.pi))
+        shiny = shine(rng, rng.choice(["matt", "print", "plastic"]))
+        item = PlacedObject(centered(mesh), "table", np.array([*place, 0.0]), rng.uniform(-np.pi, np.pi), shine=shiny)
         room.objects.append(item)
         return item
 
@@ -211,6 +295,7 @@ class Tabletops:
             rng.uniform(0.08, 0.4),
             rng.random() < 0.2,
             elevation,
+            tone=mean_color(base.mesh),
         )
 
     def _room(self, rng: np.random.Generator) -> Stage | None:
@@ -248,7 +333,9 @@ class Tabletops:
         base = self._stand(rng, room, place, low=True) if rng.random() < 0.7 else None
         ground = 0.0 if base is None else float(base.mesh.size[2])
         mesh = centered(tote(rng, self.split))
-        item = PlacedObject(mesh, "container", np.array([*place, ground]), rng.uniform(-np.pi, np.pi))
+        item = PlacedObject(
+            mesh, "container", np.array([*place, ground]), rng.uniform(-np.pi, np.pi), shine=shine(rng, "plastic")
+        )
         room.objects.append(item)
         self._background(room, rng)
         corners = item.box.corners()
@@ -256,7 +343,15 @@ class Tabletops:
         depth = float(mesh.size[2])
         spread = 0.3 * float(mesh.size[:2].min())
         return Stage(
-            room, heap, (ground - 0.01, ground + 1.1 * depth), ground + 1.6 * depth, place, spread, True, (45, 89)
+            room,
+            heap,
+            (ground - 0.01, ground + 1.1 * depth),
+            ground + 1.6 * depth,
+            place,
+            spread,
+            True,
+            (45, 89),
+            tone=mean_color(mesh),
         )
 
     def _shelf(self, rng: np.random.Generator) -> Stage:
@@ -281,7 +376,14 @@ class Tabletops:
             rng.random() < 0.2,
             (-15, 40),
             yaw - np.pi / 2,
+            mean_color(mesh),
         )
+
+
+def _gap(item: PlacedObject, place: np.ndarray, mesh: Mesh) -> float:
+    """Metres between a thing and a mesh that is put at a place, at least."""
+    reach = (np.linalg.norm(item.mesh.size[:2]) + np.linalg.norm(mesh.size)) / 2
+    return float(np.linalg.norm(item.position[:2] - place) - reach)
 
 
 def choose_cameras(
@@ -301,7 +403,7 @@ def choose_cameras(
         share = pixels / instance.size
         seen = int(np.count_nonzero(share[ids >= first] > _SEEN_SHARE))
         content = float(share[ids >= first].sum())
-        if seen < 1 or content < 0.01 or share.max() > 0.9 or np.mean(hits.depth < 0.2) > 0.02:
+        if seen < 1 or content < 0.006 or share.max() > 0.9 or np.mean(hits.depth < 0.2) > 0.02:
             continue
         shift = rng.normal(0, 0.02, 2) * [width, height]
         camera = Camera(_intrinsics(focal, width, height, shift), pose, width, height)

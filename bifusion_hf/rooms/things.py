@@ -303,45 +303,61 @@ def compartment(rng: np.random.Generator, split: str) -> Mesh:
     return merge(parts)
 
 
-# (how often, ScanNet200 class, maker)
-THINGS: tuple[tuple[float, str, Maker], ...] = (
-    (3.0, "box", carton((0.05, 0.03, 0.08), (0.22, 0.09, 0.32))),
-    (2.0, "box", carton((0.03, 0.02, 0.04), (0.12, 0.06, 0.14))),
-    (1.5, "box", primitives.block("cardboard", (0.08, 0.06, 0.04), (0.38, 0.3, 0.28))),
-    (0.5, "tissue box", carton((0.11, 0.11, 0.07), (0.24, 0.13, 0.13))),
-    (3.0, "object", can),
-    (3.5, "bottle", flask),
-    (0.6, "bottle", primitives.bottle),
-    (2.5, "cup", mug),
-    (0.8, "cup", primitives.cup),
-    (2.0, "bowl", bowl),
-    (0.6, "plate", bowl),
-    (0.8, "object", pan),
-    (1.5, "container", tub),
-    (1.2, "object", screwdriver),
-    (0.8, "object", hammer),
-    (1.2, "object", pliers),
-    (0.8, "object", drill),
-    (0.7, "object", cutlery),
-    (0.7, "object", cable),
-    (1.0, "potted plant", plant),
-    (2.0, "book", book),
-    (0.6, "book", stack_of_books),
-    (1.2, "ball", ball),
-    (1.0, "object", bricks),
-    (1.5, "object", cube),
-    (1.0, "object", figure),
-    (0.8, "object", car),
-    (1.5, "object", fruit),
-    (2.0, "bag", pouch),
-    (0.8, "clothes", cloth),
-    (1.2, "object", device),
-    (0.5, "mouse", mouse),
-    (0.4, "laptop", laptop),
-    (0.5, "keyboard", primitives.keyboard),
-    (0.5, "monitor", primitives.monitor),
-    (0.4, "lamp", primitives.lamp((0.25, 0.5))),
-    (0.5, "decoration", primitives.vase),
-    (0.8, "object", ring),
-    (2.0, "object", lump),
+# How surfaces shine: how often they do, and then the least and most of what they mirror straight on, and of roughness.
+FINISHES: dict[str, tuple[float, tuple[float, float], tuple[float, float]]] = {
+    "matt": (0.0, (0.0, 0.0), (1.0, 1.0)),
+    "print": (0.4, (0.01, 0.04), (0.2, 0.5)),
+    "plastic": (0.8, (0.02, 0.06), (0.08, 0.4)),
+    "glaze": (0.9, (0.04, 0.1), (0.03, 0.2)),
+    "metal": (0.9, (0.06, 0.3), (0.08, 0.35)),
+}
+
+
+def shine(rng: np.random.Generator, finish: str) -> tuple[float, float]:
+    """A thing's shine (see `layout.PlacedObject`) by its finish."""
+    share, strength, rough = FINISHES[finish]
+    return (rng.uniform(*strength), rng.uniform(*rough)) if rng.random() < share else (0.0, 1.0)
+
+
+# (how often, ScanNet200 class, maker, finish)
+THINGS: tuple[tuple[float, str, Maker, str], ...] = (
+    (3.0, "box", carton((0.05, 0.03, 0.08), (0.22, 0.09, 0.32)), "print"),
+    (2.0, "box", carton((0.03, 0.02, 0.04), (0.12, 0.06, 0.14)), "print"),
+    (1.5, "box", primitives.block("cardboard", (0.08, 0.06, 0.04), (0.38, 0.3, 0.28)), "matt"),
+    (0.5, "tissue box", carton((0.11, 0.11, 0.07), (0.24, 0.13, 0.13)), "print"),
+    (3.0, "object", can, "metal"),
+    (3.5, "bottle", flask, "glaze"),
+    (0.6, "bottle", primitives.bottle, "glaze"),
+    (2.5, "cup", mug, "glaze"),
+    (0.8, "cup", primitives.cup, "glaze"),
+    (2.0, "bowl", bowl, "glaze"),
+    (0.6, "plate", bowl, "glaze"),
+    (0.8, "object", pan, "metal"),
+    (1.5, "container", tub, "plastic"),
+    (1.2, "object", screwdriver, "plastic"),
+    (0.8, "object", hammer, "matt"),
+    (1.2, "object", pliers, "metal"),
+    (0.8, "object", drill, "plastic"),
+    (0.7, "object", cutlery, "metal"),
+    (0.7, "object", cable, "plastic"),
+    (1.0, "potted plant", plant, "matt"),
+    (2.0, "book", book, "print"),
+    (0.6, "book", stack_of_books, "print"),
+    (1.2, "ball", ball, "print"),
+    (1.0, "object", bricks, "plastic"),
+    (1.5, "object", cube, "print"),
+    (1.0, "object", figure, "plastic"),
+    (0.8, "object", car, "plastic"),
+    (1.5, "object", fruit, "print"),
+    (2.0, "bag", pouch, "print"),
+    (0.8, "clothes", cloth, "matt"),
+    (1.2, "object", device, "plastic"),
+    (0.5, "mouse", mouse, "plastic"),
+    (0.4, "laptop", laptop, "plastic"),
+    (0.5, "keyboard", primitives.keyboard, "plastic"),
+    (0.5, "monitor", primitives.monitor, "plastic"),
+    (0.4, "lamp", primitives.lamp((0.25, 0.5)), "matt"),
+    (0.5, "decoration", primitives.vase, "glaze"),
+    (0.8, "object", ring, "print"),
+    (2.0, "object", lump, "plastic"),
 )

@@ -12,7 +12,7 @@ from bifusion_hf.rooms.tabletop import KINDS, MAX_THINGS, Tabletops
 from bifusion_hf.rooms.things import THINGS, compartment, tote
 
 
-MAKERS = [make for _, _, make in THINGS] + [tote, compartment]
+MAKERS = [make for _, _, make, _ in THINGS] + [tote, compartment]
 
 
 def winding(points, triangles):
