@@ -139,6 +139,9 @@ class Heap:
         first = np.clip(np.floor((flat.min(axis=0) - self.low) / CELL).astype(int), 0, [nx, ny])
         last = np.clip(np.ceil((flat.max(axis=0) - self.low) / CELL).astype(int), 0, [nx, ny])
         if (last > first).all():
+            low, high = self.low + CELL * first, self.low + CELL * last
+            near = (triangles[..., :2].min(axis=1) <= high) & (triangles[..., :2].max(axis=1) >= low)
+            triangles = triangles[near.all(axis=1)]
             x, y = (self.low[axis] + CELL * (np.arange(first[axis], last[axis]) + 0.5) for axis in (0, 1))
             start = np.stack(np.broadcast_arrays(x[None], y[:, None], self.top), -1).reshape(-1, 3)
             down = np.broadcast_to(np.array([0, 0, -1], np.float32), start.shape)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from .layout import Room, rotation
+from .vectors import dot, length
 
 
 # Each pixel of a block of 4 x 4 takes one of 16 samples; the irradiance is then averaged over such a block on the same
@@ -104,7 +105,7 @@ class Lighting:
             pane = position + local @ turn.T
             inward = -turn[:, 1]
             toward = points - pane
-            cosine = np.maximum(toward @ inward, 0) / np.maximum(np.linalg.norm(toward, axis=1), 1e-6)
+            cosine = np.maximum(toward @ inward, 0) / np.maximum(length(toward), 1e-6)
             area = size[0] * size[2]
             light += self.daylight * (area * cosine * self._from_point(points, normals, pane))[:, None]
         light = _average(light.reshape(*shape, 3), depth.reshape(shape), normals.reshape(*shape, 3)).reshape(-1, 3)
@@ -117,7 +118,7 @@ class Lighting:
         radius = np.sqrt(sample[:, 1])
         helper = np.where(np.abs(flat[:, 2:]) < 0.9, [[0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0]])
         tangent = np.cross(helper, flat)
-        tangent /= np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-9)
+        tangent /= np.maximum(length(tangent)[:, None], 1e-9)
         other = np.cross(flat, tangent)
         directions = (
             (radius * np.cos(angle))[:, None] * tangent
@@ -132,8 +133,8 @@ class Lighting:
     def _from_point(self, points: np.ndarray, normals: np.ndarray, sources: np.ndarray) -> np.ndarray:
         """Cosine over squared distance of one source per point, 0 in shadow."""
         toward = sources - points
-        distance = np.linalg.norm(toward, axis=1)
-        cosine = np.maximum((toward * normals).sum(axis=1), 0) / np.maximum(distance, 1e-6)
+        distance = length(toward)
+        cosine = np.maximum(dot(toward, normals), 0) / np.maximum(distance, 1e-6)
         blocked = self._blocked(points, toward, np.full(len(points), 0.98))
         return np.where(blocked, 0, cosine / np.maximum(distance, 0.3) ** 2)
 
@@ -148,8 +149,8 @@ class Lighting:
         total = np.zeros_like(points)
         for position, radius, power in self.lamps:
             toward = position - points
-            distance = np.maximum(np.linalg.norm(toward, axis=1), 0.3)
-            cosine = np.maximum((toward * directions).sum(axis=1) / distance, 0)
+            distance = np.maximum(length(toward), 0.3)
+            cosine = np.maximum(dot(toward, directions) / distance, 0)
             exponent = 2 / (rough**2 + (radius / distance) ** 2)
             lobe = (exponent + 1) / 2 * cosine**exponent * power / distance**2
             blocked = self._blocked(points, toward, np.full(len(points), 0.98))
@@ -190,6 +191,8 @@ def _fainter(color: np.ndarray, kept: float) -> np.ndarray:
 def _average(light: np.ndarray, depth: np.ndarray, normals: np.ndarray) -> np.ndarray:
     """Mean over the block of samples around each pixel, over pixels of a like depth and normal only."""
     height, width = depth.shape
+    # Channels one after the other: whole planes are added faster than triples.
+    light, normals = (np.ascontiguousarray(values.transpose(2, 0, 1)) for values in (light, normals))
     total, weight = np.zeros_like(light), np.zeros(depth.shape)
     reach = range(-_BLOCK // 2, _BLOCK // 2)
     for dy in reach:
@@ -197,8 +200,9 @@ def _average(light: np.ndarray, depth: np.ndarray, normals: np.ndarray) -> np.nd
             rows, columns = slice(max(dy, 0), height + min(dy, 0)), slice(max(dx, 0), width + min(dx, 0))
             others = slice(max(-dy, 0), height + min(-dy, 0)), slice(max(-dx, 0), width + min(-dx, 0))
             near = np.abs(depth[rows, columns] - depth[others]) < 0.04 * depth[rows, columns]
-            like = (normals[rows, columns] * normals[others]).sum(axis=-1) > 0.85
-            same = near & like
-            total[rows, columns] += same[..., None] * light[others]
+            product = [plane[rows, columns] * plane[others] for plane in normals]
+            same = near & (product[0] + product[1] + product[2] > 0.85)
+            for channel, plane in zip(total, light, strict=True):
+                channel[rows, columns] += same * plane[others]
             weight[rows, columns] += same
-    return np.where(weight[..., None] > 0, total / np.maximum(weight, 1)[..., None], light)
+    return np.where(weight > 0, total / np.maximum(weight, 1), light).transpose(1, 2, 0)

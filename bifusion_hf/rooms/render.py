@@ -18,6 +18,7 @@ from .meshes import (
 from .support import make_scene
 from .texture_pack import TexturePack
 from .textures import Texture, pick_texture
+from .vectors import dot, length
 
 
 _LEVELS = 6
@@ -173,15 +174,15 @@ class RoomScene:
         found = hits.triangle >= 0
         triangle = np.maximum(hits.triangle, 0)
         points = origins + directions * np.where(found, hits.depth, 0)[:, None]
-        view = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        view = directions / length(directions)[:, None]
         corners = self.triangles[triangle]
         flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+        flat /= np.maximum(length(flat)[:, None], 1e-12)
         normals = np.einsum("nk,nkc->nc", hits.barycentric, self.normals[triangle])
-        normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+        normals /= np.maximum(length(normals)[:, None], 1e-12)
         # Catalogue meshes are wound either way: surfaces are lit on the side that is seen.
-        flat *= np.where((flat * view).sum(axis=1, keepdims=True) > 0, -1, 1)
-        normals *= np.where((flat * normals).sum(axis=1, keepdims=True) < 0, -1, 1)
+        flat *= np.where(dot(flat, view)[:, None] > 0, -1, 1)
+        normals *= np.where(dot(flat, normals)[:, None] < 0, -1, 1)
         instance, semantic = self.labels(hits)
         light = self.lighting.irradiance(points + _OFFSET * flat, normals, flat, hits.depth, triangle, shape)
         light += self.emission[triangle][:, None] * self.lighting.window_glow
@@ -197,7 +198,7 @@ class RoomScene:
         return RenderedView(
             radiance=radiance.reshape(*shape, 3).astype(np.float32),
             depth=np.where(found, hits.depth, 0).reshape(shape).astype(np.float32),
-            cosine=np.abs((flat * view).sum(axis=1)).reshape(shape).astype(np.float32),
+            cosine=np.abs(dot(flat, view)).reshape(shape).astype(np.float32),
             albedo=albedo.mean(axis=1).reshape(shape).astype(np.float32),
             instance=instance.reshape(shape),
             semantic=semantic.reshape(shape),
@@ -211,7 +212,7 @@ class RoomScene:
         Fresnel's law after C. Schlick, "An Inexpensive BRDF Model for Physically-based Rendering" (1994). Two shadings
         stand for a rough mirror: what it shows exactly, and a grey.
         """
-        facing = (normals * view).sum(axis=1, keepdims=True)
+        facing = dot(normals, view)[:, None]
         direction = view - 2 * facing * normals
         hits = self.cast(np.ascontiguousarray(points, np.float32), np.ascontiguousarray(direction, np.float32))
         glow = self.emission[np.maximum(hits.triangle, 0)] * (hits.triangle >= 0)

@@ -70,7 +70,8 @@ _STAGES = (
 # They lie on no other side.
 _UPRIGHT = ("potted plant", "monitor", "laptop", "lamp", "mouse", "keyboard", "clothes")
 _MAX_TRIANGLES = 12_000
-_CANDIDATES, _LOW_RESOLUTION = 60, (80, 60)
+# Cameras that are tried at least, and at most where too few of them see something.
+_CANDIDATES, _MAX_CANDIDATES, _LOW_RESOLUTION = 40, 160, (64, 48)
 _SEEN_SHARE = 0.003
 
 
@@ -392,7 +393,9 @@ def choose_cameras(
     """Up to `count` cameras that see some of the things, each with a lens of its own."""
     scored = []
     first = 1 + len(stage.room.objects) - len(stage.things)
-    for _ in range(_CANDIDATES):
+    for candidate in range(_MAX_CANDIDATES):
+        if candidate >= _CANDIDATES and len(scored) >= count:
+            break
         pose, focal = _aim(stage, rng)
         if pose is None:
             continue
