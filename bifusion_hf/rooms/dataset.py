@@ -24,7 +24,7 @@ from .paths import room_sequence
 
 SETTINGS_FILE = "rooms.json"
 # Bump a world's number when the same settings give other frames of it.
-GENERATOR_VERSIONS = {"rooms": 2, "tabletop": 3, "mixed": 3}
+GENERATOR_VERSIONS = {"rooms": 2, "tabletop": 4, "mixed": 4}
 _CARD = Path(__file__).with_name("dataset_card.md")
 _MAX_FRAMES_PER_SHARD = 200
 _PHOTOMETRIC = """

@@ -1,5 +1,8 @@
 """Things dropped onto what lies there already, by height fields: nothing passes through anything.
 
+Between its samples, a cell apart, a thing may dip into what is sharp or steep, by 3 mm (three quarters of a cell) at
+most.
+
 The surface below is a grid of heights; a thing is a set of points on its surface. It sinks straight down until the
 first of its points meets the highest cell around it, so it touches, and does not cut into, what is below.
 """
@@ -112,7 +115,7 @@ def way_to(
         hit = make_scene(surface).run(
             np.ascontiguousarray(starts, np.float32), np.ascontiguousarray(rays), output=True
         )
-        way = min(way, float(hit["tfar"][hit["primID"] >= 0].min(initial=reach)))
+        way = min(way, hit["tfar"][hit["primID"] >= 0].min(initial=np.inf).item())
     return way
 
 

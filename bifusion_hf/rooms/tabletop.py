@@ -22,6 +22,8 @@ from .things import FINISHES, THINGS, compartment, shine, tote
 # kind of scene: how often
 KINDS = {"room": 0.25, "table": 0.33, "bin": 0.16, "shelf": 0.1, "floor": 0.16}
 MAX_THINGS = 25
+# Of the things: made from parameters, or else models of the catalogue.
+_MADE_SHARE = 0.72
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ ARRANGEMENTS = (
     Arrangement(0.12, (1, 3), 0.15, 0.6),
     Arrangement(0.38, (3, MAX_THINGS), 0.15, 0.6),
 )
+_OFTEN = [arrangement.often for arrangement in ARRANGEMENTS]
 # Few things, well apart, lie on what is empty.
 _EMPTY = ("table", "floor")
 # Largest extent of a small thing.
@@ -124,9 +127,9 @@ class Tabletops:
         weights = np.array([weight for weight, *_ in THINGS])
         self.weights = weights / weights.sum()
 
-    def stage(self, rng: np.random.Generator) -> Stage:
-        """A scene with its things."""
-        arrangement = ARRANGEMENTS[rng.choice(len(ARRANGEMENTS), p=[entry.often for entry in ARRANGEMENTS])]
+    def stage(self, rng: np.random.Generator, arrangement: Arrangement | None = None) -> Stage:
+        """A scene with its things; the arrangement is drawn where none is given."""
+        arrangement = arrangement or ARRANGEMENTS[rng.choice(len(_OFTEN), p=_OFTEN)]
         kinds = [kind for kind in KINDS if not arrangement.apart or kind in _EMPTY]
         often = np.array([KINDS[kind] for kind in kinds])
         kind = rng.choice(kinds, p=often / often.sum())
@@ -143,7 +146,7 @@ class Tabletops:
     def _thing(self, rng: np.random.Generator) -> tuple[str, Mesh, str] | None:
         """Class, mesh and finish of a thing: made from parameters, from the catalogue, or a model scaled down."""
         choice = rng.random()
-        if choice < 0.72 or not self.catalogue[ON_TOP]:
+        if choice < _MADE_SHARE or not self.catalogue[ON_TOP]:
             _, class_name, make, finish = THINGS[rng.choice(len(THINGS), p=self.weights)]
             return class_name, moved(make(rng, self.split), scale=float(np.exp(rng.normal(0, 0.12)))), finish
         placement = ON_TOP if choice < 0.92 or not self.catalogue[FREE] else FREE

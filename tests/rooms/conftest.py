@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bifusion_hf.rooms.catalog import split_of
+from bifusion_hf.rooms.meshes import merge
+from bifusion_hf.rooms.solids import slab, tube
+from bifusion_hf.rooms.wares import vessel
+
 
 CATALOG = """name=Test library
 name#1=Chair
@@ -70,7 +75,8 @@ d 0.1
 """
 
 
-def _library_bytes() -> bytes:
+def library_bytes(catalog: str, models: dict[str, str]) -> bytes:
+    """A library of a catalogue and the OBJ text of its models, which share their materials."""
     picture = np.zeros((4, 4, 3), np.uint8)
     picture[:2] = 255, 0, 0
     picture[2:] = 0, 0, 255
@@ -78,9 +84,9 @@ def _library_bytes() -> bytes:
     Image.fromarray(picture).save(png, format="PNG")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("PluginFurnitureCatalog.properties", CATALOG)
-        for name in ("chair", "box", "truck"):
-            archive.writestr(f"lib/{name}/{name}.obj", CUBOID)
+        archive.writestr("PluginFurnitureCatalog.properties", catalog)
+        for name, text in models.items():
+            archive.writestr(f"lib/{name}/{name}.obj", text)
             archive.writestr(f"lib/{name}/cuboid.mtl", MATERIALS)
             archive.writestr(f"lib/{name}/Print.PNG", png.getvalue())
     return buffer.getvalue()
@@ -90,7 +96,41 @@ def _library_bytes() -> bytes:
 def library_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("furniture") / "nested" / "BlendSwap-CC-0.sh3f"
     path.parent.mkdir()
-    path.write_bytes(_library_bytes())
+    path.write_bytes(library_bytes(CATALOG, dict.fromkeys(("chair", "box", "truck"), CUBOID)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def clutter_library(tmp_path_factory):
+    """Small things with overhangs and hollows, and a stool: models of the train split."""
+    shapes = {
+        "arch": merge([slab(0.3, 0.1, 0.06, np.ones(3), (0, 0, 0.14))] + [
+            slab(0.05, 0.1, 0.15, np.ones(3), (side, 0, 0)) for side in (-0.125, 0.125)
+        ]),
+        "dish": merge(vessel(np.array([[1e-5, 0], [0.05, 0], [0.12, 0.07]]), 0.006, np.ones(3))),
+        "hook": tube(np.array([[0, 0, 0], [0, 0, 0.12], [0.06, 0, 0.16], [0.1, 0, 0.1]]), 0.018, np.ones(3), 10),
+        "stool": merge([slab(0.4, 0.4, 0.05, np.ones(3), (0, 0, 0.4))] + [
+            slab(0.05, 0.05, 0.42, np.ones(3), (x, y, 0)) for x in (-0.17, 0.17) for y in (-0.17, 0.17)
+        ]),
+    }  # fmt: skip
+    catalog, models = "name=Clutter\n", {}
+    for number, (kind, mesh) in enumerate(shapes.items(), 1):
+        name = next(
+            name for name in (f"{kind}{index}" for index in range(100))
+            if split_of(f"BlendSwap-CC-0/lib/{name}/{name}.obj") == "train"
+        )  # fmt: skip
+        size = 100 * mesh.size
+        catalog += f"name#{number}={kind.title()}\ncategory#{number}=Miscellaneous\ncreator#{number}=Eve\n"
+        catalog += f"model#{number}=/lib/{name}/{name}.obj\n"
+        catalog += "".join(
+            f"{key}#{number}={value}\n" for key, value in zip(("width", "depth", "height"), size, strict=True)
+        )
+        # Our x, y, z are the x, -z, y of OBJ.
+        corners = mesh.triangles.reshape(-1, 3)[:, [0, 2, 1]] * [1, 1, -1]
+        text = "mtllib cuboid.mtl\nusemtl plain\n" + "".join(f"v {x} {y} {z}\n" for x, y, z in corners)
+        models[name] = text + "".join(f"f {i + 1} {i + 2} {i + 3}\n" for i in range(0, len(corners), 3))
+    path = tmp_path_factory.mktemp("clutter") / "BlendSwap-CC-0.sh3f"
+    path.write_bytes(library_bytes(catalog, models))
     return path
 
 

@@ -5,7 +5,9 @@ from bifusion_hf.data.frames import RGBDFrame
 from bifusion_hf.labels import SCANNET200_CLASS_NAMES
 from bifusion_hf.rooms.camera import Camera, look_at, sensor_intrinsics
 from bifusion_hf.rooms.layout import PlacedObject, Room
+from bifusion_hf.rooms.lights import Lighting
 from bifusion_hf.rooms.meshes import box_mesh
+from bifusion_hf.rooms.primitives import lathe
 from bifusion_hf.rooms.render import RenderedView, RoomScene, to_linear
 from bifusion_hf.rooms.sensor import expose, measure_depth
 
@@ -125,3 +127,60 @@ def test_an_empty_room_renders():
         sensor_intrinsics(80, 60), look_at(np.array([0.5, 0.5, 1.4]), np.array([2.5, 2.5, 1.0]), 0), 80, 60
     )
     assert (scene.render(camera).depth > 0).all()
+
+
+@pytest.fixture(scope="module")
+def balls():
+    """A ball, seen from above, of a shine: its view."""
+
+    def of(shine):
+        room = Room(4.0, 4.0, 2.6)
+        t = np.linspace(-np.pi / 2, np.pi / 2, 41)
+        ball = lathe(0.3 * np.stack([np.maximum(np.cos(t), 1e-6), 1 + np.sin(t)], -1), np.full(3, 0.2), sides=48)
+        room.objects.append(PlacedObject(ball, "ball", np.array([2.0, 2.0, 0.0]), 0.0, shine=shine))
+        scene = RoomScene(room, np.random.default_rng(3), "train")
+        scene.lighting.lamps = [(np.array([2.0, 2.0, 2.4]), 0.02, 1.0)]
+        scene.lighting.lamp_color = np.ones(3)
+        pose = look_at(np.array([2.0, 1.9, 2.0]), np.array([2.0, 2.0, 0.3]), 0.0)
+        return scene.render(Camera(sensor_intrinsics(160, 120), pose, 160, 120))
+
+    return of
+
+
+def test_shiny_things_mirror_lamps_and_what_is_around(balls):
+    matt, glossy, rough = balls((0.0, 1.0)), balls((0.05, 0.05)), balls((0.05, 0.5))
+    thing = matt.instance == 1
+    for view in (glossy, rough):
+        assert (view.instance == matt.instance).all() and (view.depth == matt.depth).all()
+        assert (view.albedo == matt.albedo).all()
+        # Mirrors add light, to themselves alone.
+        np.testing.assert_array_equal(view.radiance[~thing], matt.radiance[~thing])
+        assert (view.radiance - matt.radiance)[thing].min() >= 0
+    added = [(view.radiance - matt.radiance).mean(axis=-1) for view in (glossy, rough)]
+    # The lamp is overhead: it shows at the top of the ball, small and bright in the smooth one.
+    row, column = np.unravel_index(added[0].argmax(), added[0].shape)
+    normal_at = thing.nonzero()[0].mean(), thing.nonzero()[1].mean()
+    assert np.hypot(row - normal_at[0], column - normal_at[1]) < 0.25 * np.sqrt(thing.sum())
+    assert added[0].max() > 3 * added[1].max() > 0
+    assert (added[0] > 0.5 * added[0].max()).sum() < 0.1 * (added[1] > 0.5 * added[1].max()).sum() + 20
+    # Towards the rim more is mirrored than straight on, away from the highlight (Fresnel).
+    distance = np.hypot(*(np.mgrid[0:120, 0:160] - np.array(normal_at)[:, None, None]))
+    radius = distance[thing].max()
+    rim, mid = thing & (distance > 0.9 * radius), thing & (distance > 0.5 * radius) & (distance < 0.65 * radius)
+    assert np.median(added[0][rim]) > 1.5 * np.median(added[0][mid])
+
+
+def test_highlights_of_all_widths_hold_the_same_light(scene):
+    lighting = Lighting(Room(4.0, 5.0, 2.6), np.random.default_rng(0), scene.embree)
+    lighting.lamps = [(np.array([2.0, 1.5, 2.0]), 0.0, 1.0)]
+    lighting.lamp_color = np.ones(3)
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(200_000, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    directions = directions.astype(np.float32)
+    points = np.broadcast_to(np.array([2.0, 1.5, 1.0], np.float32), directions.shape)
+    for rough in (0.1, 0.3, 0.6):
+        light = lighting.highlights(points, directions, np.full(len(points), rough))[:, 0]
+        # As much as a white matt surface throws back: the mean of its cosine over the sphere is 1/4.
+        assert light.mean() == pytest.approx(0.25, rel=0.05)
+        assert light[directions[:, 2] < 0].max() == 0

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bifusion_hf.rooms.render import RenderedView
-from bifusion_hf.rooms.sensor import SENSORS, develop, measure_depth
+from bifusion_hf.rooms.sensor import SENSORS, develop, expose, measure_depth, photograph
 
 
 FOCAL_LENGTH = 288.935
@@ -110,6 +110,55 @@ def test_mixed_is_one_of_the_sensors_by_the_generator(step):
     dense = sum(np.array_equal(result, exact) for result in results)
     assert 1 <= dense < 15
     np.testing.assert_array_equal(results[3], measure(step, "mixed", 3))
+
+
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def lit(radiance):
+    view = view_of(np.ones(radiance.shape[:2]))
+    view.radiance = radiance.astype(np.float32)
+    return view
+
+
+@pytest.fixture(scope="module")
+def surfaces():
+    """Patches of all brightnesses, and one hundred times as bright as the mean."""
+    radiance = np.repeat(np.random.default_rng(0).uniform(0.02, 0.8, (12, 16, 3)), 10, axis=0).repeat(10, axis=1)
+    radiance[:10, :10] = 40
+    return radiance
+
+
+def test_automatic_exposure_meets_its_mean_whatever_the_light(surfaces):
+    for luma in (70, 110, 150):
+        means = [
+            np.mean(expose(lit(light * surfaces), np.random.default_rng(1), luma=luma) @ LUMA)
+            for light in (0.02, 1.0, 50.0)
+        ]
+        np.testing.assert_allclose(means, means[0], atol=0.5)
+        # Vignetting, blur and noise come after the exposure.
+        assert means[0] == pytest.approx(luma, rel=0.12)
+
+
+def test_automatic_exposure_holds_back_before_much_is_white():
+    """A quarter is fifty times as bright: to meet the mean it would have to clip."""
+    radiance = np.full((120, 160, 3), 0.02)
+    radiance[:60, :80] = 1.0
+    by_median = expose(lit(radiance), np.random.default_rng(0))
+    automatic = expose(lit(radiance), np.random.default_rng(0), luma=100.0)
+    bright = [picture[5:50, 5:70].mean() for picture in (by_median, automatic)]
+    assert bright[0] > 252 and 235 < bright[1] < 250, bright
+    assert automatic[70:, :70].mean() > 20
+
+
+def test_photographs_are_neither_too_bright_nor_too_dark_nor_much_tinted(surfaces):
+    pictures = [photograph(lit(surfaces), np.random.default_rng(seed)) for seed in range(40)]
+    luma = np.array([np.mean(picture @ LUMA) for picture in pictures])
+    assert luma.min() > 40 and luma.max() < 200 and ((luma > 62) & (luma < 162)).mean() > 0.85
+    assert luma.std() > 15
+    means = np.array([picture.mean(axis=(0, 1)) for picture in pictures])
+    cast = np.ptp(means, axis=1) / means.mean(axis=1)
+    assert np.median(cast) < 0.15 and np.quantile(cast, 0.95) < 0.4
 
 
 def test_developing_changes_colour_and_contrast_but_not_the_scene():

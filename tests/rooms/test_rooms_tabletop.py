@@ -2,14 +2,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
+from bifusion_hf.rooms import tabletop
+from bifusion_hf.rooms.catalog import open_libraries
 from bifusion_hf.rooms.generate import RoomGenerator, RoomSettings
-from bifusion_hf.rooms.heap import Heap, lower_envelope, resting_turns, surface_points
+from bifusion_hf.rooms.heap import CELL, Heap, lower_envelope, resting_turns, surface_points, way_to
 from bifusion_hf.rooms.inventory import Inventory
-from bifusion_hf.rooms.solids import ellipsoid, slab, tube, turn_about
+from bifusion_hf.rooms.solids import ellipsoid, mean_color, slab, tinted, tube, turn_about
 from bifusion_hf.rooms.support import make_scene
-from bifusion_hf.rooms.tabletop import KINDS, MAX_THINGS, Tabletops
-from bifusion_hf.rooms.things import THINGS, compartment, tote
+from bifusion_hf.rooms.tabletop import ARRANGEMENTS, KINDS, MAX_THINGS, Tabletops
+from bifusion_hf.rooms.things import FINISHES, THINGS, compartment, shine, tote
 
 
 MAKERS = [make for _, _, make, _ in THINGS] + [tote, compartment]
@@ -63,7 +66,8 @@ def test_a_winding_number_tells_inside_from_outside():
     assert inside.tolist() == [True, False, False]
 
 
-def test_nothing_is_inside_anything_else(stages):
+def check_nothing_is_inside(stages):
+    """Compares corners and middles of triangles of things with all that is there; how many were near something."""
     rng = np.random.default_rng(0)
     compared = 0
     for seed, stage in stages.items():
@@ -79,9 +83,28 @@ def test_nothing_is_inside_anything_else(stages):
                 if other is item or not len(near) or other.class_name == "clothes":
                     continue
                 compared += len(near)
-                wrong = deep_inside(near, triangles, 0.003)
+                wrong = deep_inside(near, triangles, 0.75 * CELL)
                 assert not wrong.any(), (seed, item.class_name, other.class_name, near[wrong][0])
-    assert compared > 3000
+    return compared
+
+
+def test_nothing_is_inside_anything_else(stages):
+    assert check_nothing_is_inside(stages) > 3000
+
+
+def test_models_of_a_catalogue_are_not_inside_anything_either(clutter_library, tmp_path, monkeypatch):
+    """Arches, dishes and hooks, as they are and as small ones, and stools of a hand's breadth."""
+    monkeypatch.setattr(tabletop, "_MADE_SHARE", 0.0)
+    inventory = Inventory(open_libraries(clutter_library, ["BlendSwap-CC-0"]), "train", tmp_path)
+    assert len(inventory.all_models()) == 4, inventory.all_models()
+    tabletops = Tabletops(inventory)
+
+    stages = {
+        seed: tabletops.stage(np.random.default_rng(seed), ARRANGEMENTS[1 + 2 * (seed % 2)]) for seed in range(8)
+    }
+    things = [item for stage in stages.values() for item in stage.things]
+    assert len(things) > 50 and {item.class_name for item in things} == {"object"}
+    assert check_nothing_is_inside(stages) > 1000
 
 
 def test_everything_touches_what_is_below(stages):
@@ -107,6 +130,103 @@ def _ground(room):
     corner = np.array([room.width, room.depth, 0], np.float32)
     x, y = corner * [1, 0, 0], corner * [0, 1, 0]
     return np.array([[0 * x, x, corner], [0 * x, corner, y]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def empty_stages(tabletops):
+    return [tabletops.stage(np.random.default_rng(seed), ARRANGEMENTS[0]) for seed in range(6)]
+
+
+def test_few_things_lie_well_apart_on_what_is_empty(empty_stages):
+    counts = [len(stage.things) for stage in empty_stages]
+    assert min(counts) >= 1 and max(counts) <= 3 and sum(counts) >= 9
+    for stage in empty_stages:
+        points = [item.mesh.triangles.reshape(-1, 3) + item.position for item in stage.things]
+        for index, first in enumerate(points):
+            for other in points[:index]:
+                assert cKDTree(first[:, :2]).query(other[:, :2])[0].min() >= 0.06
+
+
+def test_no_two_faces_lie_in_one_plane(empty_stages):
+    """Rays could not tell them apart: the lower side of a thing stays a little above the table it stands on."""
+    compared = 0
+    for stage in empty_stages:
+        tables = [item for item in stage.room.objects if item.class_name == "table"]
+        top = tables[0].position[2] + tables[0].mesh.size[2] if tables else 0.0
+        for item in stage.things:
+            if abs(item.position[2] - top) < 0.002:
+                assert 1e-4 < item.position[2] - top < 5e-4
+                compared += 1
+    assert compared >= 4
+
+
+def test_small_things_touch_or_nearly_so(tabletops):
+    sizes, touching, near = [], 0, 0
+    for seed in range(4):
+        stage = tabletops.stage(np.random.default_rng(seed), ARRANGEMENTS[1])
+        sizes += [item.mesh.size.max() for item in stage.things]
+        clouds = [surface_points(item.mesh, np.random.default_rng(0), 0.002) + item.position for item in stage.things]
+        for index, (item, first) in enumerate(zip(stage.things, clouds, strict=True)):
+            for other, second in zip(stage.things[:index], clouds[:index], strict=True):
+                # Side by side, not one on the other.
+                if abs(item.position[2] - other.position[2]) < 0.002:
+                    second = second[((second > first.min(axis=0) - 0.03) & (second < first.max(axis=0) + 0.03)).all(1)]
+                    distance = cKDTree(first).query(second)[0].min(initial=1.0)
+                    touching += distance < 0.0015
+                    near += 0.004 < distance < 0.03
+    assert len(sizes) > 25 and np.mean(np.array(sizes) < 0.13) > 0.6
+    assert touching > 5 and near > 5, (touching, near)
+
+
+def test_the_way_to_a_neighbour_is_exact_from_either_side():
+    box, ball = slab(0.1, 0.1, 0.1, np.ones(3)), ellipsoid((0.2, 0, 0.05), (0.05, 0.05, 0.05), np.ones(3))
+    rng = np.random.default_rng(0)
+    on_box, on_ball = surface_points(box, rng), surface_points(ball, rng)
+    x = np.array([1.0, 0, 0])
+    # Corner against face, either way round: 0.15 - 0.05.
+    for way in (
+        way_to(on_box, box.triangles, on_ball, ball.triangles, x, 0.5),
+        way_to(on_ball, ball.triangles, on_box, box.triangles, -x, 0.5),
+    ):
+        assert way == pytest.approx(0.1, abs=5e-4)
+    # A number that float32, in which rays are cast, makes smaller.
+    assert way_to(on_box, box.triangles, on_ball, ball.triangles, x, 0.03) == 0.03
+    assert way_to(on_box, box.triangles, on_ball, ball.triangles, -x, 0.5) == 0.5
+
+
+def test_colours_are_drawn_towards_another():
+    red = slab(0.1, 0.1, 0.1, np.array([1.0, 0, 0]))
+    printed = slab(0.1, 0.1, 0.1, np.ones(3), texture=np.full((4, 4, 3), 100, np.uint8))
+    np.testing.assert_allclose(mean_color(red), [1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(mean_color(printed), 100 / 255, atol=1e-6)
+    tone = np.array([0.2, 0.4, 0.6])
+    np.testing.assert_allclose(mean_color(tinted(red, tone, 1.0)), tone, atol=1e-6)
+    np.testing.assert_allclose(mean_color(tinted(printed, tone, 0.5)), (100 / 255 + tone) / 2, atol=0.01)
+    np.testing.assert_allclose(mean_color(printed), 100 / 255, atol=1e-6)
+
+
+def test_finishes_shine_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    for finish, (share, strength, rough) in FINISHES.items():
+        drawn = np.array([shine(rng, finish) for _ in range(400)])
+        shiny = drawn[:, 0] > 0
+        assert shiny.mean() == pytest.approx(share, abs=0.08)
+        if shiny.any():
+            assert strength[0] <= drawn[shiny, 0].min() and drawn[shiny, 0].max() <= strength[1]
+            assert rough[0] <= drawn[shiny, 1].min() and drawn[shiny, 1].max() <= rough[1]
+    assert {finish for *_, finish in THINGS} == set(FINISHES)
+
+
+def test_what_is_far_from_a_heap_changes_nothing():
+    near, far = slab(0.2, 0.2, 0.1, np.ones(3)), slab(0.2, 0.2, 0.3, np.ones(3), (3.0, 0, 0))
+    low, high = np.array([-0.3, -0.3]), np.array([0.3, 0.3])
+    alone = Heap(near.triangles, low, high, 1.0)
+    both = Heap(np.concatenate([far.triangles, near.triangles]), low, high, 1.0)
+    np.testing.assert_array_equal(alone.heights, both.heights)
+    assert alone.below(np.zeros(2)) == pytest.approx(0.1)
+    # Bounds reach over the rectangle, triangles do not.
+    around = [slab(0.1, 0.1, 0.1, np.ones(3), (x, 2.0 * x, 0)).triangles for x in (-1.0, 1.0)]
+    assert (Heap(np.concatenate(around), low, high, 1.0).heights < -100).all()
 
 
 def test_scenes_are_of_all_kinds_and_counts(tabletops, stages):
