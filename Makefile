@@ -30,7 +30,7 @@ demo: $(VENV)/installed
 	@echo "Pictures, coloured point clouds and segments: $(OUT)/demo"
 
 train-demo: $(VENV)/installed
-	$(BIN)/bifusion-train tiny_demo --output_dir $(OUT)/train-demo
+	$(BIN)/bifusion-train tiny_demo --output_dir $(OUT)/train-demo --overwrite_output_dir
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)

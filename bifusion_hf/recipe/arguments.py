@@ -223,8 +223,10 @@ class TrainArguments:
 
     Args:
         output_dir: Folder of checkpoints, logs and the final model.
-        overwrite_output_dir: Start anew in a folder that already holds checkpoints; they are deleted.
-        resume_from_checkpoint: `"latest"` (starts anew where there is none yet) or a checkpoint folder.
+        overwrite_output_dir: Start anew in a folder that already holds a run, which is moved aside; for the command line
+            alone, a recipe file must not say so.
+        resume_from_checkpoint: A checkpoint folder; `"latest"` of `output_dir`, an error where there is none; or
+            `"auto"`, the latest or a new run.
         seed: Of everything random.
         deterministic: Use deterministic algorithms of PyTorch, an error where there is none.
         dry_run: Print the plan and stop.
@@ -322,9 +324,14 @@ class TrainArguments:
 
         return flatten(self.to_dict(), "")
 
+    def to_yaml(self) -> str:
+        """The recipe as a file holds it: without what says how this one run was started."""
+        values = {**self.to_dict(), "overwrite_output_dir": False, "resume_from_checkpoint": None}
+        return yaml.safe_dump(values, sort_keys=False)
+
     def save(self, path: str | Path):
-        """Writes the recipe as YAML."""
-        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
+        """Writes the recipe as YAML; see `to_yaml`."""
+        write_text(path, self.to_yaml())
 
 
 def valid_keys(section: type = TrainArguments, prefix: str = "") -> dict[str, Any]:

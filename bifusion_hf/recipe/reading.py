@@ -67,6 +67,11 @@ def _read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]
         raise ValueError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
     # Before the layers are laid over each other: an old name of one and a new one of another are the same setting.
     values = rename_recipe(values)
+    if values.get("overwrite_output_dir"):
+        raise ValueError(
+            f"{path}: sets overwrite_output_dir; only the command line may: a recipe that is run again would put the "
+            "earlier run aside unasked. Take the line out"
+        )
     base = values.pop("extends", None)
     if base is None:
         return values

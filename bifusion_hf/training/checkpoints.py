@@ -24,7 +24,6 @@ from ..io.atomic import (
     new_folder,
     partial_path,
     publish_folder,
-    recover_folder,
     remove_unfinished,
 )
 
@@ -46,10 +45,13 @@ def checkpoint_folder(root: Path, update: int) -> Path:
 
 def list_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints below `root`, the oldest first."""
-    found = [
-        (int(match.group(1)), path) for path in root.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))
-    ]
-    return [path for _, path in sorted(found)]
+    return sorted((path for path in root.glob("checkpoint-*") if _NAME.fullmatch(path.name)), key=update_of)
+
+
+def update_of(checkpoint: Path) -> int:
+    """The update after which a checkpoint was written, by its name; 0 for a folder of another name."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match.group(1)) if match else 0
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -67,28 +69,6 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def checkpoints_folder(output_dir: str | Path) -> Path:
     """Where a run keeps its checkpoints."""
     return Path(output_dir) / "checkpoints"
-
-
-def find_checkpoint(output_dir: str | Path, name: str | None) -> Path | None:
-    """The checkpoint that a run goes on from.
-
-    Args:
-        output_dir: Folder of the run.
-        name: The recipe's `resume_from_checkpoint`: `"latest"`, a folder, or None.
-
-    Returns:
-        The folder; None for None, and for `"latest"` where there is none yet.
-
-    Raises:
-        CheckpointError: The named folder is no checkpoint.
-    """
-    if name is None:
-        return None
-    if name == "latest":
-        checkpoints = list_checkpoints(checkpoints_folder(output_dir))
-        return checkpoints[-1] if checkpoints else None
-    read_state(Path(name))
-    return Path(name)
 
 
 def register_weights(accelerator: Accelerator, network: nn.Module, average: nn.Module | None, processor: Any) -> None:
@@ -121,13 +101,6 @@ def register_weights(accelerator: Accelerator, network: nn.Module, average: nn.M
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
-
-
-def drop_later(root: Path, update: int) -> None:
-    """Deletes checkpoints beyond an update that a run goes back to; it writes them again."""
-    for path in list_checkpoints(root):
-        if int(_NAME.fullmatch(path.name).group(1)) > update:
-            delete_folder(path)
 
 
 def save_checkpoint(
@@ -228,22 +201,6 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     except Exception as error:
         message = f"could not write {folder}: {disk_space(folder)} ({type(error).__name__}: {error})"
         raise CheckpointError(message) from error
-
-
-def recover_run(output_dir: Path):
-    """Ends what a kill of an earlier run cut short in its folder."""
-    remove_unfinished(output_dir)
-    for name in ("best", "final"):
-        recover_folder(output_dir / name)
-
-
-def clear_run(output_dir: Path):
-    """Deletes what an earlier run left in its folder, before a new one starts there."""
-    for name in ("checkpoints", "best", "final"):
-        if (output_dir / name).exists():
-            delete_folder(output_dir / name)
-    for name in ("metrics.jsonl", "train.log", "curves.png"):
-        (output_dir / name).unlink(missing_ok=True)
 
 
 def _failure(root: Path, update: int, errors: str, partial: Path) -> str:

@@ -30,9 +30,9 @@ from ..import_utils import OPTIONAL_PACKAGES, is_available, torchvision_misfit
 from ..recipe.arguments import TrainArguments, check_names
 from ..recipe.reading import load_arguments
 from ..sparse import SparseTensor, SubmanifoldConv3d, kernels_unavailable_reason, voxelize
-from .checkpoints import find_checkpoint
 from .freezing import freeze_for_training, train_mode
 from .run import build_model, build_processor, load_initial_weights
+from .run_folder import find_checkpoint
 from .setup import slow_bfloat16_warning
 
 

@@ -34,8 +34,8 @@ from ..recipe.arguments import (
     check_names,
 )
 from ..superpoints import segmentation as superpoints
-from .checkpoints import find_checkpoint
 from .data_loading import StreamedFrames
+from .run_folder import choose_start, find_checkpoint
 from .setup import build_accelerator
 from .trainer import BiFusionTrainer
 
@@ -191,7 +191,9 @@ def build_trainer(arguments: TrainArguments) -> BiFusionTrainer:
     accelerator = build_accelerator(
         arguments.training, arguments.output_dir, arguments.logging.trackers, arguments.deterministic
     )
-    checkpoint = find_checkpoint(arguments.output_dir, arguments.resume_from_checkpoint)
+    # Before anything that takes time.
+    start = (arguments.output_dir, arguments.resume_from_checkpoint)
+    checkpoint = find_checkpoint(*start) if arguments.dry_run else choose_start(*start, arguments.overwrite_output_dir)
     model = build_model(arguments.model, arguments.seed, checkpoint)
     processor = build_processor(arguments.model, model.config, checkpoint)
     # The last moment before the weights are copied, wrapped or resumed.

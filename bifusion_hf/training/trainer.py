@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.alignment import check_alignment
 from ..recipe.arguments import TrainArguments
-from . import checkpoints
+from . import checkpoints, run_folder
 from .audit import LivenessAudit, alpha_statistics, probe_loss
 from .data_loading import (
     UpdateSampler,
@@ -132,7 +132,7 @@ class BiFusionTrainer:
             The numbers of the last evaluation.
 
         Raises:
-            ValueError: `output_dir` holds the checkpoints of another run, or points and image are misaligned.
+            ValueError: `output_dir` holds another run, or points and image are misaligned.
             NonFiniteError, OutOfMemoryError, LivenessError, CheckpointError: See there.
         """
         resumed = self._start()
@@ -407,37 +407,32 @@ class BiFusionTrainer:
 
     def _start(self) -> str:
         """Resumes, or makes sure that no other run is overwritten; returns what it did."""
-        name = self.arguments.resume_from_checkpoint
-        checkpoint = checkpoints.find_checkpoint(self.output_dir, name)
-        present = checkpoints.list_checkpoints(self.checkpoint_dir)
-        if checkpoint is None and present and not self.arguments.overwrite_output_dir:
-            raise ValueError(
-                f"{self.checkpoint_dir} holds {present[-1].name}: pass --resume_from_checkpoint latest to go on, "
-                "another --output_dir, or --overwrite_output_dir to start anew"
-            )
+        arguments = self.arguments
+        checkpoint = run_folder.choose_start(
+            self.output_dir, arguments.resume_from_checkpoint, arguments.overwrite_output_dir
+        )
+        moved: list[Path] = []
 
         def prepare_folder() -> None:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            checkpoints.recover_run(self.output_dir)
-            if checkpoint is None:
-                checkpoints.clear_run(self.output_dir)
-            self.arguments.save(self.output_dir / "recipe.yaml")
+            aside = run_folder.prepare_run_folder(self.output_dir, checkpoint, arguments.to_yaml())
+            moved.extend([] if aside is None else [aside])
+            arguments.save(self.output_dir / run_folder.RECIPE)
 
-        # All have looked for checkpoints before one of them deletes any.
+        # All have looked for checkpoints before one of them moves any.
         self.accelerator.wait_for_everyone()
         checkpoints.in_main_process(self.accelerator, prepare_folder)
-        self.accelerator.init_trackers(self.arguments.logging.project, config=self.arguments.flat())
+        self.accelerator.init_trackers(arguments.logging.project, config=arguments.flat())
+        note = "".join(f"; what an earlier run left is in {aside}" for aside in moved)
         if checkpoint is not None:
             self._resume(checkpoint)
-            return f"resumed from {checkpoint} at update {self.update} of {self.total_updates}"
-        first = f"no checkpoint in {self.checkpoint_dir} yet; " if name else ""
+            return f"resumed from {checkpoint} at update {self.update} of {self.total_updates}{note}"
         shared = (
             "; batch statistics shared" if shares_batch_statistics(self.arguments.training, self.accelerator) else ""
         )
         return (
-            f"{first}{self.total_updates} updates of {self.frames_per_update} frames "
+            f"{self.total_updates} updates of {self.frames_per_update} frames "
             f"({self.batch_size} x {self.accumulation} accumulated x {self.accelerator.num_processes} processes) "
-            f"on {self.accelerator.device}{shared}"
+            f"on {self.accelerator.device}{shared}{note}"
         )
 
     def _resume(self, checkpoint: Path) -> None:
@@ -454,8 +449,6 @@ class BiFusionTrainer:
         readers = stream_readers(self.arguments.data, self.batch_size)
         check_readers(checkpoint, state.get("stream", readers), readers)
         self.update, self.best = state["update"], state["best"]
-        if self.accelerator.is_main_process:
-            checkpoints.drop_later(self.checkpoint_dir, self.update)
         self.guard.skipped, self.guard.in_a_row = state["skipped"], state["skipped_in_a_row"]
         self.skipped_batches = state.get("skipped_batches", 0)
         self._unfreeze()

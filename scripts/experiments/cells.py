@@ -165,7 +165,7 @@ def load_cells(
             arguments.data.train = arguments.data.val = str(data.folder)
             arguments.output_dir = str(Path(work) / f"{name}-s{seed}")
             # A run that was killed goes on where it was; one that was not there yet starts.
-            arguments.resume_from_checkpoint = "latest"
+            arguments.resume_from_checkpoint = "auto"
             cells.append(Cell(name, arguments))
     check_comparable({cell.name: content_of(cell.arguments) for cell in cells})
     return cells

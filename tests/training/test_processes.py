@@ -55,7 +55,7 @@ def test_two_processes_equal_one_with_the_same_frames_per_update(tmp_path):
 def train_for_kill(folder, resume):
     arguments = recipe(
         folder,
-        resume_from_checkpoint="latest" if resume else None,
+        resume_from_checkpoint="auto" if resume else None,
         training={"epochs": 6, "batch_size": 2, "accumulation": 2},
         checkpoints={"every_updates": 1},
         evaluation={"every_updates": 5},
@@ -243,7 +243,7 @@ def test_resuming_with_another_number_of_processes_is_refused(tmp_path):
 
 
 def train_real(folder, recipe_file):
-    arguments = load_arguments(recipe_file, ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"])
+    arguments = load_arguments(recipe_file, ["--output_dir", str(folder), "--resume_from_checkpoint", "auto"])
     build_trainer(arguments).train()
 
 

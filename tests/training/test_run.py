@@ -73,9 +73,9 @@ def test_initial_weights_are_loaded_at_the_start_and_not_on_resume(tmp_path, mon
     loaded = []
     monkeypatch.setattr(run, "load_initial_weights", lambda model, init: loaded.append(init) or [])
     arguments = small_recipe(tmp_path, init={"sv3d": "somewhere.pth"}, data={"val": None})
-    arguments.resume_from_checkpoint = "latest"
     build_trainer(arguments).train()
     assert len(loaded) == 1
+    arguments.resume_from_checkpoint = "latest"
     build_trainer(arguments)
     assert len(loaded) == 1
 

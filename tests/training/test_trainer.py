@@ -128,11 +128,6 @@ def test_other_runs_are_not_overwritten_and_mismatches_are_refused(tmp_path):
     assert trainer.update == 6 and len(read_metrics(tmp_path / "metrics.jsonl")) == 6 + 1
 
 
-def test_latest_without_a_checkpoint_starts_and_says_so(tmp_path, capsys):
-    make_trainer(recipe(tmp_path, resume_from_checkpoint="latest", training={"max_updates": 2})).train()
-    assert "no checkpoint in" in capsys.readouterr().out
-
-
 def test_lines_of_updates_that_are_run_again_are_dropped(tmp_path):
     arguments = recipe(tmp_path, checkpoints={"every_updates": 4})
     trainer = make_trainer(arguments)

@@ -30,7 +30,7 @@ def test_all_cells_share_data_seed_and_budget_and_may_be_compared(tmp_path, room
     for cell in cells:
         arguments = cell.arguments
         assert (arguments.data.train, arguments.data.val) == (str(rooms), str(rooms))
-        assert (arguments.training.epochs, arguments.resume_from_checkpoint) == (3, "latest")
+        assert (arguments.training.epochs, arguments.resume_from_checkpoint) == (3, "auto")
         assert cell.folder == tmp_path / "work" / cell.name
     assert [cell.arguments.seed for cell in cells] == [0] * len(CELLS) + [1] * len(CELLS)
 
