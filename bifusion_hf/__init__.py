@@ -1,9 +1,9 @@
 """RGB-D frames to 3D object instances: CLIP image features fused with sparse-convolution point features."""
 
-from .import_utils import explain_torchvision_misfit
+from .import_utils import explain_torchvision_misfit, import_for_command
 
 
-with explain_torchvision_misfit():
+with import_for_command(), explain_torchvision_misfit():
     from transformers import AutoConfig, AutoModel, AutoModelForInstanceSegmentation, AutoProcessor
 
     from .configuration_bifusion import BiFusionConfig, BiFusionPointConfig

@@ -3,8 +3,11 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 
@@ -75,8 +78,44 @@ def explain_torchvision_misfit() -> Iterator[None]:
     """
     try:
         yield
-    except (ImportError, RuntimeError) as error:
+    # Operators that do not exist, symbols that a library lacks, attributes of a half-loaded module, ...
+    except Exception as error:
         misfit = torchvision_misfit()
         if misfit is None:
             raise
         raise ImportError(misfit) from error
+
+
+@contextmanager
+def import_for_command() -> Iterator[None]:
+    """Ends one of the package's commands in a line where its import fails or is interrupted, before its `main` can.
+
+    Any other program gets the error as it is.
+
+    Raises:
+        SystemExit: The process is a command of the package: with status 1 and the reason, or 130 after Ctrl-C.
+    """
+    name = running_command()
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if name is None:
+            raise
+        print(f"{name}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from error
+    except ImportError as error:
+        if name is None or os.environ.get("BIFUSION_TRACEBACK", "0") not in ("", "0"):
+            raise
+        raise SystemExit(f"{name}: error: {error}") from error
+
+
+def running_command() -> str | None:
+    """The command of the package that this process is: `bifusion-NAME`, or `python -m bifusion_hf.cli.MODULE`."""
+    program = Path(sys.argv[0]).stem if sys.argv else ""
+    if program.startswith("bifusion-"):
+        return program
+    words = list(sys.orig_argv)
+    # While a package is imported on the way to one of its modules, argv has "-m" in the place of the module.
+    module = words[words.index("-m") + 1] if program == "-m" and "-m" in words[:-1] else ""
+    prefix = f"{__package__}.cli."
+    return f"bifusion-{module.removeprefix(prefix)}".replace("_", "-") if module.startswith(prefix) else None

@@ -4,10 +4,13 @@ import contextlib
 import functools
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from safetensors import SafetensorError
+
+from ..stopping import Stopped, terminable
 
 
 # What goes wrong with files, settings, packages and memory; anything else is a fault of the program.
@@ -22,8 +25,8 @@ def command(name: str) -> Callable[[Main], Main]:
     """Makes a command's `main(argv)` end as a command should.
 
     An expected error is told in a line, with status 1; `BIFUSION_TRACEBACK=1` leaves its traceback. An interruption
-    (Ctrl-C) ends with status 130. A reader that has closed the output (`--help | head`) ends it silently, with
-    status 1. What argparse says stays, with status 2.
+    (Ctrl-C) ends with status 130, SIGTERM with 143. A reader that has closed the output (`--help | head`) ends it
+    silently, with status 1. What argparse says stays, with status 2.
 
     Args:
         name: Of the command, which the line begins with.
@@ -34,13 +37,17 @@ def command(name: str) -> Callable[[Main], Main]:
         def run(argv: Sequence[str] | None = None) -> None:
             try:
                 try:
-                    main(argv)
+                    with terminable():
+                        main(argv)
                 finally:
                     # Now, where it can be caught, and not when Python ends.
                     sys.stdout.flush()
             except KeyboardInterrupt as error:
                 print(f"{name}: interrupted", file=sys.stderr)
                 raise SystemExit(INTERRUPTED) from error
+            except Stopped as error:
+                print(f"{name}: stopped by {signal.Signals(error.number).name}", file=sys.stderr)
+                raise
             except EXPECTED as error:
                 if isinstance(error, BrokenPipeError) and _output_is_closed():
                     raise SystemExit(1) from error

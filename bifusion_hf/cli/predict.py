@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import assets
+from ..io.atomic import new_file, write_text
 from ..superpoints.masks import load_mask_generator, superpoints_from_mask_generator
 from .entry import command
+from .output_names import name_for_input
 from .recording_options import add_recording_options, open_source, parse_intrinsics
 
 
@@ -43,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.part_gap is not None:
         segmenter.processor.part_gap = arguments.part_gap
     generator = None if arguments.mask_generator is None else load_mask_generator(arguments.mask_generator)
-    for frame in read_frames(arguments):
+    for frame, source in read_frames(arguments):
         if generator is not None:
             frame.superpoints = superpoints_from_mask_generator(generator, frame.image, frame.depth, frame.intrinsics)
-        predict(segmenter, frame, arguments)
+        predict(segmenter, frame, source, arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -166,16 +167,17 @@ def load_segmenter(checkpoint: str, device: str | None) -> "RGBDInstanceSegmenta
     return RGBDInstanceSegmentationPipeline(model=model, processor=processor, device=torch.device(device))
 
 
-def read_frames(arguments: argparse.Namespace) -> Iterator["RGBDFrame"]:
-    """The frames that the arguments name."""
+def read_frames(arguments: argparse.Namespace) -> Iterator[tuple["RGBDFrame", str]]:
+    """The frames that the arguments name, and what tells each from all others."""
     from ..data.frame_files import read_frame
     from ..data.frames import frame_from_row, load_frames
 
     if arguments.recording is not None:
-        yield from open_source(arguments.recording, arguments)
+        for frame in open_source(arguments.recording, arguments):
+            yield frame, f"{_place(arguments.recording)} frame {frame.frame_id}"
         return
     if arguments.data is None:
-        yield read_frame(
+        frame = read_frame(
             arguments.image,
             arguments.depth,
             arguments.intrinsics,
@@ -183,18 +185,30 @@ def read_frames(arguments: argparse.Namespace) -> Iterator["RGBDFrame"]:
             pose=arguments.pose,
             superpoints=arguments.superpoints,
         )
+        yield frame, f"{_place(arguments.image)}, {_place(arguments.depth)}"
         return
     data = load_frames(arguments.data, arguments.split)
     for row in arguments.rows:
         if not 0 <= row < len(data):
             raise ValueError(f"--rows {row}: {arguments.data} has {len(data)} rows in {arguments.split!r}")
-        yield frame_from_row(data[row])
+        yield frame_from_row(data[row]), f"{_place(arguments.data)} {arguments.split} row {row}"
+
+
+def _place(source: str | Path) -> str:
+    """A file or folder by its whole path, anything else as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else str(source)
 
 
 def predict(
-    segmenter: "RGBDInstanceSegmentationPipeline", frame: "RGBDFrame", arguments: argparse.Namespace
+    segmenter: "RGBDInstanceSegmentationPipeline", frame: "RGBDFrame", source: str, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Predicts a frame, writes the results and says where.
+
+    Args:
+        segmenter: The pipeline.
+        frame: The frame.
+        source: What tells it from all others.
+        arguments: Of the command line.
 
     Returns:
         What the JSON file holds.
@@ -211,10 +225,10 @@ def predict(
     result = segmenter(frame, threshold=arguments.threshold)
     segmentation, segments = result["segmentation"], result["segments_info"]
 
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^\w.-]+", "_", frame.frame_id)
+    name = name_for_input(arguments.output, frame.frame_id, source)
     paths = {kind: arguments.output / f"{name}{kind}" for kind in ("_overlay.png", ".ply", ".json", "_comparison.png")}
-    draw_instances(frame.image, segmentation, segments).save(paths["_overlay.png"])
+    with new_file(paths["_overlay.png"]) as partial:
+        draw_instances(frame.image, segmentation, segments).save(partial)
     measured = frame.depth > 0
     instance = segmentation[measured]
     colors = color_by_instance(_image_at_depth(frame)[measured], instance)
@@ -223,17 +237,19 @@ def predict(
         frame.frame_id,
         segmentation,
         [{**segment, "color": instance_colors(segment["id"] + 1)[-1]} for segment in segments],
+        input=source,
         checkpoint=arguments.checkpoint,
         threshold=arguments.threshold,
         up=result["up"],
         coordinates="camera axes relabelled x right, y forward, z up" if frame.camera_to_world is None else "world",
     )
-    paths[".json"].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if frame.instance is None:
         del paths["_comparison.png"]
     else:
         truth = true_segments(frame, segmenter.processor.stuff_classes)
-        draw_comparison(frame.image, (segmentation, segments), truth).save(paths["_comparison.png"])
+        with new_file(paths["_comparison.png"]) as partial:
+            draw_comparison(frame.image, (segmentation, segments), truth).save(partial)
+    write_text(paths[".json"], json.dumps(content, indent=2) + "\n")
     files = ", ".join(str(path) for path in paths.values())
     print(f"{frame.frame_id}: {len(segments)} instances above {arguments.threshold:g} -> {files}")
     return content

@@ -2,14 +2,17 @@
 
 import argparse
 import json
-import re
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import assets
-from ..io.atomic import write_text
+from ..io.atomic import new_file, write_text
+from ..stopping import Stopped, StopSignals
 from .entry import command
+from .output_names import file_name, unique_names
 from .recording_options import add_camera_options, add_recording_options, open_source, parse_intrinsics
 
 
@@ -43,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--output {arguments.output} is a file; expected a folder")
     if arguments.save_every < 1:
         parser.error(f"--save_every is {arguments.save_every}; expected at least 1")
-    run(arguments)
+    try:
+        run(arguments)
+    except Stopped:
+        words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--overwrite"]
+        print(f"It goes on with:\n  {shlex.join(['bifusion-scan', *words])}", file=sys.stderr)
+        raise
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -149,6 +157,10 @@ def open_session(arguments: argparse.Namespace, recording: "Recording") -> "Scen
             raise ValueError(
                 f"{path} is of another scan: {'; '.join(differing)}. Give another --output, or --overwrite"
             )
+        # Sessions of release 0.1 do not say.
+        taken = set(session.frame_ids)
+        before = [index for index in range(session.notes["next"]) if recording.ids[index] in taken]
+        session.notes.setdefault("pictured", before)
         return session
     session = SceneSession(
         model,
@@ -157,7 +169,7 @@ def open_session(arguments: argparse.Namespace, recording: "Recording") -> "Scen
         threshold=arguments.threshold,
         voxel_size=arguments.voxel_size,
     )
-    session.notes = {"plan": plan, "next": 0, "skipped": []}
+    session.notes = {"plan": plan, "next": 0, "skipped": [], "pictured": []}
     return session
 
 
@@ -167,34 +179,39 @@ def scan(session: "SceneSession", recording: "Recording", arguments: argparse.Na
 
     from ..visualization.scene_files import draw_scene_frame
 
-    folder = arguments.output / "frames"
-    folder.mkdir(parents=True, exist_ok=True)
+    files = picture_files(recording, arguments.output)
     start = session.notes["next"]
     if start:
         print(f"going on at frame {start} of {len(recording)}")
     bar = tqdm(range(start, len(recording)), initial=start, total=len(recording), unit="frame")
-    for index in bar:
-        try:
-            frame = recording[index]
-            result = session.update(frame)
-        except ValueError as error:
-            if arguments.strict:
-                raise
-            # A tracker loses its camera now and then; such a frame says nothing of the scene.
-            session.notes["skipped"].append(str(error))
-            bar.write(f"skipped: {error}")
-        else:
-            draw_scene_frame(frame.image, result).save(folder / picture_name(frame.frame_id), quality=90)
-            bar.set_postfix(objects=len(session.bank))
-        session.notes["next"] = index + 1
-        if (index + 1) % arguments.save_every == 0:
-            session.save(arguments.output / SESSION_FILE)
+    with StopSignals("this frame") as signals:
+        for index in bar:
+            try:
+                frame = recording[index]
+                result = session.update(frame)
+            except ValueError as error:
+                if arguments.strict:
+                    raise
+                # A tracker loses its camera now and then; such a frame says nothing of the scene.
+                session.notes["skipped"].append(str(error))
+                bar.write(f"skipped: {error}")
+            else:
+                with new_file(files[index]) as partial:
+                    draw_scene_frame(frame.image, result).save(partial, quality=90)
+                session.notes["pictured"].append(index)
+                bar.set_postfix(objects=len(session.bank))
+            session.notes["next"] = index + 1
+            if (index + 1) % arguments.save_every == 0 or signals.number:
+                session.save(arguments.output / SESSION_FILE)
+            if signals.number:
+                bar.close()
+                raise Stopped(signals.number)
     session.save(arguments.output / SESSION_FILE)
 
 
-def picture_name(frame_id: str) -> str:
-    """File of a frame's picture."""
-    return re.sub(r"[^\w.-]+", "_", frame_id) + ".jpg"
+def picture_files(recording: "Recording", output: Path) -> list[Path]:
+    """File of each frame's picture."""
+    return [output / "frames" / f"{name}.jpg" for name in unique_names(map(file_name, recording.ids))]
 
 
 def write_results(session: "SceneSession", recording: "Recording", arguments: argparse.Namespace) -> None:
@@ -224,7 +241,8 @@ def write_results(session: "SceneSession", recording: "Recording", arguments: ar
     kind = animation_format(arguments.animation)
     if kind != "none":
         step = -(-session.num_frames // MAX_ANIMATED)
-        files = [out / "frames" / picture_name(name) for name in session.frame_ids[::step]]
+        pictures = picture_files(recording, out)
+        files = [pictures[index] for index in session.notes["pictured"][::step]]
         written.append(out / f"scene.{kind}")
         write_animation(written[-1], files)
     if arguments.rerun:

@@ -1,9 +1,12 @@
 """`bifusion-train CONFIG --any.key value`: trains a network by a recipe."""
 
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 
-from ..recipe.reading import describe_keys, load_arguments, recipe_names
+from ..recipe.reading import describe_keys, load_arguments, recipe_names, split_overrides
+from ..stopping import Stopped
 from .entry import command
 from .openmp import restart_with_passive_threads
 
@@ -38,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not words or {"-h", "--help"} & set(words):
         print(USAGE.format(recipes=", ".join(recipe_names()), keys=describe_keys()))
         return
+    words_given = list(words)
     recipe = None if words[0].startswith("--") else words.pop(0)
     arguments = load_arguments(recipe, words)
     if argv is None:
@@ -51,7 +55,26 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         trainer.accelerator.print(describe_plan(trainer))
         return
-    trainer.train()
+    try:
+        trainer.train()
+    except Stopped:
+        if trainer.accelerator.is_main_process:
+            print(f"It goes on with:\n  {command_to_go_on(words_given)}", file=sys.stderr)
+        raise
+
+
+def command_to_go_on(words: Sequence[str]) -> str:
+    """The command line that goes on with a run that was started with `words`.
+
+    Keys that say how a run starts are replaced. A launcher (torchrun, accelerate launch) stands where the dots are.
+    """
+    recipe = [] if not words or words[0].startswith("--") else [words[0]]
+    kept = list(recipe)
+    for key, given in split_overrides(words[len(recipe) :]):
+        if key not in ("resume_from_checkpoint", "overwrite_output_dir"):
+            kept += given
+    program = "bifusion-train" if int(os.environ.get("WORLD_SIZE", 1)) == 1 else "... scripts/train.py"
+    return shlex.join([*program.split(), *kept, "--resume_from_checkpoint", "latest"])
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ class TrainArguments:
 
     Args:
         output_dir: Folder of checkpoints, logs and the final model.
-        overwrite_output_dir: Start anew in a folder that already holds a run, which is moved aside; for the command line
+        overwrite_output_dir: Start anew in a folder that holds a run, which is moved aside; for the command line
             alone, a recipe file must not say so.
         resume_from_checkpoint: A checkpoint folder; `"latest"` of `output_dir`, an error where there is none; or
             `"auto"`, the latest or a new run.

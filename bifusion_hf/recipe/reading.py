@@ -107,21 +107,29 @@ def _recipe_path(recipe: str | Path) -> Path:
 
 
 def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, str]]:
-    pairs, position = [], 0
+    pairs = []
+    for key, words in split_overrides(overrides):
+        _, equals, text = words[0].partition("=")
+        pairs.append((key, text if equals else words[1] if len(words) > 1 else "true"))
+    return pairs
+
+
+def split_overrides(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Key and words of each override of a command line, in order; see `load_arguments`.
+
+    Raises:
+        ValueError: A word is no key.
+    """
+    found, position = [], 0
     while position < len(overrides):
         word = overrides[position]
         if not word.startswith("--") or word == "--":
             raise ValueError(f"expected --section.key, got {word!r}")
-        key, equals, text = word[2:].partition("=")
-        if equals:
-            pairs.append((key, text))
-        elif position + 1 < len(overrides) and not overrides[position + 1].startswith("--"):
-            position += 1
-            pairs.append((key, overrides[position]))
-        else:
-            pairs.append((key, "true"))
-        position += 1
-    return pairs
+        following = overrides[position + 1 : position + 2]
+        has_value = "=" not in word and bool(following) and not following[0].startswith("--")
+        found.append((word[2:].partition("=")[0], [word, *following] if has_value else [word]))
+        position += 1 + has_value
+    return found
 
 
 def describe_keys() -> str:

@@ -66,6 +66,24 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def check_same_run(
+    checkpoint: Path, state: dict[str, Any], total_updates: int, frames_per_update: int, num_processes: int
+) -> None:
+    """Makes sure that a run is as long, and takes as many frames an update, as the one that wrote a checkpoint.
+
+    Raises:
+        ValueError: It is not, or has another number of processes.
+    """
+    for name, here in (("total_updates", total_updates), ("frames_per_update", frames_per_update)):
+        if state[name] != here:
+            raise ValueError(f"{checkpoint} has {name} {state[name]}, this run {here}; keep it")
+    if state["num_processes"] != num_processes:
+        raise ValueError(
+            f"{checkpoint} holds the random states of {state['num_processes']} processes, this run has "
+            f"{num_processes}: resume with as many"
+        )
+
+
 def checkpoints_folder(output_dir: str | Path) -> Path:
     """Where a run keeps its checkpoints."""
     return Path(output_dir) / "checkpoints"

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..data.mixture import Mixture, shuffled
 from ..recipe.arguments import DataArguments
+from ..stopping import leave_interrupts_to_the_parent
 
 
 class UpdateSampler(Sampler[tuple[int, int]]):
@@ -205,7 +206,15 @@ def build_loader(dataset: Dataset, sampler: UpdateSampler | None, batch_size: in
     """
     # A generator of its own, so that starting the loader anew on a resume does not move torch's default one.
     generator = torch.Generator().manual_seed(0)
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, drop_last=True, generator=generator, **options)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=True,
+        generator=generator,
+        worker_init_fn=leave_interrupts_to_the_parent,
+        **options,
+    )
 
 
 def train_batches(

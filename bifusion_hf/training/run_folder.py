@@ -91,6 +91,13 @@ def choose_start(output_dir: str | Path, resume: str | None, overwrite: bool) ->
     return checkpoint
 
 
+def recover_run(output_dir: Path) -> None:
+    """Ends what a kill of an earlier run cut short in its folder."""
+    remove_unfinished(output_dir)
+    for name in ("best", "final"):
+        recover_folder(output_dir / name)
+
+
 def prepare_run_folder(output_dir: Path, checkpoint: Path | None, recipe_text: str) -> Path | None:
     """Makes room for a run: what it would replace is moved aside.
 
@@ -103,9 +110,7 @@ def prepare_run_folder(output_dir: Path, checkpoint: Path | None, recipe_text: s
         The folder into which something was moved; None where there was nothing.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(output_dir)
-    for name in ("best", "final"):
-        recover_folder(output_dir / name)
+    recover_run(output_dir)
     aside = free_name(output_dir / "earlier")
     is_own = checkpoint is not None and _is_own(checkpoint, output_dir)
     if not is_own:

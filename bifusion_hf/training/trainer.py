@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.alignment import check_alignment
 from ..recipe.arguments import TrainArguments
+from ..stopping import SIGNALS, Stopped, StopRequested, StopSignals
 from . import checkpoints, run_folder
 from .audit import LivenessAudit, alpha_statistics, probe_loss
 from .data_loading import (
@@ -116,6 +117,9 @@ class BiFusionTrainer:
         self.model = self.accelerator.prepare_model(self.network)
         checkpoints.register_weights(self.accelerator, self.network, self.ema, processor)
         self.update = self.skipped_batches = 0
+        # An evaluation that a signal has put off is made up for when the run goes on.
+        self.evaluation_due = False
+        self.signals = StopSignals("this update, with a checkpoint")
         self.best: dict[str, float] = {}
 
     @property
@@ -134,6 +138,7 @@ class BiFusionTrainer:
         Raises:
             ValueError: `output_dir` holds another run, or points and image are misaligned.
             NonFiniteError, OutOfMemoryError, LivenessError, CheckpointError: See there.
+            Stopped: SIGINT or SIGTERM came; there is a checkpoint of the last update.
         """
         resumed = self._start()
         self.recorder = Recorder(
@@ -145,21 +150,47 @@ class BiFusionTrainer:
         self.network.set_training_progress(self.update, self.total_updates)
         results: dict[str, float] = {}
         try:
-            if self.arguments.evaluation.at_start and self.update == 0:
-                self.evaluate()
-            while self.update < self.total_updates:
-                with self.recorder.timer.part("data"):
-                    window = self._next_window(batches)
-                self._finish_update(window, self._run_update(window) if window else self._pass_over())
-                if self._due(self.arguments.evaluation, self.update):
-                    results = self.evaluate()
-                if self._due(self.arguments.checkpoints, self.update):
-                    self.save_checkpoint()
-            self._write_model(self.output_dir / "final")
+            with self.signals:
+                self.evaluation_due |= self.arguments.evaluation.at_start and self.update == 0
+                results = self._evaluate_if_due(results)
+                while self.update < self.total_updates:
+                    with self.recorder.timer.part("data"):
+                        window = self._next_window(batches)
+                    self._finish_update(window, self._run_update(window) if window else self._pass_over())
+                    self.evaluation_due = self._due(self.arguments.evaluation, self.update)
+                    self._stop_if_asked()
+                    results = self._evaluate_if_due(results)
+                    if self._due(self.arguments.checkpoints, self.update):
+                        self.save_checkpoint()
+                self._write_model(self.output_dir / "final")
         finally:
             self.recorder.close()
             self._end()
         return results
+
+    def _evaluate_if_due(self, results: dict[str, float]) -> dict[str, float]:
+        """The numbers of an evaluation that is due, else those of the last one."""
+        if self.evaluation_due:
+            try:
+                results = self.evaluate()
+            except StopRequested:
+                self._stop_if_asked()
+            self.evaluation_due = False
+        return results
+
+    def _stop_if_asked(self) -> None:
+        """Saves a checkpoint and ends where a process got a signal; all processes call this together.
+
+        Raises:
+            Stopped: So it is.
+        """
+        noted = torch.tensor([self.signals.number == number for number in SIGNALS], device=self.accelerator.device)
+        found = self.accelerator.reduce(noted.long(), "sum").tolist()
+        number = next((number for number, count in zip(SIGNALS, found, strict=True) if count), None)
+        if number is not None:
+            place = self.save_checkpoint()
+            self.recorder.info(f"stopped after update {self.update} of {self.total_updates}; checkpoint {place}")
+            raise Stopped(number)
 
     def _batches(self) -> Iterator[Batch]:
         """The batches of all updates that are left."""
@@ -342,7 +373,10 @@ class BiFusionTrainer:
             return {}
         with self.recorder.timer.part("evaluation"):
             network = self._network_to_keep()
-            with eval_mode(network), torch.no_grad(), self.accelerator.autocast():
+            # Several processes would wait for the one that was interrupted.
+            alone = self.accelerator.num_processes == 1
+            interruptible = self.signals.interruptible() if alone else contextlib.nullcontext()
+            with interruptible, eval_mode(network), torch.no_grad(), self.accelerator.autocast():
                 results = {name: float(value) for name, value in self.evaluate_model(network).items()}
             metric = self.arguments.evaluation.metric
             if metric not in results:
@@ -391,6 +425,7 @@ class BiFusionTrainer:
             "skipped": self.guard.skipped,
             "skipped_in_a_row": self.guard.in_a_row,
             "skipped_batches": self.skipped_batches,
+            "evaluation_due": self.evaluation_due,
             "stream": stream_readers(self.arguments.data, self.batch_size),
         }
         with self.recorder.timer.part("checkpoint"):
@@ -437,20 +472,16 @@ class BiFusionTrainer:
 
     def _resume(self, checkpoint: Path) -> None:
         state = checkpoints.read_state(checkpoint)
-        for name in ("total_updates", "frames_per_update"):
-            if state[name] != getattr(self, name):
-                raise ValueError(f"{checkpoint} has {name} {state[name]}, this run {getattr(self, name)}; keep it")
-        if state["num_processes"] != self.accelerator.num_processes:
-            raise ValueError(
-                f"{checkpoint} holds the random states of {state['num_processes']} processes, this run has "
-                f"{self.accelerator.num_processes}: resume with as many"
-            )
+        checkpoints.check_same_run(
+            checkpoint, state, self.total_updates, self.frames_per_update, self.accelerator.num_processes
+        )
         # Older checkpoints do not tell.
         readers = stream_readers(self.arguments.data, self.batch_size)
         check_readers(checkpoint, state.get("stream", readers), readers)
         self.update, self.best = state["update"], state["best"]
         self.guard.skipped, self.guard.in_a_row = state["skipped"], state["skipped_in_a_row"]
         self.skipped_batches = state.get("skipped_batches", 0)
+        self.evaluation_due = state.get("evaluation_due", False)
         self._unfreeze()
         self.accelerator.load_state(str(checkpoint))
 

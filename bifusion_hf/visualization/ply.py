@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..io.atomic import new_file
 from .colors import instance_colors
 
 
@@ -41,7 +42,8 @@ def write_ply(path: str | Path, points: np.ndarray, colors: np.ndarray, *, insta
         vertices[name] = values
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
     header += [f"property {kind} {name}" for name, kind, _ in columns]
-    Path(path).write_bytes(("\n".join([*header, "end_header"]) + "\n").encode("ascii") + vertices.tobytes())
+    with new_file(path) as partial:
+        partial.write_bytes(("\n".join([*header, "end_header"]) + "\n").encode("ascii") + vertices.tobytes())
 
 
 def color_by_instance(point_colors: np.ndarray, instance: np.ndarray, colors: np.ndarray | None = None) -> np.ndarray:

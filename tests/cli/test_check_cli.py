@@ -232,7 +232,7 @@ def test_the_command_explains_a_torchvision_that_does_not_fit(tmp_path):
         [sys.executable, "-m", "bifusion_hf.cli.check", "--no.such", "key"],
         capture_output=True, text=True, env=environment, cwd=ROOT, check=False,
     )  # fmt: skip
-    assert result.returncode == 1
-    text = " ".join((result.stdout + result.stderr).split())
-    assert f"torchvision 0.1.0 does not work with torch {torch.__version__}" in text
+    assert (result.returncode, result.stdout) == (1, "")
+    (text,) = result.stderr.splitlines()
+    assert text.startswith(f"bifusion-check: error: torchvision 0.1.0 does not work with torch {torch.__version__}")
     assert "pip uninstall torchvision" in text

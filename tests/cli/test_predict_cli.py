@@ -92,6 +92,25 @@ def test_frame_from_files(checkpoint, files, tmp_path, capsys):
         assert picture.width % WIDTH == 0 and picture.width > 900
 
 
+def test_two_inputs_with_one_name_keep_their_results(checkpoint, files, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("--image", "--depth"):
+        shutil.copy(files[name], other)
+    there = {**files, "--image": str(other / "room.png"), "--depth": str(other / "depth.png")}
+    first = flat({**files, "--checkpoint": checkpoint, "--threshold": "0"})
+    main(first)
+    before = (tmp_path / "out" / "room.json").read_bytes()
+    main(flat({**there, "--checkpoint": checkpoint, "--threshold": "0"}))
+    main(first)
+    kinds = [".json", ".ply", "_overlay.png"]
+    names = [f"room{number}{kind}" for number in ("", "-2") for kind in kinds]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
+    assert (tmp_path / "out" / "room.json").read_bytes() == before
+    found = json.loads((tmp_path / "out" / "room-2.json").read_text())
+    assert found["input"] == f"{other / 'room.png'}, {other / 'depth.png'}"
+
+
 def test_same_prediction_from_four_numbers(checkpoint, files, tmp_path):
     results = []
     for intrinsics in (files["--intrinsics"], ["70", "70", "39.5", "29.5"]):

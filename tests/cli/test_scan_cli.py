@@ -1,14 +1,19 @@
 import json
+import os
+import shlex
+import signal
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features, Value
 from PIL import Image
 from ply_files import read_ply
 from recording_files import make_frames, save_text, write_folders
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.cli import predict, scan
+from bifusion_hf.data.frames import frame_features, frame_to_row
 from bifusion_hf.scenes import SceneSession
 from bifusion_hf.visualization import instance_colors
 from bifusion_hf.visualization.scene_files import animation_format
@@ -89,6 +94,45 @@ def test_a_stopped_scan_goes_on_and_ends_as_one_that_was_not(checkpoint, folder,
             scan.main(arguments(folder, out, checkpoint, *option))
     scan.main(arguments(folder, out, checkpoint, "--every", "2", "--overwrite", "--animation", "none"))
     assert json.loads((out / "objects.json").read_text())["num_frames"] == 3
+
+
+def test_a_signal_lets_a_scan_finish_its_frame_and_says_how_to_go_on(
+    checkpoint, folder, tmp_path, monkeypatch, capsys
+):
+    whole, out = tmp_path / "whole", tmp_path / "my out"
+    scan.main(arguments(folder, whole, checkpoint, "--animation", "gif"))
+    update = SceneSession.update
+
+    def signalled(self, frame):
+        if frame.frame_id == "room_10":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, frame)
+
+    monkeypatch.setattr(SceneSession, "update", signalled)
+    words = arguments(folder, out, checkpoint, "--animation", "gif")
+    with pytest.raises(SystemExit) as stopped:
+        scan.main([*words, "--overwrite"])
+    assert stopped.value.code == 143
+    shown = capsys.readouterr().err
+    assert shlex.split(shown[shown.index("It goes on with:") :].splitlines()[1]) == ["bifusion-scan", *words]
+    monkeypatch.setattr(SceneSession, "update", update)
+    scan.main(words)
+    assert "going on at frame 2 of 5" in capsys.readouterr().out and content(out) == content(whole)
+
+
+def test_frames_of_one_name_keep_a_picture_each(checkpoint, tmp_path):
+    frames = make_frames(3)
+    for frame, name in zip(frames, ("a/1", "a 1", "a_1-2"), strict=True):
+        frame.frame_id = name
+    rows = [{**frame_to_row(frame), "scene_id": "room"} for frame in frames]
+    (tmp_path / "rows" / "data").mkdir(parents=True)
+    features = Features({**frame_features(), "scene_id": Value("string")})
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "rows" / "data" / "val-00000-of-00001.parquet")
+    scan.main(arguments(tmp_path / "rows", tmp_path / "out", checkpoint, "--animation", "gif"))
+    pictures = sorted(path.name for path in (tmp_path / "out" / "frames").iterdir())
+    assert pictures == ["a_1-2.jpg", "a_1-3.jpg", "a_1.jpg"]
+    with Image.open(tmp_path / "out" / "scene.gif") as animation:
+        assert animation.n_frames == 3
 
 
 def test_frames_that_cannot_be_used_are_skipped_by_name_or_stop_the_scan(checkpoint, folder, tmp_path, capsys):

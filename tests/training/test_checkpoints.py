@@ -12,13 +12,12 @@ from training_standin import StandIn, make_trainer, recipe
 from bifusion_hf.training.checkpoints import (
     CheckpointError,
     checkpoints_folder,
-    find_checkpoint,
     list_checkpoints,
     read_state,
-    recover_run,
     replace_folder,
     save_checkpoint,
 )
+from bifusion_hf.training.run_folder import find_checkpoint, recover_run
 
 
 def write_file(folder):
@@ -32,7 +31,9 @@ def test_checkpoints_are_listed_in_order_and_limited(tmp_path):
         save_checkpoint(accelerator, root, update, write_file, {"update": update}, keep=2)
     assert [read_state(path)["update"] for path in list_checkpoints(root)] == [10, 100]
     assert find_checkpoint(tmp_path, "latest").name == "checkpoint-0000100"
-    assert find_checkpoint(tmp_path / "nothing", "latest") is None
+    assert find_checkpoint(tmp_path / "nothing", "auto") is None
+    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+        find_checkpoint(tmp_path / "nothing", "latest")
     assert find_checkpoint(tmp_path, None) is None
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         find_checkpoint(tmp_path, str(tmp_path))

@@ -1,0 +1,107 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bifusion_hf import stopping
+from bifusion_hf.cli.entry import command
+from bifusion_hf.import_utils import running_command
+from bifusion_hf.stopping import Stopped, StopRequested, StopSignals
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_is_noted(number, status, capfd):
+    with StopSignals("this frame") as signals:
+        os.kill(os.getpid(), number)
+        assert signals.number == number
+        # A launcher passes on what the terminal has sent already.
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.number == number and Stopped(number).code == status
+    assert capfd.readouterr().err.count("stopping after this frame") == 1
+
+
+def test_a_second_interruption_ends_at_once(monkeypatch):
+    monkeypatch.setattr(stopping, "_SECOND_AFTER", 0.0)
+    with pytest.raises(KeyboardInterrupt), StopSignals():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_only_what_needs_no_end_is_interrupted():
+    with StopSignals() as signals:
+        with signals.interruptible():
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(StopRequested), signals.interruptible():
+            raise AssertionError("a signal that came before")
+    with StopSignals() as signals, pytest.raises(StopRequested), signals.interruptible():
+        os.kill(os.getpid(), signal.SIGTERM)
+    # Without handlers there is nothing to let through.
+    with StopSignals().interruptible():
+        pass
+
+
+def test_another_thread_leaves_the_signals_alone():
+    seen = []
+
+    def work():
+        with StopSignals() as signals, stopping.terminable():
+            seen.append((signal.getsignal(signal.SIGTERM), signals.number))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(signal.SIG_DFL, 0)]
+
+
+def test_a_command_that_is_terminated_takes_half_written_files_away(tmp_path, capsys):
+    from bifusion_hf.io.atomic import new_file
+
+    @command("do-it")
+    def main(argv=None):
+        with new_file(tmp_path / "result") as partial:
+            partial.write_text("half")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 143 and capsys.readouterr().err == "do-it: stopped by SIGTERM\n"
+    assert not list(tmp_path.iterdir()) and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("argv", "original", "name"),
+    [
+        (["/usr/bin/bifusion-check", "tiny"], ["python", "/usr/bin/bifusion-check", "tiny"], "bifusion-check"),
+        (["-m", "x"], ["python", "-m", "bifusion_hf.cli.convert_sv3d", "x"], "bifusion-convert-sv3d"),
+        (["-m"], ["python", "-m", "pytest"], None),
+        (["-c"], ["python", "-c", "import bifusion_hf"], None),
+        (["train.py"], ["python", "-u", "train.py"], None),
+    ],
+)
+def test_which_command_a_process_is(argv, original, name, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", original)
+    assert running_command() == name
+
+
+def test_a_command_that_is_interrupted_while_it_is_imported_leaves_no_traceback(tmp_path):
+    # What the package imports first.
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers" / "__init__.py").write_text("raise KeyboardInterrupt")
+    path = os.pathsep.join([str(tmp_path), str(Path(stopping.__file__).parents[1])])
+    found = subprocess.run(
+        [sys.executable, "-m", "bifusion_hf.cli.predict"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert (found.returncode, found.stderr) == (130, "bifusion-predict: interrupted\n")
