@@ -13,6 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .io.hub_files import checkpoint_place
 from .labels import INSTANCE_CLASS_NAMES, SCANNET200_CLASS_NAMES
 from .old_names import MOVED_FIELDS, PROCESSOR_FIELDS, UNUSED_FIELDS, rename_fields
 from .presets import PRESETS, clip_tower
@@ -288,6 +289,11 @@ class BiFusionConfig(PreTrainedConfig):
         if isinstance(overrides.get("loss_config"), dict):
             overrides["loss_config"] = {**preset.get("loss_config", {}), **overrides["loss_config"]}
         return cls(**{**preset, **overrides})
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict]:
+        """As in transformers, and `"sample"` is the checkpoint that the package carries."""
+        return super().get_config_dict(checkpoint_place(pretrained_model_name_or_path), **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "BiFusionConfig":

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_bifusion import BiFusionConfig
-from .io.hub_files import verify_pulled_weights
+from .io.hub_files import checkpoint_place, verify_pulled_weights
 from .layers.encoder import BiFusionEncoder, PointEncoding
 from .layers.frame_batch import FrameBatch, superpoints_present
 from .layers.frame_memory import FrameMemory
@@ -132,11 +132,13 @@ class BiFusionPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As in transformers; the weights that it pulls are held against the Hub's checksum.
+        """As in transformers, and `"sample"` is the checkpoint that the package carries; the weights that it pulls are
+        held against the Hub's checksum.
 
         Raises:
             DataFileError: The content of the download is another, whether it can be read or not.
         """
+        pretrained_model_name_or_path = checkpoint_place(pretrained_model_name_or_path)
         revision, cache_dir = kwargs.get("revision"), kwargs.get("cache_dir")
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)

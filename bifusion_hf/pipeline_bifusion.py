@@ -1,12 +1,10 @@
 """The transformers pipeline "rgbd-instance-segmentation": an RGB-D frame in, its object instances out."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
@@ -15,6 +13,7 @@ from .data.collator import Sample
 from .data.frames import RGBDFrame
 from .data.inputs import frame_from_arrays
 from .io.ahead import one_ahead
+from .io.sanity import check_fraction
 from .layers.frame_batch import FORWARD_INPUTS
 from .modeling_bifusion import BiFusionForInstanceSegmentation
 from .postprocessing import unpad_frames
@@ -34,9 +33,9 @@ OPTIONAL_KEYS = {
 class RGBDInstanceSegmentationPipeline(Pipeline):
     """Object instances of RGB-D frames.
 
-    A frame is an `RGBDFrame`, or a dict with `image` and `depth` (arrays, PIL images or paths), `intrinsics` [3, 3] of
-    the depth image, and where needed `depth_scale` (units per metre of integer depth), `pose` [4, 4] camera to world,
-    `superpoints` int [H, W] and `frame_id`.
+    A frame is an `RGBDFrame`, or a dict with `image` and `depth` (arrays, PIL images or paths), `intrinsics` of the
+    depth image ([3, 3], a dict or a path), and where needed `depth_scale` (units per metre of integer depth), `pose`
+    [4, 4] camera to world, `superpoints` int [H, W] and `frame_id`.
 
     ```python
     from transformers import pipeline
@@ -78,6 +77,9 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
             "max_instances": max_instances,
             "part_gap": part_gap,
         }
+        # Now, and not when the network has run.
+        check_fraction("threshold", threshold)
+        check_fraction("mask_threshold", mask_threshold)
         return {}, {}, {name: value for name, value in settings.items() if value is not None}
 
     def __call__(self, inputs: Any, **kwargs) -> Any:
@@ -150,9 +152,6 @@ def frame_from_dict(frame: Mapping[str, Any]) -> RGBDFrame:
     Raises:
         ValueError: A key is missing or unknown, or the frame is malformed.
     """
-    # What reads files brings scikit-image along.
-    from .data.frame_files import read_depth
-
     if not isinstance(frame, Mapping):
         raise ValueError(f"frame is a {type(frame).__name__}; expected a dict or an RGBDFrame")
     name = str(frame.get("frame_id", "frame"))
@@ -164,10 +163,6 @@ def frame_from_dict(frame: Mapping[str, Any]) -> RGBDFrame:
             f"{sorted(OPTIONAL_KEYS)}"
         )
     arguments = {{**REQUIRED_KEYS, **OPTIONAL_KEYS}[key]: value for key, value in frame.items()}
-    if isinstance(arguments["image"], str | Path):
-        arguments["image"] = Image.open(arguments["image"])
-    if isinstance(arguments["depth"], str | Path):
-        arguments["depth"] = read_depth(arguments["depth"], arguments.pop("depth_scale", None))
     return frame_from_arrays(**arguments)
 
 

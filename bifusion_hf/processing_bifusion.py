@@ -14,6 +14,8 @@ from .data.collator import FrameFeatures, Sample, collate_samples, to_numpy
 from .data.frames import RGBDFrame
 from .data.gravity import upright_axes
 from .data.inputs import frames_from_columns
+from .io.hub_files import checkpoint_place
+from .io.sanity import check_fraction
 from .labels import IGNORE, NONE, point_instances_from_labels, thing_classes
 from .layers.frame_batch import FORWARD_INPUTS
 from .postprocessing import instances_of_frame, semantics_of_frame, unpad_frames
@@ -191,7 +193,10 @@ class BiFusionProcessor(ProcessorMixin):
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers; OSError where there is no `processor_config.json`, instead of a default processor."""
+        """As in transformers, and `"sample"` is the package's own checkpoint; OSError where there is no
+        `processor_config.json`, instead of a default processor.
+        """
+        pretrained_model_name_or_path = checkpoint_place(pretrained_model_name_or_path)
         values, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if not values:
             raise OSError(
@@ -465,8 +470,10 @@ class BiFusionProcessor(ProcessorMixin):
             `segmentation`.
 
         Raises:
-            ValueError: The model has another number of labels than there are names.
+            ValueError: The model has another number of labels than there are names, or a threshold is no probability.
         """
+        check_fraction("threshold", threshold)
+        check_fraction("mask_threshold", mask_threshold)
         names = dict(enumerate(self.label_names)) if label_names is None else dict(label_names)
         num_labels = outputs.class_queries_logits.shape[-1] - 1
         if len(names) != num_labels:

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "bifusion_hf"
 # A file imports from its own folder and from those of earlier lines.
 LEVELS = (
-    {"assets", "import_utils", "io", "labels", "old_names", "stopping", "version"},
+    {"assets"},
+    {"import_utils", "io", "labels", "old_names", "stopping", "version"},
     {"mask_parts", "presets", "recipe", "sparse", "superpoints"},
     {"configuration_bifusion", "data"},
     {"layers", "postprocessing", "rooms"},

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..io.sanity import check_fraction
 from .entry import command
 
 
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if (arguments.checkpoint is None) == (arguments.predictions is None):
         parser.error("expected either a CHECKPOINT or --predictions")
+    check_fraction("--threshold", arguments.threshold)
     if arguments.scenes and (arguments.predictions or arguments.save_predictions):
         parser.error("--scenes and --predictions, --save_predictions exclude each other")
     if arguments.predictions is not None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import assets
 from ..io.atomic import new_file, write_text
+from ..io.sanity import check_fraction
 from ..superpoints.masks import load_mask_generator, superpoints_from_mask_generator
 from .entry import command
 from .output_names import name_for_input
@@ -143,6 +144,7 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     if arguments.superpoints is not None and arguments.mask_generator is not None:
         parser.error("--superpoints and --mask_generator exclude each other")
     parse_intrinsics(parser, arguments)
+    check_fraction("--threshold", arguments.threshold)
     if arguments.output.exists() and not arguments.output.is_dir():
         parser.error(f"--output {arguments.output} is a file; expected a folder")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import assets
 from ..io.atomic import new_file, write_text
+from ..io.sanity import check_fraction
 from ..stopping import Stopped, StopSignals
 from .entry import command
 from .output_names import file_name, unique_names
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     parse_intrinsics(parser, arguments)
+    check_fraction("--threshold", arguments.threshold)
+    check_fraction("--min_score", arguments.min_score)
     if arguments.output.exists() and not arguments.output.is_dir():
         parser.error(f"--output {arguments.output} is a file; expected a folder")
     if arguments.save_every < 1:

@@ -21,10 +21,10 @@ import numpy as np
 
 from ..io.files import (
     DataFileError,
-    decode_image,
     path_inside,
     read_bytes,
 )
+from ..io.images import decode_image
 from ..io.safe_pickle import load_pickle
 from ..labels import raw_id_to_index
 from .alignment import ALIGNMENT_THRESHOLD, alignment_error
@@ -96,6 +96,7 @@ class EsamFrames(Sequence):
         folder: Folder of the prepared data.
         split: `"train"`, `"val"`, or the path of an infos file.
         check_rows: Number of rows, from the first, whose point colours are compared with their image now.
+        skip_broken: Compare later rows in the place of those that cannot be read.
 
     Attributes: `color_errors`, of the rows that were compared, as fractions of the colour range.
 
@@ -104,22 +105,22 @@ class EsamFrames(Sequence):
         ValueError: The colours do not agree: wrong images, poses, or channel order.
     """
 
-    def __init__(self, folder: str | Path, split: str | Path, check_rows: int = 8):
+    def __init__(self, folder: str | Path, split: str | Path, check_rows: int = 8, skip_broken: bool = False):
         self.folder = Path(folder)
-        is_path = Path(split).suffix == ".pkl"
-        self.infos_path = Path(split) if is_path else self.folder / f"scannet200_sv_oneformer3d_infos_{split}.pkl"
+        self.infos_path = _infos_path(self.folder, split)
         infos = load_pickle(self.infos_path)
         rows = infos.get("data_list") if isinstance(infos, dict) else None
         if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
             raise DataFileError(self.infos_path, "has no data_list; expected the infos file of a single-view set")
         self._rows = rows
-        self.color_errors = [self.read_cloud(index).color_error for index in range(min(check_rows, len(rows)))]
-        if self.color_errors:
-            worst = int(np.argmax(self.color_errors))
-            if self.color_errors[worst] > ALIGNMENT_THRESHOLD:
+        errors = self._color_errors(check_rows, skip_broken)
+        self.color_errors = list(errors.values())
+        if errors:
+            worst = max(errors, key=errors.get)
+            if errors[worst] > ALIGNMENT_THRESHOLD:
                 raise ValueError(
                     f"{self.infos_path}: row {worst}: the colours of the points differ from the image at their pixels "
-                    f"by {255 * self.color_errors[worst]:.1f}/255 in the mean; expected at most "
+                    f"by {255 * errors[worst]:.1f}/255 in the mean; expected at most "
                     f"{255 * ALIGNMENT_THRESHOLD:.1f}/255. Wrong image, pose, or order of the colour channels?"
                 )
             logger.info(
@@ -128,6 +129,24 @@ class EsamFrames(Sequence):
                 255 * max(self.color_errors),
                 len(self.color_errors),
             )
+
+    def _color_errors(self, wanted: int, skip_broken: bool) -> dict[int, float]:
+        """The colour error of the first rows, by row."""
+        errors: dict[int, float] = {}
+        first: DataFileError | None = None
+        # Where so many in a row are broken, more would be too.
+        for index in range(min(len(self._rows), 4 * wanted if skip_broken else wanted)):
+            if len(errors) == wanted:
+                break
+            try:
+                errors[index] = self.read_cloud(index).color_error
+            except DataFileError as error:
+                if not skip_broken:
+                    raise
+                first = first or error
+        if first is not None and not errors:
+            raise first
+        return errors
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -288,7 +307,7 @@ def prepare_esam(
     """Writes the frames of ESAM's prepared data as parquet shards, with a report and a card.
 
     The point colours of the first rows of each split are compared with the images first, and the result is in the
-    report's settings.
+    report's settings. Rows that cannot be read are left out, and the report names them.
 
     Args:
         folder: Folder of the prepared data.
@@ -303,12 +322,12 @@ def prepare_esam(
         The report; see `scannet.prepare_scannet200`.
 
     Raises:
-        DataFileError: An infos file or one of its first rows cannot be read.
+        DataFileError: An infos file cannot be read, or none of its first rows.
         ValueError: See `EsamFrames` and `scannet.prepare_scannet200`.
     """
     units, errors = {}, {}
     for split in splits:
-        frames = EsamFrames(folder, split)
+        frames = EsamFrames(folder, split, skip_broken=True)
         units[split] = [f"{split}/{scan}" for scan in frames.indices_by_scan()]
         errors[split] = [round(255 * error, 2) for error in frames.color_errors]
     settings = {
@@ -335,7 +354,7 @@ class EsamSource:
     def rows(self, unit: str) -> Iterator[dict[str, Any] | SkippedFrame | str]:
         """Rows and skipped frames of a scan."""
         split, scan = unit.split("/")
-        frames = _frames_of(self.folder, split)
+        frames = _frames_of(self.folder, split, _stamp(self.folder, split))
         for index in frames.indices_by_scan()[scan]:
             try:
                 # ScanNet's depth is in millimetres, so nothing is lost.
@@ -346,8 +365,19 @@ class EsamSource:
                 yield SkippedFrame(frames.frame_id(index), "malformed", str(error))
 
 
+def _infos_path(folder: Path, split: str | Path) -> Path:
+    return Path(split) if Path(split).suffix == ".pkl" else folder / f"scannet200_sv_oneformer3d_infos_{split}.pkl"
+
+
+def _stamp(folder: Path, split: str) -> tuple[int, ...]:
+    """What changes with the infos file; nothing where it is missing, which reading it tells."""
+    path = _infos_path(folder, split)
+    status = path.stat() if path.is_file() else None
+    return () if status is None else (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
 @functools.lru_cache(maxsize=2)
-def _frames_of(folder: Path, split: str) -> EsamFrames:
+def _frames_of(folder: Path, split: str, _stamp: tuple[int, ...]) -> EsamFrames:
     return EsamFrames(folder, split, check_rows=0)
 
 

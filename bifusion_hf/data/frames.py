@@ -5,7 +5,7 @@ pixel (u, v) is the camera point `z * [(u - cx) / fx, (v - cy) / fy, 1]`; poses 
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..io.hub_files import split_revision
+from ..io.hub_files import refuse_nowhere, split_revision
+from ..io.images import read_color, read_values
+from ..io.sanity import check_camera, check_depth, check_stored_depth, saturated
 from ..labels import NONE
 
 
@@ -78,7 +80,9 @@ class RGBDFrame:
         valid = int(np.count_nonzero(self.depth))
         if valid < MIN_VALID_POINTS:
             self._fail("depth", f"has {valid} pixels with a measurement", f"at least {MIN_VALID_POINTS}")
+        check_depth(self.depth, self.frame_id)
         self.intrinsics = self._check_intrinsics(self.intrinsics)
+        check_camera(self.intrinsics, width, height, self.frame_id)
         if self.camera_to_world is not None:
             self.camera_to_world = self._check_pose(self.camera_to_world)
         for name in ("instance", "semantic", "superpoints"):
@@ -153,12 +157,12 @@ def depth_in_metres(values: np.ndarray, depth_scale: float | None, name: str) ->
     """Depth as it is stored, in metres: float64 of the same shape.
 
     Args:
-        values: Integers, or floating point.
+        values: Integers, of which 65535 is no measurement, or floating point.
         depth_scale: Units per metre by which it is divided; None = metres, which integers are not.
         name: Of the frame or file, for messages.
 
     Raises:
-        ValueError: Integers without `depth_scale`, or one that is not positive.
+        ValueError: Integers without `depth_scale`, one that is not positive, or one that gives no camera's depth.
     """
     if depth_scale is None and not np.issubdtype(values.dtype, np.floating):
         raise ValueError(
@@ -167,6 +171,10 @@ def depth_in_metres(values: np.ndarray, depth_scale: float | None, name: str) ->
         )
     if depth_scale is not None and not (np.isfinite(depth_scale) and depth_scale > 0):
         raise ValueError(f"{name}: depth_scale is {depth_scale}; expected positive units per metre")
+    none = saturated(values, name)
+    if none is not None:
+        values = np.where(none, values.dtype.type(0), values)
+    check_stored_depth(values, depth_scale, name)
     return values.astype(np.float64) / (1.0 if depth_scale is None else float(depth_scale))
 
 
@@ -270,12 +278,10 @@ def frame_to_row(frame: RGBDFrame, depth_scale: float = 1000.0, jpeg_quality: in
     }
 
 
-def _pixels(value: Any) -> np.ndarray:
-    """An Image column's value, decoded (PIL) or not ({"bytes"} or {"path"}), as an array."""
-    if isinstance(value, Mapping):
-        source = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else Path(value["path"])
-        with Image.open(source) as image:
-            return np.asarray(image)
+def _read_column(value: Any, read: Callable[..., np.ndarray], name: str, **options: Any) -> np.ndarray:
+    """An Image column's value, decoded (PIL) or not ({"bytes"} or {"path"}), or an array, as an array."""
+    if isinstance(value, Mapping | Image.Image):
+        return read(value, name, **options)
     return np.asarray(value)
 
 
@@ -289,19 +295,18 @@ def frame_from_row(row: Mapping[str, Any]) -> RGBDFrame:
     missing = [key for key in ("image", "depth", "depth_scale", "intrinsics") if row.get(key) is None]
     if missing:
         raise ValueError(f"{name}: row has no {', '.join(missing)}; it has {sorted(row)}")
-    image = row["image"]
-    if isinstance(image, Image.Image):
-        image = image.convert("RGB")
 
     def labels(key: str) -> np.ndarray | None:
         value = row.get(key)
         # Stored with one added, so that 0 is "none", as in ScanNet's own label images.
-        return None if value is None else _pixels(value).astype(np.int32) + NONE
+        if value is None:
+            return None
+        return _read_column(value, read_values, f"{name}: {key}", palette=True).astype(np.int32) + NONE
 
     pose = row.get("camera_to_world")
     return RGBDFrame(
-        image=_pixels(image),
-        depth=depth_in_metres(_pixels(row["depth"]), row["depth_scale"], name),
+        image=_read_column(row["image"], read_color, f"{name}: image"),
+        depth=depth_in_metres(_read_column(row["depth"], read_values, f"{name}: depth"), row["depth_scale"], name),
         intrinsics=np.asarray(row["intrinsics"], dtype=np.float64),
         camera_to_world=None if pose is None else np.asarray(pose, dtype=np.float64),
         instance=labels("instance"),
@@ -339,6 +344,7 @@ def load_frames(source: str | Path, split: str, *, streaming: bool = False):
         data = datasets.load_dataset("parquet", data_files={split: shards}, split=split, streaming=streaming)
     else:
         repository, revision = split_revision(source)
+        refuse_nowhere(repository, source, "frames")
         data = datasets.load_dataset(repository, split=split, streaming=streaming, revision=revision)
     for column, feature in (data.features or {}).items():
         if isinstance(feature, datasets.Image):

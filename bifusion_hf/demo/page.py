@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.frames import RGBDFrame
 from ..import_utils import require_package
+from ..io.sanity import collected_doubts
 from ..visualization.cameras import CAMERA_PRESETS
 from .prediction import (
     LOWEST_SCORE,
@@ -153,7 +154,14 @@ def _upload_form() -> dict[str, Any]:
     """The components of a frame of one's own, by name, and the button `run`."""
     form: dict[str, Any] = {
         "image": gr.Image(
-            label="Colour (registered to depth)", sources=["upload"], buttons=[], height=170, elem_id="color"
+            label="Colour (registered to depth)",
+            sources=["upload"],
+            # The file itself: Gradio, too, changes what it does not know.
+            type="filepath",
+            image_mode=None,
+            buttons=[],
+            height=170,
+            elem_id="color",
         ),
         "depth": gr.File(label="Depth (16-bit PNG, TIFF, .npy)", height=120, elem_id="depth"),
         "camera": gr.Dropdown(
@@ -232,10 +240,13 @@ def _run(
 ) -> list:
     """Predicts a frame: what is shown of it, the names to filter by, and what `_show` gives."""
     try:
-        shown = Shown(predict(segmenter, read(), checkpoint))
+        with collected_doubts() as doubts:
+            shown = Shown(predict(segmenter, read(), checkpoint))
     except (ValueError, OSError) as error:
         _refuse(error)
         return [gr.skip()] * 7
+    for doubt in doubts:
+        gr.Warning(html.escape(doubt), title="This may be wrong", duration=None)
     choices = [(f"{name} ({count})", name) for name, count in shown.prediction.name_counts.items()]
     return [shown, gr.Dropdown(choices=choices, value=[]), *_show(shown, score, [])]
 

@@ -1,29 +1,28 @@
 """From what a visitor of the demo page enters to a frame."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from ..data.frame_files import read_depth, read_intrinsics, read_pose
+from ..data.camera_files import Camera, read_camera, read_intrinsics
+from ..data.frame_files import read_depth, read_pose
 from ..data.frames import RGBDFrame
+from ..io.images import read_color
 from ..visualization.cameras import CAMERA_PRESETS, nominal_intrinsics
 
 
-# What a depth camera indoors can see; a median outside shows that the units are others.
-PLAUSIBLE_DEPTH = (0.1, 50.0)
-
-
 def read_upload(
-    image: np.ndarray | None, depth: str | None, depth_scale: float | None, intrinsics: str, pose: str | None
+    image: np.ndarray | str | None, depth: str | None, depth_scale: float | None, intrinsics: str, pose: str | None
 ) -> RGBDFrame:
     """The frame of the form.
 
     Args:
-        image: uint8 [H, W, 3] RGB.
+        image: uint8 [H, W, 3] RGB, or a file for `read_color`.
         depth: File for `read_depth`.
         depth_scale: Units per metre; None = the file is in metres.
-        intrinsics: See `parse_intrinsics`.
+        intrinsics: See `parse_camera`.
         pose: File for `read_pose`, or None.
 
     Returns:
@@ -38,38 +37,36 @@ def read_upload(
     if missing:
         raise ValueError(f"Missing: {', '.join(missing)}. A frame needs colour, depth and the depth's intrinsics.")
     try:
+        colors = read_color(image) if isinstance(image, str) else image
         meters = read_depth(depth, depth_scale)
         camera_to_world = None if pose is None else read_pose(pose)
     except (ValueError, OSError) as error:
-        raise ValueError(_with_file_names(str(error), depth, pose)) from error
-    frame = RGBDFrame(image, meters, parse_intrinsics(intrinsics), camera_to_world, frame_id=Path(depth).stem)
-    median = float(np.median(frame.depth[frame.depth > 0]))
-    if not PLAUSIBLE_DEPTH[0] < median < PLAUSIBLE_DEPTH[1]:
-        raise ValueError(
-            f"{frame.frame_id}: the median depth is {median:.3g} m; expected {PLAUSIBLE_DEPTH[0]:g} to "
-            f"{PLAUSIBLE_DEPTH[1]:g} m: choose another depth scale"
-        )
-    return frame
+        files = [path for path in (image, depth, pose) if isinstance(path, str)]
+        raise ValueError(_with_file_names(str(error), *files)) from error
+    camera = parse_camera(intrinsics).of_depth(meters.shape)
+    return RGBDFrame(colors, meters, camera, camera_to_world, frame_id=Path(depth).stem)
 
 
-def parse_intrinsics(text: str) -> np.ndarray:
-    """Intrinsics, float64 [3, 3], from fx, fy, cx, cy, from nine numbers row by row, or from pasted JSON.
+def parse_camera(text: str) -> Camera:
+    """Intrinsics from fx, fy, cx, cy, from nine numbers row by row, or from pasted JSON.
 
     Raises:
-        ValueError: None of these; see `read_intrinsics`.
+        ValueError: None of these; see `read_camera`.
     """
     text = text.strip()
-    is_json = text.startswith(("{", "["))
-    if not is_json:
+    if not text.startswith(("{", "[")):
         try:
             numbers = [float(word) for word in text.replace(",", " ").split()]
         except ValueError:
             raise ValueError(f"intrinsics are {text!r}; expected the numbers fx fy cx cy, or JSON") from None
-        return np.reshape(numbers, (3, 3)) if len(numbers) == 9 else read_intrinsics(numbers)
+        return Camera(np.reshape(numbers, (3, 3))) if len(numbers) == 9 else read_camera(numbers)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "intrinsics.json"
         path.write_text(text, encoding="utf-8")
-        return read_intrinsics_file(str(path))
+        try:
+            return replace(read_camera(path), source="intrinsics")
+        except ValueError as error:
+            raise ValueError(_with_file_names(str(error), str(path))) from error
 
 
 def read_intrinsics_file(path: str) -> np.ndarray:
@@ -105,8 +102,8 @@ def camera_fields(camera: str, depth: str | None) -> tuple[float, str]:
     return scale, intrinsics_text(nominal_intrinsics(camera, width, height))
 
 
-def _with_file_names(message: str, *paths: str | None) -> str:
+def _with_file_names(message: str, *paths: str) -> str:
     """A message that names files without the folders that uploads lie in."""
-    for path in filter(None, paths):
+    for path in paths:
         message = message.replace(path, Path(path).name)
     return message

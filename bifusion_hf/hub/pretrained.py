@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from .. import assets
-from ..io.hub_files import pinned_name
+from ..io.hub_files import explain_missing, pinned_name
 from ..modeling_bifusion import BiFusionForInstanceSegmentation
 from ..processing_bifusion import BiFusionProcessor
 
@@ -20,9 +19,11 @@ def load_pretrained(source: str | Path) -> tuple[BiFusionForInstanceSegmentation
         ValueError: No revision follows the `@`, the weights are damaged, not those that the Hub promised, or of other
             shapes than the configuration says, or a later release of the package wrote them.
     """
-    name, pinned = pinned_name(assets.SAMPLE_CHECKPOINT if str(source) == "sample" else source)
+    name, pinned = pinned_name(source)
     try:
         model = BiFusionForInstanceSegmentation.from_pretrained(name, **pinned)
+    except OSError as error:
+        raise explain_missing(name, error) from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise

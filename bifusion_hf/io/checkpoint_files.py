@@ -1,7 +1,7 @@
 """Checkpoint files of other projects: found on disk or on the Hub, and read without running anything in them."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -16,12 +16,17 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .files import DataFileError
+from .files import DataFileError, path_inside, read_json
 from .hub_files import verify_download, verify_safetensors
 from .safe_pickle import load_checkpoint
+from .torchscript import is_torchscript, read_torchscript
 
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+# Names the shards of a checkpoint in several files, and the tensors of each.
+INDEX_SUFFIX = ".index.json"
+# What wrappers put into the names of a network's tensors: torch.compile's, and those of data parallel training.
+COMPILED, PARALLEL = "_orig_mod.", "module."
 # Where training frameworks keep the weights within a checkpoint.
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 
@@ -31,7 +36,8 @@ def resolve_file(source: str | Path, names: Sequence[str] = (), revision: str | 
 
     Args:
         source: A file; a folder; `"org/repo"`; or `"org/repo:file"`. Downloads are shown, cached and reused offline.
-        names: File names that are taken first in a folder or repository; otherwise it must hold a single weight file.
+        names: File names that are taken first in a folder or repository; otherwise it must hold a single weight file,
+            or the index of a checkpoint in shards, which are then downloaded too.
         revision: Branch, tag or commit of the repository.
 
     Raises:
@@ -51,6 +57,10 @@ def resolve_file(source: str | Path, names: Sequence[str] = (), revision: str | 
         if not file:
             file = _choose(repository, _list_files(repository, revision), names)
         downloaded = Path(hf_hub_download(repository, file, revision=revision))
+        shards = _shards(downloaded) if file.endswith(INDEX_SUFFIX) else []
+        folder = PurePosixPath(file).parent
+        for shard in shards:
+            verify_download(hf_hub_download(repository, (folder / shard).as_posix(), revision=revision))
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
             f"{repository}: no such repository on the Hub, or it is private and no token is set"
@@ -109,6 +119,11 @@ def _choose(place: str, found: Sequence[str], names: Sequence[str]) -> str:
     weights = sorted(name for name in found if Path(name).suffix in WEIGHT_SUFFIXES)
     if len(weights) == 1:
         return weights[0]
+    indices = sorted(name for name in found if name.endswith(INDEX_SUFFIX))
+    # Of both kinds, the one that cannot run anything.
+    safe = [name for name in indices if ".safetensors" in name] or indices
+    if len(safe) == 1:
+        return safe[0]
     if not weights:
         raise FileNotFoundError(
             f"{place}: holds no weight file ({', '.join(WEIGHT_SUFFIXES)}); it has {sorted(found)}"
@@ -121,18 +136,29 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
     Args:
         path: `.safetensors`, or a `torch.save` file: a plain state dict, or one under `state_dict`,
-            `model_state_dict` or `model`, as mmengine, Lightning and others write it.
+            `model_state_dict` or `model`, as mmengine, Lightning and others write it; a TorchScript archive; or the
+            `.index.json` of a checkpoint in shards, which lie beside it. Names are those of the bare network.
 
     Raises:
         DataFileError: The file is damaged, holds anything but tensors and plain containers, or no state dict.
     """
-    path = Path(path)
+    return _bare_names(_read_tensors(Path(path)))
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    if path.name.endswith(INDEX_SUFFIX):
+        state: dict[str, torch.Tensor] = {}
+        for shard in _shards(path):
+            state.update(_read_tensors(path_inside(path.parent, shard, path)))
+        return state
     if path.suffix == ".safetensors" and path.is_file():
         verify_safetensors(path)
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise DataFileError(path, f"is no readable safetensors file ({error})") from error
+    if path.is_file() and is_torchscript(path):
+        return read_torchscript(path)
     content: Any = load_checkpoint(path)
     for key in STATE_DICT_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -144,7 +170,25 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     other = [key for key, value in content.items() if not torch.is_tensor(value)]
     if other:
         raise DataFileError(path, f"its state dict holds more than tensors: {other[:5]}")
-    state = {str(key): value for key, value in content.items()}
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return {str(key): value for key, value in content.items()}
+
+
+def _shards(index: Path) -> list[str]:
+    """File names of the shards that an index names.
+
+    Raises:
+        DataFileError: It is no index.
+    """
+    content = read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise DataFileError(index, "has no weight_map of tensors to files")
+    return sorted(set(names.values()))
+
+
+def _bare_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors by the names that the network has without wrappers."""
+    state = {key.replace(COMPILED, ""): value for key, value in state.items()}
+    while state and all(key.startswith(PARALLEL) for key in state):
+        state = {key.removeprefix(PARALLEL): value for key, value in state.items()}
     return state

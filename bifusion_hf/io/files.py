@@ -1,16 +1,10 @@
 """Reading files that came from elsewhere: one error type, checked content, paths that stay in their folder."""
 
-import io
 import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
-
-
-# More than any depth camera gives; an image whose header claims more is taken as damaged.
-MAX_IMAGE_PIXELS = 2**26
 
 
 class DataFileError(ValueError):
@@ -42,13 +36,13 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_text(path: str | Path) -> str:
-    """Content of a UTF-8 text file.
+    """Content of a UTF-8 text file, without the byte order mark that some editors put in front.
 
     Raises:
         DataFileError: It cannot be read, or is not UTF-8.
     """
     try:
-        return read_bytes(path).decode("utf-8")
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataFileError(path, f"is not UTF-8 text ({error})") from error
 
@@ -79,41 +73,6 @@ def parse_floats(text: str, shape: tuple[int, ...], path: str | Path) -> np.ndar
     if values.size != np.prod(shape):
         raise DataFileError(path, f"has {values.size} numbers; expected {'x'.join(map(str, shape))}")
     return values.reshape(shape)
-
-
-def decode_image(
-    data: bytes, path: str | Path, *, integer: bool = False, size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """Pixels of a PNG or JPEG.
-
-    Args:
-        data: The encoded image.
-        path: Where it comes from, for messages.
-        integer: True for one channel of 8- or 16-bit integers (depth, labels), False for RGB.
-        size: (width, height) that it must have.
-
-    Returns:
-        uint8 [H, W, 3] RGB, or int32 [H, W] with `integer`.
-
-    Raises:
-        DataFileError: It cannot be decoded, or has another kind or size.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            if size is not None and image.size != size:
-                raise DataFileError(path, f"image is {image.size}; expected {size} (width, height)")
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise DataFileError(path, f"image claims {image.width}x{image.height} pixels")
-            if not integer:
-                return np.array(image.convert("RGB"))
-            if not (image.mode == "L" or image.mode.startswith("I")):
-                raise DataFileError(path, f"image has mode {image.mode}; expected one channel of 8 or 16 bits")
-            return np.array(image).astype(np.int32)
-    except DataFileError:
-        raise
-    # Damaged images end in errors of many kinds: OSError, SyntaxError, struct.error, zlib.error, ...
-    except Exception as error:
-        raise DataFileError(path, f"is no readable PNG or JPEG ({type(error).__name__}: {error})") from error
 
 
 def path_inside(folder: str | Path, relative: str, source: str | Path) -> Path:

@@ -4,14 +4,17 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from ..assets import SAMPLE_CHECKPOINT
 from .files import DataFileError
 
 
 WEIGHTS_FILE = "model.safetensors"
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _LFS_POINTER = b"version https://git-lfs"
 # Safetensors itself refuses longer ones.
 _LONGEST_HEADER = 100_000_000
@@ -40,9 +43,48 @@ def split_revision(source: str | Path) -> tuple[str, str | None]:
 
 
 def pinned_name(source: str | Path) -> tuple[str, dict[str, str]]:
-    """`split_revision` as the first and the keyword arguments of a `from_pretrained`."""
-    name, revision = split_revision(source)
+    """The first and the keyword arguments of a `from_pretrained` for a checkpoint.
+
+    Args:
+        source: See `split_revision`; or `"sample"`, the checkpoint that the package carries.
+
+    Raises:
+        FileNotFoundError: There is no such folder, and the Hub has no such names.
+        ValueError: No revision follows the `@`.
+    """
+    name, revision = split_revision(checkpoint_place(source))
+    refuse_nowhere(name, source, "checkpoint")
     return name, {} if revision is None else {"revision": revision}
+
+
+def refuse_nowhere(name: str, source: str | Path, what: str) -> None:
+    """Refuses a name that is no folder here and can be none of the Hub, before the Hub is asked.
+
+    Args:
+        name: Of `split_revision`.
+        source: What the user gave.
+        what: `"checkpoint"` or `"frames"`.
+
+    Raises:
+        FileNotFoundError: It is such a name.
+    """
+    if not Path(name).exists() and not _HUB_ID.fullmatch(name):
+        carried = {"checkpoint": "the checkpoint", "frames": "the frames"}[what]
+        raise FileNotFoundError(
+            f"{source}: no such folder, and no id of the Hub, 'org/name'; 'sample' is {carried} of the package"
+        )
+
+
+def checkpoint_place(source: Any) -> Any:
+    """The folder of the package's own checkpoint for `"sample"`; anything else as it is."""
+    return str(SAMPLE_CHECKPOINT) if isinstance(source, str | Path) and str(source) == "sample" else source
+
+
+def explain_missing(source: str | Path, error: OSError) -> OSError:
+    """An error of the Hub with what comes before it: that there is no such folder either."""
+    if Path(source).exists() or isinstance(error, DataFileError):
+        return error
+    return OSError(f"{source}: there is no such folder, and from the Hub: {error}")
 
 
 def verify_download(path: str | Path) -> None:

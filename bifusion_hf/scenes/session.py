@@ -11,6 +11,7 @@ import torch
 
 from ..data.augmentation import resize_image
 from ..data.frames import NONE, RGBDFrame
+from ..io.sanity import check_fraction
 from ..layers.frame_batch import FORWARD_INPUTS
 from ..layers.frame_memory import FrameMemory
 from .merging import (
@@ -111,6 +112,7 @@ class SceneSession:
     ):
         self.model, self.processor = model, processor
         self.merging = _strategy(merging, model)
+        check_fraction("threshold", threshold)
         if not voxel_size > 0:
             raise ValueError(f"voxel_size is {voxel_size}; expected metres above 0")
         if max_objects < 1:

@@ -302,6 +302,35 @@ def test_conversion_reports_rows_that_cannot_be_read(data, tmp_path):
     assert report["splits"]["val"]["skipped_by_reason"] == {"unreadable": 1}
 
 
+@pytest.mark.parametrize("broken", [0, 7, 8])
+def test_a_broken_row_is_left_out_wherever_it_is(data, tmp_path, broken):
+    folder, rows, _ = data
+    rows = [dict(rows[0]) for _ in range(10)]
+    rows[broken]["pose"] = np.full((4, 4), np.nan)
+    write_infos(folder, rows, "val")
+    report = prepare_esam(folder, tmp_path / "out", ["val"], progress=False)
+    assert report["splits"]["val"]["frames"] == 9
+    assert report["splits"]["val"]["skipped_by_reason"] == {"unreadable": 1}
+    assert len(report["settings"]["colour difference of the first rows, in 255"]["val"]) == 8
+    with pytest.raises(DataFileError, match="camera_to_world is not finite"):
+        EsamFrames(folder, "val", check_rows=9)
+
+
+def test_where_all_rows_are_broken_the_first_is_named(data, tmp_path):
+    folder, rows, _ = data
+    shutil.rmtree(folder / "2D")
+    with pytest.raises(DataFileError, match=r"scene0011_00/color/0.jpg: No such file"):
+        prepare_esam(folder, tmp_path / "out", ["val"], progress=False)
+
+
+def test_data_that_were_made_anew_are_read_anew(data, tmp_path):
+    folder, rows, _ = data
+    for number in (1, 3):
+        write_infos(folder, rows[:number], "val")
+        report = prepare_esam(folder, tmp_path / f"out {number}", ["val"], progress=False)
+        assert report["splits"]["val"]["frames"] == number
+
+
 def test_fuzzed_files_end_in_an_error_that_names_one(data, count=300):
     """Bits flipped, files cut: a frame or an error with the name of a file, nothing else."""
     folder, rows, _ = data

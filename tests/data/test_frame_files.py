@@ -62,13 +62,101 @@ def test_malformed_intrinsics(name, content, message, tmp_path):
         read_intrinsics(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("k.txt", "500.5 501 319.5 239.25"),
+        ("k.txt", "500.5, 0, 319.5, 0, 501, 239.25, 0, 0, 1\n"),
+        ("k.txt", "500.5 0 319.5 0  0 501 239.25 0  0 0 1 0  0 0 0 1"),
+        ("k.json", json.dumps({"fx": 500.5, "fy": 501, "ppx": 319.5, "ppy": 239.25, "coeffs": [0, 0, 0, 0, 0]})),
+        ("k.json", json.dumps({"camera_matrix": FOUR})),
+        ("k.json", json.dumps({"fl_x": 500.5, "fl_y": 501, "cx": 319.5, "cy": 239.25, "k1": 0, "w": 640, "h": 480})),
+        (
+            "camera_info.yaml",
+            "image_width: 640\nimage_height: 480\ncamera_name: head\ncamera_matrix:\n  rows: 3\n  cols: 3\n"
+            "  data: [500.5, 0, 319.5, 0, 501, 239.25, 0, 0, 1]\ndistortion_model: plumb_bob\n"
+            "distortion_coefficients:\n  rows: 1\n  cols: 5\n  data: [0, 0, 0, 0, 0]\n",
+        ),
+        (
+            "echo.yml",
+            "header:\n  seq: 1\nheight: 480\nwidth: 640\nD: [0.0, 0.0]\n"
+            "K: [500.5, 0.0, 319.5, 0.0, 501.0, 239.25, 0.0, 0.0, 1.0]\n---\n",
+        ),
+        (
+            "opencv.yaml",
+            "%YAML:1.0\n---\ncamera_matrix: !!opencv-matrix\n   rows: 3\n   cols: 3\n   dt: d\n"
+            "   data: [ 500.5, 0., 319.5, 0., 501., 239.25, 0., 0., 1. ]\n",
+        ),
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_intrinsics_as_cameras_write_them(name, text, mark, tmp_path):
+    (tmp_path / name).write_text(mark + text, encoding="utf-8")
+    np.testing.assert_array_equal(read_intrinsics(tmp_path / name), K)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"K": K.ravel().tolist(), "D": [0.3, -0.5, 0, 0, 0]},
+        {**FOUR, "k1": 0.1},
+        {**FOUR, "coeffs": [0, 0, 1e-3, 0, 0]},
+        {"camera_matrix": {"data": K.ravel().tolist()}, "distortion_coefficients": {"rows": 1, "data": [0.1, 0]}},
+        {**FOUR, "dist_coeffs": [[0.1], [0.0]]},
+    ],
+)
+def test_a_lens_that_distorts_is_refused(values, tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps(values))
+    for source in (tmp_path / "c.json", values):
+        with pytest.raises(ValueError, match=r"has the distortion coefficients .* have to be rectified first"):
+            read_intrinsics(source)
+
+
+def test_the_size_that_a_camera_file_names_is_that_of_the_depth_image(tmp_path):
+    """Intrinsics of the colour camera, whose principal point lies far outside of the depth image."""
+    Image.fromarray(np.full((144, 192, 3), 90, np.uint8)).save(tmp_path / "color.png")
+    np.save(tmp_path / "depth.npy", np.full((24, 32), 2.0, np.float32))
+    path = tmp_path / "camera.json"
+    values = {"fx": 173.4, "fy": 173.4, "cx": 95.5, "cy": 71.5}
+    files = (tmp_path / "color.png", tmp_path / "depth.npy", path)
+    path.write_text(json.dumps({**values, "width": 192, "height": 144}))
+    with pytest.raises(ValueError, match="camera.json: is of images of 192x144; the depth image is 32x24"):
+        read_frame(*files)
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="principal point is outside of the image; intrinsics of .* about 192x144"):
+        read_frame(*files)
+    assert read_frame(*files[:2], [28.9, 28.9, 15.5, 11.5]).depth.shape == (24, 32)
+
+
+def test_depth_in_an_archive(tmp_path):
+    depth = np.full((2, 3), 1.5, np.float32)
+    np.savez(tmp_path / "one.npz", depth)
+    np.savez_compressed(tmp_path / "two.npz", depth=depth, mask=depth > 0)
+    np.savez(tmp_path / "other.npz", a=depth, b=depth)
+    for name in ("one.npz", "two.npz"):
+        np.testing.assert_array_equal(read_depth(tmp_path / name), depth)
+    with pytest.raises(ValueError, match=r"other.npz: has the arrays \['a', 'b'\]; expected one, or depth"):
+        read_depth(tmp_path / "other.npz")
+    (tmp_path / "bad.npz").write_bytes(b"PK none")
+    with pytest.raises(ValueError, match=r"bad.npz: not a .npz array"):
+        read_depth(tmp_path / "bad.npz")
+    with pytest.raises(ValueError, match=r"none.npz: No such file"):
+        read_depth(tmp_path / "none.npz")
+
+
+def test_a_pose_in_one_line(tmp_path):
+    pose = np.arange(16.0).reshape(4, 4)
+    (tmp_path / "p.txt").write_text("\ufeff" + " ".join(map(str, pose.ravel())), encoding="utf-8")
+    np.testing.assert_array_equal(read_pose(tmp_path / "p.txt"), pose)
+
+
 def test_wrong_number_of_intrinsics():
     with pytest.raises(ValueError, match="expected the four numbers fx fy cx cy"):
         read_intrinsics([500.0, 320.0, 240.0])
 
 
 def test_depth(tmp_path):
-    millimetres = np.array([[0, 1000, 2500], [65535, 1, 5000]], np.uint16)
+    millimetres = np.array([[0, 1000, 2500], [65534, 1, 5000]], np.uint16)
     Image.fromarray(millimetres).save(tmp_path / "d.png")
     np.testing.assert_allclose(read_depth(tmp_path / "d.png", 1000), millimetres / 1000)
     np.testing.assert_allclose(read_depth(tmp_path / "d.png", 5000), millimetres / 5000)
@@ -82,7 +170,7 @@ def test_depth(tmp_path):
     with pytest.raises(ValueError, match="depth_scale is 0"):
         read_depth(tmp_path / "d.png", 0)
     Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(tmp_path / "c.png")
-    with pytest.raises(ValueError, match=r"c\.png: depth has shape \(2, 3, 3\); expected one channel"):
+    with pytest.raises(ValueError, match=r"c\.png: has mode RGB; expected one channel"):
         read_depth(tmp_path / "c.png", 1000)
 
 

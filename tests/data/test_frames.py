@@ -158,8 +158,10 @@ def test_rows_without_a_column_are_named():
 
 
 def test_depth_beyond_16_bits_is_refused():
+    depth = np.full((48, 64), 7.0)
+    depth[0, 0] = 70
     with pytest.raises(ValueError, match="16 bits"):
-        frame_to_row(RGBDFrame(**arguments(depth=np.full((48, 64), 70.0))))
+        frame_to_row(RGBDFrame(**arguments(depth=depth)))
 
 
 def test_depth_in_metres_takes_what_is_stored():

@@ -7,7 +7,7 @@ from PIL import Image
 from bifusion_hf.demo.upload import (
     camera_fields,
     intrinsics_text,
-    parse_intrinsics,
+    parse_camera,
     read_intrinsics_file,
     read_upload,
 )
@@ -37,12 +37,12 @@ def depth(tmp_path):
     ],
 )
 def test_intrinsics_as_people_have_them(text):
-    np.testing.assert_array_equal(parse_intrinsics(text), MATRIX)
+    np.testing.assert_array_equal(parse_camera(text).intrinsics, MATRIX)
 
 
 def test_intrinsics_text_can_be_read_again():
     assert intrinsics_text(MATRIX) == "577.87 576.00 319.50 239.50"
-    np.testing.assert_array_equal(parse_intrinsics(intrinsics_text(MATRIX)), MATRIX)
+    np.testing.assert_array_equal(parse_camera(intrinsics_text(MATRIX)).intrinsics, MATRIX)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_intrinsics_text_can_be_read_again():
 )
 def test_intrinsics_that_are_none(text, message):
     with pytest.raises(ValueError, match=message):
-        parse_intrinsics(text)
+        parse_camera(text)
 
 
 def test_an_intrinsics_file_is_named_without_its_folder(tmp_path):
@@ -85,8 +85,22 @@ def test_what_is_missing_is_listed(depth):
 
 @pytest.mark.parametrize(("scale", "found"), [(1.0, "1.5e[+]03"), (100_000.0, "0.015")])
 def test_a_wrong_depth_scale_is_noticed(depth, scale, found):
-    with pytest.raises(ValueError, match=f"depth: the median depth is {found} m; expected 0.1 to 50 m: choose"):
+    with pytest.raises(
+        ValueError, match=rf"depth.png: the median depth is {found} m; expected 0.05 to 50 m; millimetres have"
+    ):
         read_upload(IMAGE, depth, scale, "60 60 31.5 23.5", None)
+
+
+def test_pasted_intrinsics_of_another_size_are_refused(depth):
+    text = json.dumps({"fx": 60, "fy": 60, "cx": 31.5, "cy": 23.5, "width": 128, "height": 96})
+    with pytest.raises(ValueError, match="^intrinsics: is of images of 128x96; the depth image is 64x48"):
+        read_upload(IMAGE, depth, 1000.0, text, None)
+
+
+def test_colour_is_read_as_everywhere_else(depth, tmp_path):
+    path = tmp_path / "grey16.png"
+    Image.fromarray(np.full((48, 64), 257 * 90, np.uint16)).save(path)
+    assert (read_upload(str(path), depth, 1000.0, "60 60 31.5 23.5", None).image == 90).all()
 
 
 def test_messages_name_files_without_folders(depth, tmp_path):
@@ -94,7 +108,7 @@ def test_messages_name_files_without_folders(depth, tmp_path):
         read_upload(IMAGE, depth, None, "60 60 31.5 23.5", None)
     text = tmp_path / "depth.txt"
     text.write_text("no image")
-    with pytest.raises(ValueError, match="cannot identify image file '?depth.txt"):
+    with pytest.raises(ValueError, match="^depth.txt: is no readable picture"):
         read_upload(IMAGE, str(text), 1000.0, "60 60 31.5 23.5", None)
     with pytest.raises(ValueError, match="^depth: image is 64x64 while depth is 64x48"):
         read_upload(np.zeros((64, 64, 3), np.uint8), depth, 1000.0, "60 60 31.5 23.5", None)
@@ -107,5 +121,5 @@ def test_camera_fields(depth, tmp_path):
         camera_fields("Kinect v2", depth)
     color = tmp_path / "color.png"
     Image.fromarray(IMAGE).save(color)
-    with pytest.raises(ValueError, match="^color.png: depth has shape"):
+    with pytest.raises(ValueError, match="^color.png: has mode RGB; expected one channel"):
         camera_fields("Kinect v1", str(color))

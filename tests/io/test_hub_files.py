@@ -1,11 +1,15 @@
 import hashlib
+import re
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from bifusion_hf.assets import SAMPLE_CHECKPOINT
+from bifusion_hf.data.frames import load_frames
 from bifusion_hf.io.files import DataFileError
 from bifusion_hf.io.hub_files import (
+    checkpoint_place,
     pinned_name,
     split_revision,
     verify_download,
@@ -25,6 +29,19 @@ def test_a_name_may_carry_a_revision(tmp_path):
     folder = tmp_path / "run@home"
     folder.mkdir()
     assert split_revision(folder) == (str(folder), None)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "/no/where", "runs/a/best", "./nowhere", "nowhere@v1"])
+def test_what_can_be_no_id_is_no_folder_either(name):
+    with pytest.raises(FileNotFoundError, match=rf"^{re.escape(name)}: no such folder, and no id of the Hub"):
+        pinned_name(name)
+    with pytest.raises(FileNotFoundError, match="'sample' is the frames of the package"):
+        load_frames(name, "val")
+
+
+def test_the_packages_own_checkpoint_has_a_name():
+    assert pinned_name("sample") == (str(SAMPLE_CHECKPOINT), {})
+    assert checkpoint_place("org/sample") == "org/sample" and checkpoint_place(None) is None
 
 
 @pytest.mark.parametrize("kind", ["sha256", "sha1"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...io.files import DataFileError
-from ..frame_files import read_depth, read_intrinsics
+from ..camera_files import Camera, read_camera
 from ..frames import CAMERA_TO_POINTS, RGBDFrame
 
 
@@ -50,17 +50,17 @@ class ReadOptions:
             result[:3] = UP_ROTATIONS[self.up or up] @ result[:3]
         return result
 
-    def camera(self, candidates: Sequence[Path], folder: Path) -> np.ndarray:
-        """Intrinsics [3, 3]: the user's, else those of the first of the files that is there.
+    def camera(self, candidates: Sequence[Path], folder: Path) -> Camera:
+        """Intrinsics: the user's, else those of the first of the files that is there.
 
         Raises:
             DataFileError: There are none.
         """
         if self.intrinsics is not None:
-            return read_intrinsics(self.intrinsics)
+            return read_camera(self.intrinsics)
         for path in candidates:
             if path.is_file():
-                return read_intrinsics(path)
+                return read_camera(path)
         names = ", ".join(str(path.relative_to(folder)) for path in candidates)
         raise DataFileError(folder, f"has no intrinsics ({names}); expected one of these files, or give intrinsics")
 
@@ -113,7 +113,7 @@ def image_files(folder: Path) -> dict[str, Path]:
         raise DataFileError(folder, "no such folder")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir(), key=lambda path: natural_order(path.stem)):
-        if path.suffix.lower() in (*IMAGE_SUFFIXES, ".npy"):
+        if path.suffix.lower() in (*IMAGE_SUFFIXES, ".npy", ".npz"):
             if path.stem in files:
                 raise DataFileError(folder, f"has both {files[path.stem].name} and {path.name}; expected one")
             files[path.stem] = path
@@ -126,34 +126,6 @@ def natural_order(name: str) -> list[tuple[int, int | str]]:
     """A key that sorts "frame 9" before "frame 10"."""
     parts = re.split(r"(\d+)", name)
     return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part]
-
-
-def read_depth_file(path: Path, depth_scale: float | None, integer_scale: float | None = None) -> np.ndarray:
-    """Depth in metres, float64 [H, W]; see `frame_files.read_depth`.
-
-    Raises:
-        DataFileError: The file is missing or cannot be read.
-        ValueError: It is no depth image, or has integers without a scale.
-    """
-    try:
-        return read_depth(path, depth_scale, integer_scale=integer_scale)
-    except OSError as error:
-        raise DataFileError(path, f"cannot be read ({error})") from error
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """A colour picture, uint8 [H, W, 3].
-
-    Raises:
-        DataFileError: The file is missing or cannot be read.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataFileError(path, f"is no readable picture ({type(error).__name__}: {error})") from error
 
 
 def quaternion_pose(values: Sequence[float], place: str | Path) -> np.ndarray:

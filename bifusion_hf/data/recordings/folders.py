@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from ...io.files import DataFileError, parse_floats, read_json, read_text
-from ..frame_files import read_intrinsics, read_label_map, read_pose
+from ...io.images import read_color
+from ..camera_files import read_intrinsics
+from ..frame_files import read_depth, read_label_map, read_pose
 from ..frames import RGBDFrame
 from ..scannet.scans import EXPORTED_DEPTH_SCALE, ExportedScan, SensScan, scan_frame
-from .base import ReadOptions, Recording, image_files, natural_order, read_depth_file, read_picture
+from .base import ReadOptions, Recording, image_files, natural_order
 
 
 COLOR_FOLDERS = ("color", "colour", "rgb", "image", "images")
@@ -89,10 +91,11 @@ def open_color_depth(folder: Path, options: ReadOptions) -> Recording:
     def read(index: int) -> RGBDFrame:
         name = names[index]
         pose = None if poses is None else options.upright(poses(index), up)
+        depth = read_depth(depths[name], options.depth_scale, integer_scale=EXPORTED_DEPTH_SCALE)
         return RGBDFrame(
-            read_picture(colors[name]),
-            read_depth_file(depths[name], options.depth_scale, EXPORTED_DEPTH_SCALE),
-            camera,
+            read_color(colors[name]),
+            depth,
+            camera.of_depth(depth.shape),
             pose,
             frame_id=f"{folder.name}_{name}",
         )
@@ -181,7 +184,7 @@ def is_frame_folder(folder: Path) -> bool:
 
 
 def _one_of(folder: Path, stems: tuple[str, ...]) -> Path | None:
-    names = (folder / f"{stem}{suffix}" for stem in stems for suffix in (".png", ".jpg", ".jpeg", ".npy"))
+    names = (folder / f"{stem}{suffix}" for stem in stems for suffix in (".png", ".jpg", ".jpeg", ".npy", ".npz"))
     return next((path for path in names if path.is_file()), None)
 
 
@@ -203,10 +206,11 @@ def open_frame_folders(folder: Path, options: ReadOptions) -> Recording:
             content = read_json(place / "intrinsics.json")
             scale = content.get("depth_scale") if isinstance(content, dict) else None
         pose = _pose_file(place)
+        depth = read_depth(_one_of(place, FRAME_DEPTHS), scale)
         frame = RGBDFrame(
-            read_picture(_one_of(place, FRAME_COLORS)),
-            read_depth_file(_one_of(place, FRAME_DEPTHS), scale),
-            camera,
+            read_color(_one_of(place, FRAME_COLORS)),
+            depth,
+            camera.of_depth(depth.shape),
             None if pose is None else options.upright(read_pose(pose)),
             frame_id=f"{folder.name}_{place.name}",
         )

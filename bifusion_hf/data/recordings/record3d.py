@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from ...import_utils import require_package
-from ...io.files import DataFileError, decode_image
-from ..frame_files import read_intrinsics
+from ...io.files import DataFileError
+from ...io.images import decode_image
+from ..camera_files import read_camera, read_intrinsics
 from ..frames import RGBDFrame, depth_in_metres, scale_intrinsics
 from .base import OPENGL_CAMERA, ReadOptions, Recording, quaternion_pose
 
@@ -78,7 +79,7 @@ def open_r3d(path: Path, options: ReadOptions) -> Recording:
         height, width = _depth_size(metadata, depth.size, image.shape, f"{place}.depth)")
         camera = scale_intrinsics(_camera(metadata, index, path, options), width / size[0], height / size[1])
         if options.intrinsics is not None:
-            camera = read_intrinsics(options.intrinsics)
+            camera = read_camera(options.intrinsics).of_depth((height, width))
         pose = start @ quaternion_pose(poses[index], f"{path} (pose {index})")
         pose[:3, :3] = pose[:3, :3] @ OPENGL_CAMERA
         return RGBDFrame(

@@ -4,14 +4,17 @@
 nearest in time (Sturm et al., "A Benchmark for the Evaluation of RGB-D SLAM Systems", IROS 2012).
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ...io.files import DataFileError, path_inside, read_text
-from ..frame_files import read_intrinsics
+from ...io.images import read_color
+from ..camera_files import Camera, read_camera
+from ..frame_files import read_depth
 from ..frames import RGBDFrame
-from .base import ReadOptions, Recording, quaternion_pose, read_depth_file, read_picture
+from .base import ReadOptions, Recording, quaternion_pose
 
 
 DEPTH_SCALE = 5000.0
@@ -23,6 +26,7 @@ CAMERAS = {
     "freiburg2": (520.9, 521.0, 325.1, 249.7),
     "freiburg3": (535.4, 539.2, 320.1, 247.6),
 }
+CAMERA_SIZE = (640, 480)
 
 
 def is_tum(folder: Path) -> bool:
@@ -59,10 +63,11 @@ def open_tum(folder: Path, options: ReadOptions) -> Recording:
     def read(index: int) -> RGBDFrame:
         time, depth_name, color_name = pairs[index]
         depth_path = path_inside(folder, depth_name, folder / "depth.txt")
+        depth = read_depth(depth_path, options.depth_scale, integer_scale=DEPTH_SCALE)
         return RGBDFrame(
-            read_picture(path_inside(folder, color_name, folder / "rgb.txt")),
-            read_depth_file(depth_path, options.depth_scale, DEPTH_SCALE),
-            camera,
+            read_color(path_inside(folder, color_name, folder / "rgb.txt")),
+            depth,
+            camera.of_depth(depth.shape),
             None if poses is None else options.upright(poses.at(time)),
             frame_id=f"{folder.name}_{time:.6f}",
         )
@@ -70,14 +75,14 @@ def open_tum(folder: Path, options: ReadOptions) -> Recording:
     return Recording("TUM RGB-D", folder, [f"{folder.name}_{time:.6f}" for time, *_ in pairs], poses is not None, read)
 
 
-def _camera(folder: Path, options: ReadOptions) -> np.ndarray:
-    known = next((values for name, values in CAMERAS.items() if name in folder.resolve().name.lower()), None)
+def _camera(folder: Path, options: ReadOptions) -> Camera:
+    known = next((name for name in CAMERAS if name in folder.resolve().name.lower()), None)
     if (
         options.intrinsics is None
         and known is not None
         and not any((folder / name).is_file() for name in CAMERA_FILES)
     ):
-        return read_intrinsics(known)
+        return replace(read_camera(CAMERAS[known]), size=CAMERA_SIZE, source=f"the calibration of {known}")
     return options.camera([folder / name for name in CAMERA_FILES], folder)
 
 

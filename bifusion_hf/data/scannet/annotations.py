@@ -92,6 +92,7 @@ def read_vertex_labels(
     groups = _field(read_json(aggregation_path), "segGroups", aggregation_path)
     if not isinstance(groups, list):
         raise DataFileError(aggregation_path, "has segGroups that are no list")
+    named, known = 0, 0
     for group in groups:
         members = _integers(_field(group, "segments", aggregation_path), "segments", aggregation_path)
         label = _field(group, "label", aggregation_path)
@@ -101,8 +102,13 @@ def read_vertex_labels(
         if not isinstance(label, str):
             raise DataFileError(aggregation_path, f"has the label {label!r}; expected text")
         chosen = np.isin(values, members)
+        named, known = named + len(np.unique(members)), known + int(chosen.sum())
         instance[chosen] = object_id
         raw_ids[chosen] = label_ids.get(label, 0)
+    if 2 * known < named:
+        raise DataFileError(
+            aggregation_path, f"names {named} segments, of which {known} are in {segments_path}: another mesh"
+        )
     return VertexLabels(instance[segment_of_vertex], raw_ids[segment_of_vertex])
 
 

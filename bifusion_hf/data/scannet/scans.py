@@ -7,11 +7,11 @@ import numpy as np
 
 from ...io.files import (
     DataFileError,
-    decode_image,
     parse_floats,
     read_bytes,
     read_text,
 )
+from ...io.images import decode_image
 from ..frames import RGBDFrame, depth_in_metres, scale_intrinsics
 from .annotations import read_scan_info
 from .registration import register_color, resize_nearest
@@ -208,6 +208,14 @@ def scan_frame(
     size = size or own_size
     if abs(size[0] * own_size[1] - own_size[0] * size[1]) > max(*size, *own_size):
         raise ValueError(f"depth is {own_size} while image_size is {size}; expected the same aspect")
+    # Every depth camera of ScanNet has its principal point near the middle.
+    center = (scan.depth_intrinsics[:2, 2] + 0.5) / np.array(own_size)
+    if np.abs(center - 0.5).max() > 0.1:
+        raise ValueError(
+            f"depth is {own_size} (width, height), its intrinsics are of an image of about "
+            f"{tuple(np.rint(2 * scan.depth_intrinsics[:2, 2] + 1).astype(int).tolist())}: resized on export? Then "
+            "scale intrinsic_depth.txt as well"
+        )
     intrinsics = scale_intrinsics(scan.depth_intrinsics, size[0] / own_size[0], size[1] / own_size[1])
     color = scan.color(number)
     color_intrinsics = scan.color_intrinsics((color.shape[1], color.shape[0]))

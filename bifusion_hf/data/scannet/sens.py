@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ...io.files import DataFileError, decode_image
+from ...io.files import DataFileError
+from ...io.images import decode_image
 
 
 VERSION = 4

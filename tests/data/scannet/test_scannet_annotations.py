@@ -45,6 +45,24 @@ def test_damaged_label_tables(tmp_path, text, message):
         assert read_label_ids(path)["floor"] == 3
 
 
+def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path):
+    path = tmp_path / "labels.tsv"
+    path.write_text("\ufeff" + LABEL_MAP, encoding="utf-8")
+    assert read_label_ids(path) == IDS
+
+
+def test_objects_of_another_mesh_are_refused(tmp_path):
+    folder = tmp_path / "scene0000_00"
+    write_annotation(folder)
+    segments, aggregation = files(folder)
+    content = json.loads(aggregation.read_text())
+    for group in content["segGroups"]:
+        group["segments"] = [segment + 10_000 for segment in group["segments"]]
+    aggregation.write_text(json.dumps(content))
+    with pytest.raises(DataFileError, match=r"aggregation.json: names \d+ segments, of which 0 are in .*another mesh"):
+        read_vertex_labels(segments, aggregation, IDS, len(room_mesh()[2]))
+
+
 def test_vertices_take_the_object_of_their_segment(tmp_path):
     folder = tmp_path / "scene0000_00"
     write_annotation(folder)
