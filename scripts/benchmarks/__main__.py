@@ -39,3 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.run(args)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"{parser.prog}: error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,15 @@
 """Scenes: what merging brings over rooms, beside no merging and single frames; cost of a long session.
 
-The network runs once for each frame; all settings see the same predictions.
+The network runs once for each frame; all settings see the same predictions. A killed run loses no more than a scene.
 """
 
 import argparse
+import copy
 import json
+import pickle
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from bifusion_hf.data.recordings.rows import RowScenes
 from bifusion_hf.evaluation.instance_average_precision import InstanceAveragePrecision
 from bifusion_hf.evaluation.scene_evaluator import SceneEvaluator
 from bifusion_hf.hub.pretrained import load_pretrained
+from bifusion_hf.io.atomic import new_file, write_text
 from bifusion_hf.layers.frame_batch import FORWARD_INPUTS
 from bifusion_hf.scenes import SceneSession
 
@@ -27,6 +30,7 @@ from .parameters import update_file
 
 ROWS = {
     "geometric": "geometric merging",
+    "geometric_parts": "geometric merging, `part_gap` 0.05",
     "none": "no merging: every instance of every frame an object",
     "single_frames": "the same frames alone, over their points",
 }
@@ -49,12 +53,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     results = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else {}
     if args.data is not None:
         source = args.checkpoint, args.data, args.split
-        if "merging" not in results:
-            results["merging"] = measure_merging(*source, args.limit, args.threshold)
+        partial = args.output.with_suffix(".partial")
+
+        def keep(name: str, values: dict[str, Any]) -> None:
+            results[name] = values
+            write_text(args.output, json.dumps(results, indent=2) + "\n")
+
+        if "merging" not in results or partial.exists():
+            measure_merging(*source, args.limit, args.threshold, partial, lambda found: keep("merging", found))
+            partial.unlink()
         if "session" not in results:
-            results["session"] = measure_session(*source, args.updates)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            keep("session", measure_session(*source, args.updates))
     table = format_table(results)
     print(table)
     for path in args.update:
@@ -107,8 +116,24 @@ class Replay:
         return self.outputs[self._next - 1]
 
 
+# name -> merging, masks and `part_gap` of a session; None = the processor's.
+RUNS = {
+    "geometric": ("geometric", "votes", None),
+    "geometric_parts": ("geometric", "votes", 0.05),
+    "none": ("none", "union", None),
+}
+
+
 @torch.no_grad()
-def measure_merging(checkpoint: str, data: str, split: str, limit: int | None, threshold: float) -> dict[str, Any]:
+def measure_merging(
+    checkpoint: str,
+    data: str,
+    split: str,
+    limit: int | None,
+    threshold: float,
+    partial: Path,
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
     """Scene AP of geometric and of no merging, and the AP of the same frames alone.
 
     Args:
@@ -117,6 +142,11 @@ def measure_merging(checkpoint: str, data: str, split: str, limit: int | None, t
         split: Of it.
         limit: Scenes; None = all.
         threshold: Of the instances that enter a scene.
+        partial: File that keeps the metrics of the scenes measured so far.
+        keep: Takes the numbers after every scene.
+
+    Raises:
+        ValueError: `partial` is of another measurement.
     """
     model, processor = load_pretrained(checkpoint)
     replay = Replay(model.eval())
@@ -124,14 +154,24 @@ def measure_merging(checkpoint: str, data: str, split: str, limit: int | None, t
     prepare, samples = processor.prepare_frame, {}
     processor.prepare_frame = lambda frame: samples[frame.frame_id]
     scenes = RowScenes(data, load_frames(data, split), limit)
-    runs = {"geometric": ("geometric", "votes"), "none": ("none", "union")}
-    evaluators = {name: SceneEvaluator(processor, masks=masks) for name, (_, masks) in runs.items()}
-    sessions = {
-        name: SceneSession(replay, processor, merging=merging, threshold=threshold, keep_frames=False)
-        for name, (merging, _) in runs.items()
-    }
+    evaluators = {name: SceneEvaluator(processor, masks=masks) for name, (_, masks, _) in RUNS.items()}
+    sessions = {}
+    for name, (merging, _, part_gap) in RUNS.items():
+        own = copy.copy(processor)
+        own.part_gap = processor.part_gap if part_gap is None else part_gap
+        sessions[name] = SceneSession(replay, own, merging=merging, threshold=threshold, keep_frames=False)
     single = InstanceAveragePrecision(None, int(processor.min_instance_points))
+    settings = [checkpoint, str(Path(data).resolve()), split, limit, threshold, list(RUNS)]
+    measured: list[str] = []
+    if partial.exists():
+        found, measured, metrics, single = pickle.loads(partial.read_bytes())
+        if found != settings:
+            raise ValueError(f"{partial} is of {found}; expected {settings}. Delete it to begin anew")
+        for name, evaluator in evaluators.items():
+            evaluator.metric = metrics[name]
     for scene in scenes:
+        if scene in measured:
+            continue
         frames = list(scenes[scene])
         replay.outputs = []
         samples.clear()
@@ -145,10 +185,14 @@ def measure_merging(checkpoint: str, data: str, split: str, limit: int | None, t
         for name, evaluator in evaluators.items():
             replay.start()
             evaluator.run(sessions[name], frames)
-    results: dict[str, Any] = {name: _three(evaluator.compute()) for name, evaluator in evaluators.items()}
-    results["single_frames"] = _three({"class_agnostic": single.compute()})
-    results["protocol"] = {"num_scenes": len(scenes), "num_frames": single.num_frames, "threshold": threshold}
-    return results
+        measured.append(scene)
+        metrics = {name: evaluator.metric for name, evaluator in evaluators.items()}
+        with new_file(partial) as path:
+            path.write_bytes(pickle.dumps((settings, measured, metrics, single)))
+        results: dict[str, Any] = {name: _three(evaluator.compute()) for name, evaluator in evaluators.items()}
+        results["single_frames"] = _three({"class_agnostic": single.compute()})
+        results["protocol"] = {"num_scenes": len(measured), "num_frames": single.num_frames, "threshold": threshold}
+        keep(results)
 
 
 def _three(results: dict[str, Any]) -> dict[str, Any]:

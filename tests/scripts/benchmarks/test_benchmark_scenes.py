@@ -1,9 +1,13 @@
 import json
+import runpy
+import sys
 
 import pytest
 
+from bifusion_hf.evaluation.scene_evaluator import SceneEvaluator
+from scripts.benchmarks import scenes as scenes_benchmark
 from scripts.benchmarks.__main__ import main
-from scripts.benchmarks.scenes import format_table
+from scripts.benchmarks.scenes import RUNS, format_table
 
 
 def results():
@@ -12,6 +16,7 @@ def results():
     return {
         "merging": {
             "geometric": {**three, "identity": identity},
+            "geometric_parts": {**three, "identity": identity},
             "none": {**three, "identity": identity},
             "single_frames": three,
             "protocol": {"num_scenes": 20, "num_frames": 600, "threshold": 0.3},
@@ -41,17 +46,41 @@ def test_the_table_is_made_of_the_stored_numbers(tmp_path):
     assert table in (tmp_path / "doc.md").read_text()
 
 
-def test_a_set_of_walks_is_measured(tmp_path):
+def test_a_set_of_walks_is_measured_and_a_killed_run_goes_on(tmp_path, monkeypatch):
     pytest.importorskip("embreex")
     from bifusion_hf.rooms.dataset import build_dataset
     from bifusion_hf.rooms.generate import RoomSettings
 
     sizes = {"width": 80, "height": 60, "views": 3}
     settings = RoomSettings((), (), str(tmp_path / "cache"), path=True, **sizes)
-    build_dataset(tmp_path / "walks", settings, {"val": 3}, progress=False)
-    output = tmp_path / "new" / "scenes.json"
-    main(["scenes", "--data", str(tmp_path / "walks"), "--updates", "8", "--output", str(output)])
-    found = json.loads(output.read_text())
-    assert found["merging"]["protocol"] == {"num_scenes": 1, "num_frames": 3, "threshold": 0.3}
-    assert found["merging"]["geometric"]["num_instances"] == found["merging"]["none"]["num_instances"] > 0
+    build_dataset(tmp_path / "walks", settings, {"val": 6}, progress=False)
+    whole, killed = (tmp_path / name / "scenes.json" for name in ("whole", "killed"))
+
+    def measure(output):
+        main(["scenes", "--data", str(tmp_path / "walks"), "--updates", "8", "--output", str(output)])
+        return json.loads(output.read_text())
+
+    found = measure(whole)
+    assert found["merging"]["protocol"] == {"num_scenes": 2, "num_frames": 6, "threshold": 0.3}
+    instances = {found["merging"][name]["num_instances"] for name in RUNS}
+    assert len(instances) == 1 and instances.pop() > 0
     assert found["session"]["num_frames"] == 8 and found["session"]["voxels"] > 100
+
+    with monkeypatch.context() as patch:
+        scenes = iter(range(len(RUNS)))
+        run = SceneEvaluator.run
+        patch.setattr(SceneEvaluator, "run", lambda *args: [next(scenes), run(*args)])
+        with pytest.raises(StopIteration):
+            measure(killed)
+    assert json.loads(killed.read_text())["merging"]["protocol"]["num_scenes"] == 1
+    monkeypatch.setattr(scenes_benchmark, "measure_session", lambda *_: found["session"])
+    assert measure(killed)["merging"] == found["merging"]
+    assert [path.name for path in killed.parent.iterdir()] == ["scenes.json"]
+
+
+def test_the_module_is_a_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--help"])
+    monkeypatch.delitem(sys.modules, "scripts.benchmarks.__main__")
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("scripts.benchmarks", run_name="__main__")
+    assert stopped.value.code == 0 and "scenes" in capsys.readouterr().out
