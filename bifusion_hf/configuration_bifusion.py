@@ -93,6 +93,9 @@ class BiFusionLossConfig(PreTrainedConfig):
         noview_similarity_threshold (`float`): Cosine below which a point without a view has no teacher.
         balance_loss_weight (`float`): Weight of the fusion balance loss.
         balance_target (`float`): Mean gate weight that the balance loss asks for.
+        box_weight (`float`): Weight of the box loss of every head; it needs `use_box_head`.
+        merge_weight (`float`): Weight of the contrastive loss of the merge embeddings; it needs `use_merge_head`.
+        merge_temperature (`float`): Its temperature.
         stage_schedule (`str`): `"bifusion"`, `"original"` or `"none"`: how loss weights follow progress.
     """
 
@@ -118,6 +121,9 @@ class BiFusionLossConfig(PreTrainedConfig):
     noview_similarity_threshold: float | int = 0.8
     balance_loss_weight: float | int = 0.0
     balance_target: float | int = 0.4
+    box_weight: float | int = 0.0
+    merge_weight: float | int = 0.0
+    merge_temperature: float | int = 0.07
     stage_schedule: Literal["bifusion", "original", "none"] = "bifusion"
 
     def __post_init__(self, **kwargs):
@@ -138,8 +144,9 @@ class BiFusionLossConfig(PreTrainedConfig):
             value = getattr(self, name)
             if name.endswith("_weight") and min([value] if isinstance(value, (int, float)) else value) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {value}")
-        if self.consistency_temperature <= 0:
-            raise ValueError(f"consistency_temperature must be positive, got {self.consistency_temperature}")
+        for name in ("consistency_temperature", "merge_temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.consistency_gradient_flow_ratio <= 1:
             raise ValueError(
                 f"consistency_gradient_flow_ratio must lie in [0, 1], got {self.consistency_gradient_flow_ratio}"
@@ -404,6 +411,10 @@ class BiFusionConfig(PreTrainedConfig):
             raise ValueError("use_film and use_tiny_sa_2d need an image branch, fusion_type is 'none'")
         if self.fusion_type == "none" and self.loss_config.image_semantic_weight:
             raise ValueError("loss_config.image_semantic_weight needs an image branch, fusion_type is 'none'")
+        if self.loss_config.box_weight and not self.use_box_head:
+            raise ValueError("loss_config.box_weight needs use_box_head, which is False")
+        if self.loss_config.merge_weight and self.use_merge_head is None:
+            raise ValueError("loss_config.merge_weight needs use_merge_head, which is None")
         if self.decoder_size % self.decoder_attention_heads:
             raise ValueError(
                 f"decoder_size {self.decoder_size} is not a multiple of decoder_attention_heads "

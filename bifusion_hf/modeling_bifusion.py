@@ -15,7 +15,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_bifusion import BiFusionConfig
 from .io.hub_files import checkpoint_place, verify_pulled_weights
-from .layers.encoder import BiFusionEncoder, PointEncoding
+from .layers.encoder import BiFusionEncoder, PointEncoding, encode_windows
 from .layers.frame_batch import FrameBatch, superpoints_present
 from .layers.frame_memory import FrameMemory
 from .layers.fusion import Fusion, SqueezeExcite
@@ -218,6 +218,7 @@ class BiFusionModel(BiFusionPreTrainedModel):
         output_attentions: bool | None = None,
         output_encoding: bool = False,
         frame_memory: FrameMemory | None = None,
+        window_frames: int = 1,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BiFusionModelOutput:
         """Point and superpoint features.
@@ -235,6 +236,7 @@ class BiFusionModel(BiFusionPreTrainedModel):
             output_attentions: Return the image tower's attentions; None = as the configuration says.
             output_encoding: Return the encoding too, which heads and losses need.
             frame_memory: What frame adapters remember of the frames before; None = each frame is a first one.
+            window_frames: See `BiFusionForInstanceSegmentation.forward`.
             kwargs: For transformers.
 
         Raises:
@@ -249,13 +251,15 @@ class BiFusionModel(BiFusionPreTrainedModel):
             camera_rotations,
         )  # fmt: skip
         frames.check(self.config)
-        encoding = self.encoder(
-            frames.cast(self.dtype),
-            self.training_progress(self.config.gate_warmup_steps),
-            frame_memory,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
+        if window_frames < 1 or frames.batch_size % window_frames:
+            raise ValueError(f"window_frames is {window_frames}; expected a divisor of the {frames.batch_size} frames")
+        hold_gate = self.training_progress(self.config.gate_warmup_steps)
+        outputs = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        if window_frames > 1 and self.config.point_config.use_frame_adapters:
+            frames = frames.cast(self.dtype)
+            encoding = encode_windows(self.encoder, frames, window_frames, hold_gate, frame_memory, **outputs)
+        else:
+            encoding = self.encoder(frames.cast(self.dtype), hold_gate, frame_memory, **outputs)
         frames = encoding.frames
         pooled, weights = self.superpoint_pooling(
             frames.real(frames.points),
@@ -317,6 +321,9 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         query_seeds: torch.LongTensor | None = None,
         loss_counts: dict[str, torch.Tensor] | None = None,
         frame_memory: FrameMemory | None = None,
+        object_boxes: list[torch.FloatTensor] | None = None,
+        instance_ids: list[torch.LongTensor] | None = None,
+        window_frames: int = 1,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BiFusionForInstanceSegmentationOutput:
         """Predicts instances; with labels, gives the losses too.
@@ -338,6 +345,11 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
                 gradient accumulation and several processes.
             frame_memory: What frame adapters remember of the frames before, for batches whose sample b goes on with
                 sequence b in one world; an empty one at the first frame, None = each frame is a first one.
+            object_boxes: For each sample [M, 6], min x, y, z, max x, y, z of each whole object, seen or not.
+            instance_ids: For each sample [M], ids that are the same in all frames of a window.
+            window_frames: F, of a batch of B / F windows of F consecutive frames each, in one world: first the first
+                frames of all windows, then the second ones, and so on. Frame adapters go through them in that order,
+                and the losses of the frames are summed.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
@@ -346,18 +358,20 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         base = self.model(
             points, point_colors, point_mask, superpoint_ids, pixel_values, point_pixels, point_visible,
             camera_rotations, output_hidden_states=False, output_attentions=False, output_encoding=True,
-            frame_memory=frame_memory, return_dict=True,
+            frame_memory=frame_memory, window_frames=window_frames, return_dict=True,
         )  # fmt: skip
         frames = base.encoding.frames
         queries = self._select_queries(frames.superpoint_mask, query_seeds)
         heads, semantic_logits, normed = self.decoder(
             frames, base.superpoint_features, base.point_features, base.point_weights, queries
         )
+        merge_embeddings = None if self.merge_head is None else self.merge_head(normed, queries >= 0)
         losses = None
         if mask_labels is not None:
             targets = self._targets(
-                mask_labels, class_labels, semantic_labels, superpoint_ids, point_mask, frames.superpoint_mask
-            )
+                mask_labels, class_labels, semantic_labels, superpoint_ids, point_mask, frames.superpoint_mask,
+                object_boxes=object_boxes, instance_ids=instance_ids,
+            )  # fmt: skip
             losses = self.criterion(
                 heads,
                 semantic_logits,
@@ -366,6 +380,8 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
                 fusion=self._fusion_output(base.encoding, targets),
                 progress=self.model.training_progress.fraction(),
                 loss_counts=loss_counts,
+                merge_embeddings=merge_embeddings,
+                window_frames=window_frames,
             )
         return BiFusionForInstanceSegmentationOutput(
             loss=None if losses is None else losses.loss,
@@ -385,7 +401,7 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
                 for head in heads[:-1]
             ],
             pred_boxes=heads[-1].boxes,
-            merge_embeddings=None if self.merge_head is None else self.merge_head(normed, queries >= 0),
+            merge_embeddings=merge_embeddings,
             frame_memory=base.frame_memory,
             point_features=base.point_features,
             superpoint_features=base.superpoint_features,
@@ -402,6 +418,8 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         semantic_labels: torch.LongTensor | None = None,
         point_visible: torch.BoolTensor | None = None,
         query_seeds: torch.LongTensor | None = None,
+        instance_ids: list[torch.LongTensor] | None = None,
+        window_frames: int = 1,
         **unused,
     ) -> dict[str, torch.Tensor]:
         """Number of samples that each loss term applies to, without running the network.
@@ -416,6 +434,8 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
             semantic_labels: [B, N].
             point_visible: [B, N].
             query_seeds: [B]; in training the choice of queries must be the one that `forward` will make.
+            instance_ids: For each sample [M].
+            window_frames: As in `forward`.
             unused: Other entries of the batch.
 
         Raises:
@@ -426,15 +446,16 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         superpoint_mask = superpoints_present(superpoint_ids, point_mask)
         queries = self._select_queries(superpoint_mask, query_seeds)
         targets = self._targets(
-            mask_labels, class_labels, semantic_labels, superpoint_ids, point_mask, superpoint_mask
-        )
-        return self.criterion.count_samples(targets, queries, point_visible)
+            mask_labels, class_labels, semantic_labels, superpoint_ids, point_mask, superpoint_mask,
+            instance_ids=instance_ids,
+        )  # fmt: skip
+        return self.criterion.count_samples(targets, queries, point_visible, window_frames)
 
     def _select_queries(self, superpoint_mask: torch.Tensor, seeds: torch.Tensor | None) -> torch.Tensor:
         return select_queries(superpoint_mask, self.config.min_query_fraction if self.training else None, seeds)
 
     def _targets(
-        self, mask_labels, class_labels, semantic_labels, superpoint_ids, point_mask, superpoint_mask
+        self, mask_labels, class_labels, semantic_labels, superpoint_ids, point_mask, superpoint_mask, **objects
     ) -> BatchTargets:
         if class_labels is None:
             raise ValueError("class_labels is missing beside mask_labels")
@@ -447,6 +468,7 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
             superpoint_mask.shape[1],
             num_labels=self.config.num_labels,
             num_semantic_labels=self.config.num_semantic_labels,
+            **objects,
         )
 
     def _fusion_output(self, encoding: PointEncoding, targets: BatchTargets) -> FusionOutput:

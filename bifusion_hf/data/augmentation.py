@@ -261,7 +261,7 @@ class JointAugmentation:
         return self.photometric(self.geometric(sample, rng), rng)
 
     def geometric(self, sample: Mapping[str, Any], rng: np.random.Generator) -> Sample:
-        """Moves the points; flips and crops the image.
+        """`move_points`, then `move_image`.
 
         Args:
             sample: A sample of `BiFusionProcessor.prepare_frame`.
@@ -271,6 +271,10 @@ class JointAugmentation:
             A new sample; arrays that did not change are shared with the one given. `point_offset` is kept, though it
             no longer leads back to the input's frame.
         """
+        return self.move_image(self.move_points(sample, rng), rng)
+
+    def move_points(self, sample: Mapping[str, Any], rng: np.random.Generator) -> Sample:
+        """Moves `points` [N, 3], and turns `camera_rotation` [3, 3], or [F, 3, 3] of F cameras, with them."""
         config, sample = self.config, dict(sample)
         for axis in range(2):
             if rng.random() < config.flip_probability:
@@ -294,6 +298,11 @@ class JointAugmentation:
         if _happens(config.rescale_probability, rng):
             points = points * np.exp(rng.uniform(*np.log(config.rescale_range)))
         sample["points"] = points.astype(np.float32)
+        return sample
+
+    def move_image(self, sample: Mapping[str, Any], rng: np.random.Generator) -> Sample:
+        """Flips and crops the image, and `point_pixels` and `camera_rotation` with it."""
+        config, sample = self.config, dict(sample)
         if sample.get("image") is not None:
             if rng.random() < config.image_flip_probability:
                 _flip_image(sample)

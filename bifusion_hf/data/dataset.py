@@ -122,12 +122,15 @@ class FrameDataset(Dataset):
             return PreparedSample(self._prepare(row, epoch, index))
         # Whatever a decoder, a file system or a check raises, it is the row that has to be named.
         except Exception as error:
-            name = row.frame_id if isinstance(row, RGBDFrame) else row.get("frame_id")
-            message = f"{place} (frame {name!r}) is broken: {error}"
+            message = f"{place} ({self._name(row)}) is broken: {error}"
             if not self.skip_broken:
                 raise ValueError(message) from error
             logger.warning("%s; skipped", message)
             return None
+
+    def _name(self, row: Row) -> str:
+        """How messages name a row beside its place."""
+        return f"frame {row.frame_id if isinstance(row, RGBDFrame) else row.get('frame_id')!r}"
 
     def _prepare(self, row: Row, epoch: int, index: int) -> Sample:
         frame = row if isinstance(row, RGBDFrame) else frame_from_row(row)

@@ -115,3 +115,48 @@ class BiFusionEncoder(nn.Module):
         return PointEncoding(
             frames, features, grid, weights, image_embeds, point_embeds, hidden_states, attentions, memory
         )
+
+
+def encode_windows(
+    encoder: BiFusionEncoder,
+    frames: FrameBatch,
+    window_frames: int,
+    hold_gate: torch.Tensor,
+    memory: FrameMemory | None = None,
+    **kwargs,
+) -> PointEncoding:
+    """Encodes windows frame by frame, each with the memory of those before it; gradients flow through the memory.
+
+    Args:
+        encoder: With frame adapters.
+        frames: W windows of F frames, [F * W, ...]: first the first frames of all windows, then the second ones, ...
+        window_frames: F.
+        hold_gate: Of the encoder.
+        memory: Of the frames before the windows; None = they are the first ones.
+        kwargs: Of the encoder.
+
+    Returns:
+        The encoding of all frames, with the memory after the last ones.
+    """
+    memory = FrameMemory() if memory is None else memory
+    parts = []
+    for part in frames.split(window_frames):
+        parts.append(encoder(part, hold_gate, memory, **kwargs))
+        memory = parts[-1].memory
+
+    def joined(name: str) -> torch.Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values)
+
+    def joined_layers(name: str) -> tuple | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else tuple(torch.cat(layer) for layer in zip(*values, strict=True))
+
+    return PointEncoding(
+        frames,
+        joined("features"),
+        voxelize(frames.real(frames.points).float(), frames.sample, encoder.config.voxel_size, frames.batch_size),
+        *(joined(name) for name in ("fusion_weights", "image_embeds", "point_embeds")),
+        *(joined_layers(name) for name in ("hidden_states", "attentions")),
+        memory,
+    )

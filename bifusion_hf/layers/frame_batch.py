@@ -86,6 +86,12 @@ class FrameBatch:
         values = {name: getattr(self, name) for name in FORWARD_INPUTS}
         return FrameBatch(**{name: None if value is None else change(name, value) for name, value in values.items()})
 
+    def split(self, count: int) -> list["FrameBatch"]:
+        """The batch in `count` parts of as many consecutive frames each."""
+        size = self.batch_size // count
+        rows = [slice(start, start + size) for start in range(0, self.batch_size, size)]
+        return [self._map(lambda name, value, part=part: value[part]) for part in rows]
+
     def check(self, config: "BiFusionConfig") -> None:
         """Refuses what the network could not read, or would read wrongly; warns of positions in half precision.
 

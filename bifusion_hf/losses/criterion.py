@@ -12,8 +12,9 @@ from ..layers.query_decoder import QueryHeadOutput
 from .auxiliary import fusion_balance_loss, no_view_loss, no_view_samples, spatial_consistency_loss
 from .branch_consistency import BranchConsistencyLoss
 from .functional import no_autocast
-from .instance import classification_loss, mask_losses, match_batch
+from .instance import box_loss, classification_loss, mask_losses, match_batch
 from .matcher import Matches, SparseMatcher
+from .merging import merge_loss, merge_windows
 from .schedule import TERM_GROUPS, stage_multiplier, warmup_multiplier
 from .semantic import semantic_loss
 from .targets import BatchTargets, eligible_queries, query_semantic_labels, visible_semantic_labels
@@ -21,7 +22,7 @@ from .targets import BatchTargets, eligible_queries, query_semantic_labels, visi
 
 INSTANCE_TERMS = ("loss_cls", "loss_mask", "loss_dice")
 # Terms that the loss dictionaries have only if they are on.
-OPTIONAL_TERMS = ("loss_balance", "loss_image_sem")
+OPTIONAL_TERMS = ("loss_balance", "loss_image_sem", "loss_box", "loss_merge")
 
 
 @dataclass
@@ -75,11 +76,12 @@ class BiFusionCriterion(nn.Module):
     """Sums the losses on queries, masks and features.
 
     Every term is (sum over samples of the sample's mean) / count, where count is the number of samples that the term
-    applies to: all for the classes, those with an eligible query for mask and Dice, those with a supervised query for
-    the semantics, those with visible superpoints and a negative for the CLIP consistency, all for the spatial
+    applies to: all for the classes, those with an eligible query for mask, Dice and box, those with a supervised query
+    for the semantics, those with visible superpoints and a negative for the CLIP consistency, all for the spatial
     consistency, those with points in and out of view for the no-view supervision, those with visible points for the
-    balance, those with a visible superpoint that has a class for the semantics of the image. Without such a sample it
-    is exactly 0 and still part of the graph.
+    balance, those with a visible superpoint that has a class for the semantics of the image, the windows with two
+    objects in two adjacent frames for the merge embeddings. Without such a sample it is exactly 0 and still part of
+    the graph.
 
     Args:
         config: Weights and settings.
@@ -102,6 +104,8 @@ class BiFusionCriterion(nn.Module):
             "loss_noview": config.noview_loss_weight,
             "loss_balance": config.balance_loss_weight,
             "loss_image_sem": config.image_semantic_weight,
+            "loss_box": config.box_weight,
+            "loss_merge": config.merge_weight,
         }
         self.matcher = SparseMatcher()
         self.branch_consistency = BranchConsistencyLoss(config)
@@ -130,7 +134,11 @@ class BiFusionCriterion(nn.Module):
         return weight * factor if isinstance(weight, (int, float)) else tuple(value * factor for value in weight)
 
     def count_samples(
-        self, targets: BatchTargets, query_superpoints: Tensor, point_visible: Tensor | None = None
+        self,
+        targets: BatchTargets,
+        query_superpoints: Tensor,
+        point_visible: Tensor | None = None,
+        window_frames: int = 1,
     ) -> dict[str, Tensor]:
         """Number of samples that each term applies to, known without the network.
 
@@ -138,6 +146,7 @@ class BiFusionCriterion(nn.Module):
             targets: Targets of the batch.
             query_superpoints: int64 [B, Q], superpoint of each query, -1 at padding.
             point_visible: bool [B, N]; needed by the terms on features.
+            window_frames: See `forward`.
 
         Returns:
             int64 scalars by the name of the term; 0 for a term that is switched off.
@@ -149,7 +158,11 @@ class BiFusionCriterion(nn.Module):
         supervised = query_semantic_labels(targets, query_superpoints) != IGNORE
         every = torch.ones_like(matched)
         applies = {"loss_cls": every, "loss_mask": matched, "loss_dice": matched, "loss_sem": supervised.any(1)}
+        applies["loss_box"] = matched
         active = self.active_terms
+        if "loss_merge" in active:
+            _need("loss_merge", instance_ids=targets.instance_ids)
+            applies["loss_merge"] = merge_windows(targets, query_superpoints, window_frames)
         if "loss_spatial" in active:
             applies["loss_spatial"] = every
         for term in ("loss_clip", "loss_noview", "loss_balance", "loss_image_sem"):
@@ -176,8 +189,13 @@ class BiFusionCriterion(nn.Module):
         fusion: FusionOutput | None = None,
         progress: float | None = None,
         loss_counts: Mapping[str, Tensor] | None = None,
+        merge_embeddings: Tensor | None = None,
+        window_frames: int = 1,
     ) -> CriterionOutput:
         """Losses of a batch.
+
+        Of windows the losses of the frames are summed: each term enters the total once for each frame of a window,
+        but for that of the merge embeddings, which is of whole windows.
 
         Args:
             heads: Predictions of the H heads.
@@ -188,21 +206,31 @@ class BiFusionCriterion(nn.Module):
             progress: Fraction of the updates done, or None where nobody said.
             loss_counts: What to divide each term by, `count_samples` summed over whatever the step covers; None takes
                 the batch's own.
+            merge_embeddings: [B, Q, D], needed by `loss_merge`.
+            window_frames: F, where the B samples are B / F windows of F frames each, the frames of one time together.
 
         Raises:
             ValueError: An active term lacks its input or its count; the heads do not fit the labels or Dice weights.
         """
         heads = list(heads)
         self._check_inputs(heads, fusion, loss_counts)
+        if "loss_box" in self.active_terms:
+            _need("loss_box", boxes=heads[-1].boxes, object_boxes=targets.boxes)
+        if "loss_merge" in self.active_terms:
+            _need("loss_merge", merge_embeddings=merge_embeddings, instance_ids=targets.instance_ids)
         with no_autocast(semantic_logits):
             if loss_counts is None:
                 visible = None if fusion is None else fusion.point_visible
-                loss_counts = self.count_samples(targets, query_superpoints, visible)
+                loss_counts = self.count_samples(targets, query_superpoints, visible, window_frames)
             head_sums, matches = self._instance_sums(heads, targets, query_superpoints)
             sums = {term: values.sum() for term, values in head_sums.items()}
             labels = query_semantic_labels(targets, query_superpoints)
             sums["loss_sem"] = semantic_loss(semantic_logits, labels, self.num_semantic_labels).sum()
             sums.update(self._feature_sums(fusion, targets))
+            if "loss_merge" in self.active_terms:
+                temperature = self.config.merge_temperature
+                values = merge_loss(merge_embeddings, targets, query_superpoints, window_frames, temperature)
+                sums["loss_merge"] = values.sum()
 
             loss_dict, weighted = {}, {}
             for term in self.terms:
@@ -217,6 +245,8 @@ class BiFusionCriterion(nn.Module):
                     weighted[term] = (per_head * torch.as_tensor(weight).to(per_head)).sum()
                 else:
                     weighted[term] = loss_dict[term] * weight
+                if term != "loss_merge" and window_frames > 1:
+                    weighted[term] = weighted[term] * window_frames
         return CriterionOutput(sum(weighted.values()), loss_dict, weighted, matches)
 
     def _check_inputs(
@@ -252,7 +282,9 @@ class BiFusionCriterion(nn.Module):
     ) -> tuple[dict[str, Tensor], list[Matches]]:
         """Sums over the samples, [H] for each instance term, and each head's matches."""
         eligible = eligible_queries(targets, query_superpoints)
-        sums: dict[str, list[Tensor]] = {term: [] for term in INSTANCE_TERMS}
+        with_boxes = "loss_box" in self.active_terms
+        terms = (*INSTANCE_TERMS, "loss_box") if with_boxes else INSTANCE_TERMS
+        sums: dict[str, list[Tensor]] = {term: [] for term in terms}
         matches = []
         for head in heads:
             head_matches = match_batch(self.matcher, head, targets, eligible)
@@ -266,7 +298,8 @@ class BiFusionCriterion(nn.Module):
                 targets.class_labels,
                 self.config.no_object_weight,
             )
-            for term, values in zip(INSTANCE_TERMS, (classification, cross_entropy, dice), strict=True):
+            boxes = [box_loss(head.boxes, head_matches, targets.boxes)] if with_boxes else []
+            for term, values in zip(terms, (classification, cross_entropy, dice, *boxes), strict=True):
                 sums[term].append(values.sum())
             matches.append(head_matches)
         return {term: torch.stack(values) for term, values in sums.items()}, matches
@@ -296,3 +329,9 @@ class BiFusionCriterion(nn.Module):
             values = semantic_loss(fusion.image_semantic_logits, labels, self.num_semantic_labels)
             sums["loss_image_sem"] = values.sum()
         return sums
+
+
+def _need(term: str, **inputs: object) -> None:
+    missing = [name for name, value in inputs.items() if value is None]
+    if missing:
+        raise ValueError(f"{term} has a weight, so {' and '.join(missing)} is needed; it is None")

@@ -1,4 +1,4 @@
-"""Instance losses of one decoder head: class, mask binary cross entropy, Dice."""
+"""Instance losses of one decoder head: class, mask binary cross entropy, Dice, box."""
 
 import torch
 import torch.nn.functional as F
@@ -86,3 +86,28 @@ def mask_losses(mask_logits: Tensor, matches: Matches, masks: list[Tensor], vali
     overlaps = (probabilities * targets).sum(1)
     dice = 1 - (2 * overlaps + 1) / (probabilities.sum(1) + targets.sum(1) + 1)
     return matches.mean_by_sample(cross_entropy), matches.mean_by_sample(dice)
+
+
+def box_loss(boxes: Tensor, matches: Matches, targets: list[Tensor]) -> Tensor:
+    """1 - IoU of axis-aligned boxes, over the matched pairs.
+
+    Args:
+        boxes: [B, Q, 6], min x, y, z, max x, y, z.
+        matches: Matched pairs.
+        targets: For each sample [M_i, 6], of the whole objects.
+
+    Returns:
+        [B], the mean over each sample's pairs; exactly 0, in the graph, for a sample without one.
+    """
+    samples, queries = matches.query_index()
+    found = full_precision(boxes[samples, queries])
+    expected = matches.gather_instances(targets).to(found.dtype)
+    return matches.mean_by_sample(1 - box_iou(found, expected))
+
+
+def box_iou(first: Tensor, second: Tensor) -> Tensor:
+    """IoU [K] of pairs of axis-aligned boxes [K, 6], min x, y, z, max x, y, z; 0 where both have no volume."""
+    sides = torch.minimum(first[:, 3:], second[:, 3:]) - torch.maximum(first[:, :3], second[:, :3])
+    shared = sides.clamp(min=0).prod(1)
+    volumes = [(box[:, 3:] - box[:, :3]).prod(1) for box in (first, second)]
+    return shared / (sum(volumes) - shared).clamp(min=torch.finfo(shared.dtype).tiny)

@@ -34,6 +34,8 @@ TERM_GROUPS: Mapping[str, str] = {
     "loss_cls": "instance",
     "loss_mask": "instance",
     "loss_dice": "instance",
+    "loss_box": "instance",
+    "loss_merge": "instance",
     "loss_sem": "semantic",
     "loss_image_sem": "semantic",
     "loss_clip": "clip",

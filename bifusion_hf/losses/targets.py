@@ -23,6 +23,8 @@ class BatchTargets:
         superpoint_ids: int64 [B, N], -1 at padding.
         point_mask: bool [B, N], False at padding.
         superpoint_mask: bool [B, S], False at padding.
+        boxes: For each sample float [M_i, 6], min x, y, z, max x, y, z of each whole object, seen or not.
+        instance_ids: For each sample int64 [M_i], the same in all frames of a window.
     """
 
     point_masks: list[Tensor]
@@ -32,6 +34,8 @@ class BatchTargets:
     superpoint_ids: Tensor
     point_mask: Tensor
     superpoint_mask: Tensor
+    boxes: list[Tensor] | None = None
+    instance_ids: list[Tensor] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -73,6 +77,8 @@ def batch_targets(
     num_superpoints: int,
     num_labels: int = 1,
     num_semantic_labels: int = 200,
+    object_boxes: Sequence[Tensor] | None = None,
+    instance_ids: Sequence[Tensor] | None = None,
 ) -> BatchTargets:
     """Carries labels from points to superpoints.
 
@@ -87,11 +93,15 @@ def batch_targets(
         num_superpoints: S, the padded number of superpoints.
         num_labels: Number C of instance labels.
         num_semantic_labels: Number of semantic classes.
+        object_boxes: `boxes` of the targets.
+        instance_ids: Of the targets.
 
     Raises:
         ValueError: Shapes do not fit, or a label is out of range.
     """
     batch_size, num_points = point_mask.shape
+    _check_rows("object_boxes", object_boxes, mask_labels, (6,))
+    _check_rows("instance_ids", instance_ids, mask_labels, ())
     _check_labels(mask_labels, class_labels, semantic_labels, superpoint_ids, batch_size, num_points)
     _check_range("superpoint_ids", superpoint_ids[point_mask], num_superpoints)
     if num_labels == 1:
@@ -129,6 +139,8 @@ def batch_targets(
         superpoint_ids=superpoint_ids,
         point_mask=point_mask,
         superpoint_mask=point_counts > 0,
+        boxes=None if object_boxes is None else list(object_boxes),
+        instance_ids=None if instance_ids is None else list(instance_ids),
     )
 
 
@@ -179,6 +191,14 @@ def _check_labels(mask_labels, class_labels, semantic_labels, superpoint_ids, ba
     for name, value in (("semantic_labels", semantic_labels), ("superpoint_ids", superpoint_ids)):
         if value is not None and value.shape != (batch_size, num_points):
             raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {(batch_size, num_points)}")
+
+
+def _check_rows(name: str, values: Sequence[Tensor] | None, mask_labels: Sequence[Tensor], width: tuple[int, ...]):
+    if values is None:
+        return
+    found, expected = ([tuple(v.shape) for v in values], [(len(masks), *width) for masks in mask_labels])
+    if found != expected:
+        raise ValueError(f"{name} has shapes {found}; expected {expected}, a row for each instance of mask_labels")
 
 
 def _check_range(name: str, values: Tensor, size: int):

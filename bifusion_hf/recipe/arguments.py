@@ -76,6 +76,8 @@ class DataArguments:
             cadence of evaluations and checkpoints in updates.
         shuffle_buffer: Rows among which a streamed data set is shuffled.
         skip_broken_rows: Leave a row that cannot be read out of its batch (reported by name) instead of stopping.
+        window_frames: Train on windows of so many consecutive frames of a scene (docs/scenes.md). An epoch has one
+            window of each scene, batch sizes are of windows, and whole scenes are evaluated. null = single frames.
     """
 
     train: str | dict[str, float] = "sample"
@@ -92,6 +94,7 @@ class DataArguments:
     streaming: bool = False
     shuffle_buffer: int = 256
     skip_broken_rows: bool = False
+    window_frames: int | None = None
 
 
 @dataclass
@@ -259,7 +262,8 @@ class TrainArguments:
             "logging.every_updates": self.logging.every_updates,
             "optimizer.max_grad_norm": self.optimizer.max_grad_norm,
         }
-        for name in ("training.max_updates", "evaluation.every_updates", "checkpoints.every_updates"):
+        updates = ("training.max_updates", "evaluation.every_updates", "checkpoints.every_updates")
+        for name in (*updates, "data.window_frames"):
             section, key = name.split(".")
             if getattr(getattr(self, section), key) is not None:
                 positive[name] = getattr(getattr(self, section), key)
@@ -283,6 +287,8 @@ class TrainArguments:
     def _check_stream(self):
         if self.training.max_updates is None:
             raise ValueError("data.streaming has no known length: set training.max_updates")
+        if self.data.window_frames is not None:
+            raise ValueError("data.window_frames needs rows by index, data.streaming has none")
         if self.training.find_batch_size:
             raise ValueError("training.find_batch_size needs rows by index, data.streaming has none")
         cadences = {"checkpoints": self.checkpoints}

@@ -19,7 +19,10 @@ from ..data.collator import BiFusionCollator
 from ..data.dataset import FrameDataset
 from ..data.frames import encode_png16, frame_from_row, load_frames
 from ..data.mixture import load_rows
+from ..data.recordings.rows import RowScenes
+from ..data.windows import Scenes, WindowCollator, WindowDataset
 from ..evaluation import evaluate_model, headline
+from ..evaluation.scene_evaluator import evaluate_scenes
 from ..io.hub_files import pinned_name
 from ..layers.image_encoder import UNUSED_TOWER_OPTIONS
 from ..modeling_bifusion import BiFusionForInstanceSegmentation
@@ -209,7 +212,7 @@ def build_trainer(arguments: TrainArguments) -> BiFusionTrainer:
         model,
         processor,
         frames,
-        BiFusionCollator(processor),
+        BiFusionCollator(processor) if arguments.data.window_frames is None else WindowCollator(processor),
         evaluate=evaluate,
         accelerator=accelerator,
     )
@@ -235,19 +238,16 @@ def build_train_dataset(
         rows = load_frames(data.train, data.train_split, streaming=True)
         rows = rows if data.max_train_frames is None else rows.take(data.max_train_frames)
     else:
-        rows = load_rows(
-            data.train,
-            data.train_split,
-            lambda rows: _select(rows, data.max_train_frames, data, processor, accelerator),
-        )
-    frames = FrameDataset(
-        rows,
-        processor,
-        training=True,
-        augmentation=augmentation,
-        seed=seed,
-        skip_broken=data.skip_broken_rows,
-    )
+
+        def prepare(rows: Any) -> Any:
+            rows = _select(rows, data.max_train_frames, data, processor, accelerator)
+            return rows if data.window_frames is None else Scenes(rows)
+
+        rows = load_rows(data.train, data.train_split, prepare)
+    options = {"augmentation": augmentation, "seed": seed, "skip_broken": data.skip_broken_rows}
+    if data.window_frames is not None:
+        return WindowDataset(rows, processor, data.window_frames, **options)
+    frames = FrameDataset(rows, processor, training=True, **options)
     if data.streaming:
         return StreamedFrames(
             rows,
@@ -264,11 +264,16 @@ def build_train_dataset(
 def build_evaluation(
     data: DataArguments, evaluation: EvaluationArguments, processor: BiFusionProcessor, accelerator: Accelerator
 ) -> Any:
-    """A function from a model to the numbers of the validation frames; None without validation data."""
+    """A function from a model to the numbers of the validation frames, or of their scenes where the network is trained
+    on windows; None without validation data.
+    """
     if data.val is None:
         return None
     rows = load_frames(data.val, data.val_split)
     rows = _select(rows, data.max_val_frames, data, processor, accelerator)
+    if data.window_frames is not None:
+        scenes = RowScenes(data.val, rows)
+        return lambda model: headline(evaluate_scenes(model, processor, scenes, accelerator=accelerator))
     dataset = FrameDataset(rows, processor, skip_broken=data.skip_broken_rows)
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:

@@ -68,6 +68,8 @@ def largest_samples(dataset: Any, count: int) -> list[Any]:
 
 
 def _mask_size(sample: Mapping[str, Any]) -> int:
+    if "frames" in sample:
+        return sum(map(_mask_size, sample["frames"]))
     superpoints = int(sample["superpoint_ids"].max()) + 1 if "superpoint_ids" in sample else 1
     return superpoints * len(sample["points"])
 

@@ -164,7 +164,7 @@ def measure_merging(
     settings = [checkpoint, str(Path(data).resolve()), split, limit, threshold, list(RUNS)]
     measured: list[str] = []
     if partial.exists():
-        found, measured, metrics, single = pickle.loads(partial.read_bytes())
+        found, measured, metrics, single = pickle.loads(partial.read_bytes())  # noqa: S301 - our own
         if found != settings:
             raise ValueError(f"{partial} is of {found}; expected {settings}. Delete it to begin anew")
         for name, evaluator in evaluators.items():
