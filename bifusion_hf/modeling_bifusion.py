@@ -17,7 +17,7 @@ from .configuration_bifusion import BiFusionConfig
 from .io.hub_files import checkpoint_place, verify_pulled_weights
 from .layers.encoder import BiFusionEncoder, PointEncoding, encode_windows
 from .layers.frame_batch import FrameBatch, superpoints_present
-from .layers.frame_memory import FrameMemory
+from .layers.frame_memory import FrameAdapter, FrameMemory
 from .layers.fusion import Fusion, SqueezeExcite
 from .layers.geometry import FiLM, GeometricEncoding
 from .layers.local_attention import TinySA2D, TinySA3D
@@ -169,7 +169,7 @@ class BiFusionPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, (SubmanifoldConv3d, StridedConv3d, TransposedConv3d)):
             init.normal_(module.kernel, std=module.initial_std)
-        elif isinstance(module, (GeometricEncoding, FiLM, Fusion, SqueezeExcite, TinySA2D, TinySA3D)):
+        elif isinstance(module, (FrameAdapter, GeometricEncoding, FiLM, Fusion, SqueezeExcite, TinySA2D, TinySA3D)):
             module.reset_parameters()
         elif isinstance(module, TrainingProgress):
             init.constant_(module.update, -1)

@@ -85,6 +85,7 @@ POINT_CHANGES = {
     "batch_norm_eps": Change(0.1, "predictions"),
     "batch_norm_momentum": Change(0.5, "statistics"),
 }
+MERGING = {"use_merge_head": "layer"}
 LOSS_CHANGES = {
     "no_object_weight": Change(0.4, "losses", "residual"),
     "class_weight": Change(0.7, "losses", "residual"),
@@ -106,6 +107,9 @@ LOSS_CHANGES = {
     "balance_loss_weight": Change(0.5, "losses", "residual"),
     "image_semantic_weight": Change(0.5, "losses", "residual"),
     "stage_schedule": Change("none", "losses", "residual"),
+    "box_weight": Change(0.5, "losses", "residual", along={"use_box_head": True}),
+    "merge_weight": Change(2.0, "losses", "residual", along=MERGING),
+    "merge_temperature": Change(0.5, "losses", "residual", beside={"merge_weight": 1.0}, along=MERGING),
 }
 # Fields that nothing reads.
 OTHERS = {
@@ -147,7 +151,9 @@ class Observed:
 
     @functools.cached_property
     def trained(self):
-        return self.model.train()(**self.batch, query_seeds=torch.tensor([1, 2]))
+        boxes = torch.tensor([-1.0, -1, -1, 1, 1, 1]).expand(3, 6)
+        window = {"window_frames": 2, "instance_ids": [torch.arange(3)] * 2, "object_boxes": [boxes] * 2}
+        return self.model.train()(**self.batch, **window, query_seeds=torch.tensor([1, 2]))
 
     def queries(self):
         return self.trained.query_superpoints
@@ -221,7 +227,7 @@ def test_field_of_the_point_branch_reaches_its_consumer(observe, name):
 @pytest.mark.parametrize("name", LOSS_CHANGES)
 def test_field_of_the_losses_reaches_its_consumer(observe, name):
     change = LOSS_CHANGES[name]
-    beside = {"loss_config": change.beside} if change.beside else {}
+    beside = {**change.along, **({"loss_config": change.beside} if change.beside else {})}
     before = observe(change.fusion_type, beside, change.seen_in)
-    changed = {"loss_config": {**change.beside, name: change.value}}
+    changed = {**change.along, "loss_config": {**change.beside, name: change.value}}
     assert not same(before, observe(change.fusion_type, changed, change.seen_in))

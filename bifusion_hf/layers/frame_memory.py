@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
 from ..sparse import SparseTensor, SubmanifoldConv3d, VoxelBatchNorm, VoxelGrid, convolve_normalized
 from .reductions import sample_mean
@@ -55,7 +56,10 @@ class FrameMemory:
 
 
 class FrameAdapter(nn.Module):
-    """One level: 3x3x3 convolutions of dilation 1 and 3 and the mean over the sample, mixed and added to the input."""
+    """One level: 3x3x3 convolutions of dilation 1 and 3 and the mean over the sample, mixed and added to the input.
+
+    The last norm starts at zero, so that a network with adapters starts as the network without; the original means to.
+    """
 
     def __init__(self, channels: int, eps: float):
         super().__init__()
@@ -65,6 +69,12 @@ class FrameAdapter(nn.Module):
         self.norm_far = VoxelBatchNorm(channels, eps=eps)
         self.conv_mix = SubmanifoldConv3d(3 * channels, channels, kernel_size=1)
         self.norm_mix = VoxelBatchNorm(channels, eps=eps)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """No change at the start: what the adapters are given is not negative."""
+        init.zeros_(self.norm_mix.weight)
 
     def forward(self, x: SparseTensor, around: SparseTensor | None = None) -> SparseTensor:
         """The frame's features, refined.

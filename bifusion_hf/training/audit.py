@@ -58,9 +58,12 @@ EXEMPTIONS = (
     Exemption(r"\bgate\b", "alpha is held at 0.5 during gate warm-up", until="warmup"),
     Exemption(POINT_PROJECTION, "feeds the gate alone, which is held", until="warmup", needs="loss_clip"),
     Exemption(IMAGE_SIDE, "lies behind an output that starts at zero", until="update 1"),
+    Exemption(r"\bframe_adapters\.", "lies behind an output that starts at zero", until="update 1"),
     Exemption(r"encoder\.tiny_sa_3d\.", "lies behind an output that starts at zero", until="update 1"),
     Exemption(f"{IMAGE_SIDE}|{POINT_PROJECTION}", "no point is visible", until="no elements", needs="visible_points"),
     Exemption(r"decoder\.\w*mask_proj\.", "no instance to match", until="no elements", needs="loss_mask"),
+    Exemption(r"decoder\.box_head\.", "no instance to match", until="no elements", needs="loss_box"),
+    Exemption(r"\bmerge_head\.", "no two objects in adjacent frames", until="no elements", needs="loss_merge"),
     Exemption(r"decoder\.semantic_head\.", "no semantic label", until="no elements", needs="loss_sem"),
     Exemption(r"\bimage_classifier\.", "no semantic label", until="no elements", needs="loss_image_sem"),
 )

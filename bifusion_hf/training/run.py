@@ -68,10 +68,11 @@ def build_model(
     if arguments.pretrained is not None:
         source, pinned = pinned_name(arguments.pretrained)
         return BiFusionForInstanceSegmentation.from_pretrained(source, **pinned, **arguments.config).float()
-    return BiFusionForInstanceSegmentation(_recipe_config(arguments)).float()
+    return BiFusionForInstanceSegmentation(build_config(arguments)).float()
 
 
-def _recipe_config(arguments: ModelArguments) -> BiFusionConfig:
+def build_config(arguments: ModelArguments) -> BiFusionConfig:
+    """The configuration of a recipe's network: that of its checkpoint or preset, with what the recipe changes."""
     if arguments.pretrained is not None:
         source, pinned = pinned_name(arguments.pretrained)
         return BiFusionConfig.from_pretrained(source, **pinned, **arguments.config)
@@ -94,7 +95,7 @@ def _resumed_config(arguments: ModelArguments, checkpoint: Path) -> BiFusionConf
     Raises:
         ValueError: The recipe describes another network or other losses than the checkpoint.
     """
-    saved, recipe = BiFusionConfig.from_pretrained(checkpoint), _recipe_config(arguments)
+    saved, recipe = BiFusionConfig.from_pretrained(checkpoint), build_config(arguments)
     different = [name for name in BiFusionConfig.__dataclass_fields__ if name not in _NO_SETTINGS]
     different = _differences({name: getattr(saved, name) for name in different}, recipe)
     if different:

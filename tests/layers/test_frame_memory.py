@@ -82,6 +82,7 @@ def adapter():
         torch.nn.init.normal_(norm.running_mean, std=0.1)
         torch.nn.init.uniform_(norm.running_var, 0.5, 1.5)
         torch.nn.init.normal_(norm.bias, std=0.1)
+    torch.nn.init.uniform_(adapter.norm_mix.weight, 0.5, 1.5)
     return adapter
 
 
@@ -125,10 +126,17 @@ def online_config(small_config, **changes):
     return small_config("none", point_config={**point_config, "use_frame_adapters": True}, **{**values, **changes})
 
 
+def with_effect(network):
+    """The adapters of a new network change nothing."""
+    for adapter in network.model.encoder.point_encoder.frame_adapters:
+        torch.nn.init.uniform_(adapter.norm_mix.weight, 0.5, 1.5)
+    return network
+
+
 @pytest.fixture(scope="module")
 def network(small_config):
     torch.manual_seed(1)
-    return BiFusionForInstanceSegmentation(online_config(small_config)).double().eval()
+    return with_effect(BiFusionForInstanceSegmentation(online_config(small_config))).double().eval()
 
 
 def inputs(batch):
@@ -164,7 +172,7 @@ def test_the_memory_is_a_state_that_goes_in_and_comes_out(network, make_batch):
 
 def test_gradients_flow_through_the_memory(small_config, make_batch):
     torch.manual_seed(2)
-    model = BiFusionForInstanceSegmentation(online_config(small_config)).train()
+    model = with_effect(BiFusionForInstanceSegmentation(online_config(small_config))).train()
     memory, batches = FrameMemory(), [make_batch(seed=seed) for seed in range(2)]
     colors = batches[0]["point_colors"].clone().requires_grad_()
     outputs = []

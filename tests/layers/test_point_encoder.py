@@ -34,6 +34,8 @@ def test_shift_by_the_coarsest_stride_changes_nothing():
 @pytest.mark.parametrize("adapters", [False, True])
 def test_samples_do_not_see_each_other(adapters):
     model = network(use_frame_adapters=adapters).double().eval()
+    for adapter in model.frame_adapters or []:
+        torch.nn.init.ones_(adapter.norm_mix.weight)
     grid = grid_of()
     colors = torch.randn(len(grid), 3, dtype=torch.float64)
     together = model(colors, grid)
@@ -73,6 +75,7 @@ def test_adapter_adds_the_mean_of_its_own_sample():
     with torch.no_grad():
         # Only the mean's part of the mixing matrix is left.
         adapter.conv_mix.kernel[:12] = 0
+        adapter.norm_mix.weight.uniform_(0.5, 1.5)
     out = adapter(SparseTensor(features, grid)).features
     sample = grid.coordinates[:, 0].long()
     means = torch.stack([features[sample == index].mean(0) for index in range(2)])[sample]

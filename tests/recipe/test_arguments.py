@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from bifusion_hf.configuration_bifusion import BiFusionConfig
 from bifusion_hf.recipe.arguments import TrainArguments, check_names, valid_keys
 from bifusion_hf.recipe.reading import describe_keys, load_arguments, recipe_names
+from bifusion_hf.training.run import build_config
 
 
 def test_defaults_round_trip_through_yaml(tmp_path):
@@ -18,7 +21,22 @@ def test_defaults_round_trip_through_yaml(tmp_path):
 def test_shipped_recipes_load(name):
     arguments = load_arguments(name)
     assert arguments.optimizer.power == 0.9 and arguments.optimizer.max_grad_norm == 10
-    BiFusionConfig.from_preset(arguments.model.preset, **arguments.model.config)
+    # As it would be from the preset; what a recipe starts from is not here.
+    config = build_config(replace(arguments.model, pretrained=None))
+    assert config.use_box_head == config.point_config.use_frame_adapters == ("online" in name)
+
+
+def test_the_online_recipe_has_the_values_of_the_original():
+    online = load_arguments("sv3d_online")
+    assert (online.data.window_frames, online.training.batch_size, online.training.epochs) == (8, 4, 128)
+    assert (online.optimizer.learning_rate, online.optimizer.weight_decay, online.optimizer.power) == (1e-4, 0.05, 0.9)
+    assert online.optimizer.max_grad_norm == 10 and online.model.pretrained == "outputs/sv3d/best"
+    config = build_config(replace(online.model, pretrained=None))
+    assert config.use_merge_head == "layer"
+    losses = config.loss_config
+    names = ("class_weight", "mask_weight", "box_weight", "semantic_weight", "no_object_weight", "merge_weight")
+    assert [getattr(losses, name) for name in names] == [0.5, 1.0, 0.5, 0.5, 0.1, 2.0]
+    assert losses.merge_temperature == 0.07 and list(losses.dice_weight) == [1.0, 1.0, 1.0, 4.0]
 
 
 def test_recipes_have_the_published_values():
@@ -92,6 +110,14 @@ def test_training_frames_come_from_one_source_or_a_mixture(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             load_arguments(None, words)
+
+
+def test_windows_need_rows_by_index():
+    stream = {"streaming": True, "window_frames": 2}
+    with pytest.raises(ValueError, match=r"data.window_frames needs rows by index, data.streaming has none"):
+        TrainArguments.from_dict({"data": stream, "training": {"max_updates": 5}})
+    with pytest.raises(ValueError, match=r"data.window_frames must be positive, got 0"):
+        TrainArguments.from_dict({"data": {"window_frames": 0}})
 
 
 def test_a_stream_has_a_cadence_in_updates():
