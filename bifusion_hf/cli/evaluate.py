@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if (arguments.checkpoint is None) == (arguments.predictions is None):
         parser.error("expected either a CHECKPOINT or --predictions")
     check_fraction("--threshold", arguments.threshold)
+    if (arguments.meshes is None) != (arguments.label_map is None) or (arguments.meshes and not arguments.scenes):
+        parser.error("--meshes needs --scenes and --label_map, and --label_map --meshes")
     if arguments.scenes and (arguments.predictions or arguments.save_predictions):
         parser.error("--scenes and --predictions, --save_predictions exclude each other")
     if arguments.predictions is not None:
@@ -78,6 +80,13 @@ def build_parser() -> argparse.ArgumentParser:
     scenes.add_argument("--merging", choices=("learned", "geometric", "none"), help="see bifusion-scan")
     scenes.add_argument("--threshold", type=float, default=0.3, help="of the instances of a frame, default: 0.3")
     scenes.add_argument("--voxel_size", type=float, default=0.04, help="metres, of a scene's map, default: 0.04")
+    scenes.add_argument(
+        "--meshes",
+        type=Path,
+        metavar="FOLDER",
+        help="with a folder for each scan: measure over the vertices of ScanNet's meshes, masks voted by segment",
+    )
+    scenes.add_argument("--label_map", type=Path, metavar="FILE", help="scannetv2-labels.combined.tsv, for --meshes")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="evaluate these instead of running a model")
     parser.add_argument("--save_predictions", type=Path, metavar="FILE", help="keep the predictions (Parquet)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
@@ -178,8 +187,10 @@ def _measure_frames(model, processor, rows, accelerator, arguments, options) -> 
 
 def _measure_scenes(model, processor, rows, accelerator, arguments, options) -> dict[str, Any]:
     from ..data.recordings.rows import RowScenes
+    from ..data.scannet.scan_mesh import ScanMeshes
     from ..evaluation.scene_evaluator import evaluate_scenes
 
+    meshes = None if arguments.meshes is None else ScanMeshes(arguments.meshes, arguments.label_map)
     return evaluate_scenes(
         model,
         processor,
@@ -187,6 +198,7 @@ def _measure_scenes(model, processor, rows, accelerator, arguments, options) -> 
         merging=arguments.merging,
         threshold=arguments.threshold,
         voxel_size=arguments.voxel_size,
+        meshes=meshes,
         accelerator=accelerator,
         progress=True,
         **options,

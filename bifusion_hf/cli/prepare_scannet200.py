@@ -101,6 +101,12 @@ def build_parser() -> argparse.ArgumentParser:
         f"(default {MAX_DISTANCE}; beyond {NEAR_RANGE:g} m from the camera it grows in proportion)",
     )
     scannet.add_argument(
+        "--sequences",
+        action="store_true",
+        help="add scene_id, object_ids and object_boxes of the mesh's objects, for training on windows of frames and "
+        "whole scenes; with --frame_interval 40 the frames of ESAM's online stage",
+    )
+    scannet.add_argument(
         "--assume_registered",
         action="store_true",
         help="take colour as registered to depth although the extrinsics of a .sens differ",
@@ -130,6 +136,7 @@ def prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> d
         max_label_distance=arguments.max_label_distance,
         jpeg_quality=quality or None,
         assume_registered=arguments.assume_registered,
+        sequences=arguments.sequences,
         **options,
     )
 

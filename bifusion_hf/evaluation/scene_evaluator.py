@@ -5,13 +5,15 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 
 from ..data.frames import RGBDFrame
-from ..labels import NONE, thing_classes
+from ..data.scannet.scan_mesh import ScanMesh
+from ..labels import NONE, raw_id_to_index, thing_classes
 from ..scenes.session import SceneSession
 from ..scenes.voxel_map import SceneMap, frame_voxels, voxel_keys
-from .scene_average_precision import SceneAveragePrecision
+from .scene_average_precision import SceneAveragePrecision, masks_at_vertices, vote_segments
 
 
 if TYPE_CHECKING:
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 # About the spacing of the vertices of ScanNet's meshes.
 TRUTH_VOXEL_SIZE = 0.02
+POINTS = f"one for each voxel of {TRUTH_VOXEL_SIZE:g} m that the frames saw"
+VERTICES = "vertices of the scan's mesh, masks voted by segment"
+# Metres; half of the points of frames in the mesh's world lie within a few centimetres of a vertex.
+MAX_MESH_DISTANCE = 0.1
 
 
 class SceneTruth:
@@ -116,12 +122,19 @@ class SceneEvaluator:
         self.processor, self.masks, self.min_points = processor, masks, min_points
         names = None if class_agnostic or len(names) == 1 else names
         self.metric = SceneAveragePrecision(names, min_points, include_95=include_95)
+        self.on_mesh = False
 
-    def run(self, session: SceneSession, frames: Iterable[RGBDFrame]) -> None:
+    def run(self, session: SceneSession, frames: Iterable[RGBDFrame], mesh: ScanMesh | None = None) -> None:
         """Adds a scene: resets the session, gives it the frames in their order and measures its objects.
 
+        Args:
+            session: Of the network.
+            frames: Of the scene.
+            mesh: Measure over its vertices, as ScanNet's benchmark does: each takes the masks of the nearest point of
+                the frames, and a segment belongs to a mask with more than half of its vertices. None = the points.
+
         Raises:
-            ValueError: A frame has no pose or no labels, or is malformed.
+            ValueError: A frame has no pose or no labels, or is malformed; or the frames do not lie on the mesh.
         """
         session.reset()
         truth, covered = SceneTruth(self.processor), {}
@@ -146,7 +159,13 @@ class SceneEvaluator:
         if self.masks == "union":
             # The score of an object counts the votes that masks of their own do not take part in.
             scores = session.bank["scores"][session.bank.rows(np.array([item.id for item in objects], dtype=np.int64))]
-        self.metric.update(masks, scores, [item.label_id for item in objects], *truth.labels())
+        truth_ids, truth_labels = truth.labels()
+        if mesh is not None:
+            masks = on_mesh(truth.map.positions, masks, mesh)
+            found = self.processor.point_labels(mesh.labels.instance, raw_id_to_index(mesh.labels.raw_ids))
+            truth_ids, truth_labels = found["instance"], found["class_labels"]
+        self.on_mesh = mesh is not None
+        self.metric.update(masks, scores, [item.label_id for item in objects], truth_ids, truth_labels)
 
     def compute(self, extra_protocol: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The result in the form that `evaluation.results` describes, with `"identity"`."""
@@ -154,13 +173,36 @@ class SceneEvaluator:
         agnostic = self.metric.metrics["class_agnostic"]
         results["protocol"] = {
             "num_scenes": agnostic.num_frames,
-            "points": f"one for each voxel of {TRUTH_VOXEL_SIZE:g} m that the frames saw",
+            "points": VERTICES if self.on_mesh else POINTS,
             "masks": self.masks,
             "min_points": self.min_points,
             "iou_thresholds": [round(float(threshold), 2) for threshold in agnostic.thresholds],
             **(extra_protocol or {}),
         }
         return results
+
+
+def on_mesh(points: np.ndarray, masks: np.ndarray, mesh: ScanMesh) -> np.ndarray:
+    """Masks over the points of a scene as whole segments of its mesh.
+
+    Args:
+        points: float [P, 3] metres.
+        masks: bool [K, P].
+        mesh: Of the scan.
+
+    Returns:
+        bool [K, V].
+
+    Raises:
+        ValueError: The points do not lie on the mesh.
+    """
+    distance = float(np.median(cKDTree(mesh.vertices).query(points)[0]))
+    if distance > MAX_MESH_DISTANCE:
+        raise ValueError(
+            f"the points of the frames lie {distance:.2f} m from the vertices of the mesh (median); expected at most "
+            f"{MAX_MESH_DISTANCE} m: another scan, or frames whose poses were turned by the scan's axisAlignment"
+        )
+    return vote_segments(masks_at_vertices(points, masks, mesh.vertices), mesh.segments)
 
 
 def evaluate_scenes(
@@ -172,6 +214,7 @@ def evaluate_scenes(
     class_agnostic: bool = False,
     include_95: bool = False,
     min_points: int = 100,
+    meshes: Mapping[str, ScanMesh] | None = None,
     accelerator: "Accelerator | None" = None,
     progress: bool = False,
     **settings: Any,
@@ -188,6 +231,7 @@ def evaluate_scenes(
         class_agnostic: Leave the labels of a class-aware network out.
         include_95: See `InstanceAveragePrecision`.
         min_points: Of `SceneEvaluator`.
+        meshes: The mesh of each scene, of `SceneEvaluator.run`; None = measure over the points of the frames.
         accelerator: Of the run; None = this process alone.
         progress: Show a bar on the main process.
         settings: Of `SceneSession`.
@@ -204,12 +248,12 @@ def evaluate_scenes(
         names = names[accelerator.process_index :: accelerator.num_processes]
     show = progress and (accelerator is None or accelerator.is_main_process)
     for name in tqdm(names, disable=not show, unit="scene"):
-        evaluator.run(session, scenes[name])
+        evaluator.run(session, scenes[name], None if meshes is None else meshes[name])
     if accelerator is not None and accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
         metrics = gather_object([evaluator.metric])
-        evaluator.metric = metrics[0]
+        evaluator.metric, evaluator.on_mesh = metrics[0], meshes is not None
         for other in metrics[1:]:
             evaluator.metric.merge(other)
     return evaluator.compute(

@@ -176,3 +176,12 @@ def test_whole_scenes(folder, capsys):
     with pytest.raises(SystemExit) as error:
         main(["sample", "--data", "sample", "--scenes", "--save_predictions", "a.parquet"])
     assert error.value.code == 2
+    for words in (
+        ["--scenes", "--meshes", "a"],
+        ["--scenes", "--label_map", "a"],
+        ["--meshes", "a", "--label_map", "b"],
+    ):
+        with pytest.raises(SystemExit) as error:
+            main(["sample", "--data", "sample", *words])
+        assert error.value.code == 2
+    assert "--meshes needs --scenes and --label_map" in capsys.readouterr().err

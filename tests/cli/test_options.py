@@ -32,6 +32,7 @@ OPTIONS = {
         "--axis_align": (["--axis_align"], []),
         "--max_label_distance": (["--max_label_distance", "0.5"], []),
         "--assume_registered": (["--assume_registered"], []),
+        "--sequences": (["--sequences"], []),
     },
     "render_rooms": {
         "--furniture": (["--furniture", "chairs.sh3f"], []),
@@ -97,6 +98,8 @@ OPTIONS = {
         "--merging": (["--merging", "geometric"], ["--scenes"]),
         "--threshold": (["--threshold", "0.7"], ["--scenes"]),
         "--voxel_size": (["--voxel_size", "0.7"], ["--scenes"]),
+        "--meshes": (["--meshes", "other"], ["--scenes", "--meshes", "scans", "--label_map", "labels.tsv"]),
+        "--label_map": (["--label_map", "other"], ["--scenes", "--meshes", "scans", "--label_map", "labels.tsv"]),
         "--predictions": (["--data", "sample", "--predictions", "file"], None),
         "--save_predictions": (["--save_predictions", "file"], []),
         "--output": (["--output", "file.json"], []),
@@ -355,6 +358,7 @@ def prepare(command, calls):
         calls.replace("data.frames.load_frames", rows)
         calls.replace("data.dataset.FrameDataset")
         calls.replace("data.recordings.rows.RowScenes")
+        calls.replace("data.scannet.scan_mesh.ScanMeshes")
         for name in ("evaluate_model", "evaluate_predictions"):
             calls.replace(f"evaluation.{name}", lambda *args, **options: {"protocol": {}})
         calls.replace("evaluation.scene_evaluator.evaluate_scenes", lambda *args, **options: {"protocol": {}})

@@ -4,6 +4,8 @@ import torch
 from frame_factory import POSE, make_frame
 from perfect_network import PerfectNetwork, readable_frame, readable_processor
 
+from bifusion_hf.data.scannet.annotations import VertexLabels
+from bifusion_hf.data.scannet.scan_mesh import ScanMesh
 from bifusion_hf.evaluation.results import format_results
 from bifusion_hf.evaluation.scene_average_precision import (
     IdentitySteadiness,
@@ -12,6 +14,7 @@ from bifusion_hf.evaluation.scene_average_precision import (
     vote_segments,
 )
 from bifusion_hf.evaluation.scene_evaluator import SceneEvaluator, SceneTruth, evaluate_scenes
+from bifusion_hf.labels import raw_id_to_index
 from bifusion_hf.scenes import SceneSession
 
 
@@ -87,6 +90,50 @@ def test_evaluation_refuses_frames_without_pose_and_unknown_masks():
     with pytest.raises(ValueError, match="masks is 'all'"):
         SceneEvaluator(processor, masks="all")
     assert SceneSession(FeaturedNetwork(processor), processor).merging.name == "geometric"
+
+
+def mesh_of(frame, shift=0.0):
+    """The pixels of a frame as a mesh; each object is cut into segments of its columns, the rest is one."""
+    measured = frame.depth > 0
+    columns = np.broadcast_to(np.arange(frame.depth.shape[1]) // 4, frame.depth.shape)
+    instance, semantic = frame.instance[measured], frame.semantic[measured]
+    raw_ids = np.arange(1400)
+    raw_of = {
+        int(index): int(raw_ids[raw_id_to_index(raw_ids) == index][0]) for index in np.unique(semantic) if index >= 0
+    }
+    return ScanMesh(
+        frame.unproject()[measured].astype(np.float64) + shift,
+        np.zeros((0, 3), dtype=np.int64),
+        100 * (instance + 1) + np.where(instance >= 0, columns[measured], 0),
+        VertexLabels(instance, np.array([raw_of.get(int(index), 0) for index in semantic])),
+    )
+
+
+@pytest.mark.parametrize("class_aware", [False, True])
+def test_scenes_are_measured_over_the_vertices_of_their_meshes(class_aware):
+    processor = readable_processor(class_aware)
+    network, frames = FeaturedNetwork(processor), list(walk())
+    options = {"voxel_size": 0.1, "min_points": 20}
+    results = evaluate_scenes(network, processor, {"a": frames}, meshes={"a": mesh_of(frames[0])}, **options)
+    assert results["protocol"]["points"] == "vertices of the scan's mesh, masks voted by segment"
+    for part in ("class_agnostic", "class_aware")[: 1 + class_aware]:
+        # Objects of the frames reach a little over those of the mesh; whole segments do not.
+        assert results[part]["all_ap"] == 1.0 and results[part]["num_instances"] == 3
+    with pytest.raises(ValueError, match=r"lie 0.\d+ m from the vertices of the mesh .*axisAlignment"):
+        evaluate_scenes(network, processor, {"a": frames}, meshes={"a": mesh_of(frames[0], 0.7)}, **options)
+    # An object that no frame saw counts as missed.
+    extra = mesh_of(frames[0])
+    far = ScanMesh(
+        np.concatenate([extra.vertices, extra.vertices[:50] + 60]),
+        extra.faces,
+        np.concatenate([extra.segments, np.full(50, 9999)]),
+        VertexLabels(
+            np.concatenate([extra.labels.instance, np.full(50, 90)]),
+            np.concatenate([extra.labels.raw_ids, np.full(50, extra.labels.raw_ids.max())]),
+        ),
+    )
+    missed = evaluate_scenes(network, processor, {"a": frames}, meshes={"a": far}, **options)["class_agnostic"]
+    assert missed["num_instances"] == 4 and missed["all_ap_50%"] < 1
 
 
 def test_identity_of_a_hand_made_sequence():

@@ -67,6 +67,24 @@ def read_label_ids(path: str | Path) -> dict[str, int]:
     return ids
 
 
+def read_segments(path: str | Path, num_vertices: int) -> np.ndarray:
+    """The segment of each vertex of a scan's mesh, int64 [V].
+
+    Args:
+        path: `<scan>_vh_clean_2.0.010000.segs.json`.
+        num_vertices: Number V of vertices of the mesh.
+
+    Raises:
+        DataFileError: The file is missing or damaged, or belongs to another mesh.
+    """
+    segments = _integers(_field(read_json(path), "segIndices", path), "segIndices", path)
+    if len(segments) != num_vertices:
+        raise DataFileError(
+            path, f"has segIndices of {len(segments)} vertices; the mesh has {num_vertices}: another mesh"
+        )
+    return segments
+
+
 def read_vertex_labels(
     segments_path: str | Path, aggregation_path: str | Path, label_ids: dict[str, int], num_vertices: int
 ) -> VertexLabels:
@@ -81,11 +99,7 @@ def read_vertex_labels(
     Raises:
         DataFileError: A file is missing or damaged, or belongs to another mesh.
     """
-    segments = _integers(_field(read_json(segments_path), "segIndices", segments_path), "segIndices", segments_path)
-    if len(segments) != num_vertices:
-        raise DataFileError(
-            segments_path, f"has segIndices of {len(segments)} vertices; the mesh has {num_vertices}: another mesh"
-        )
+    segments = read_segments(segments_path, num_vertices)
     values, segment_of_vertex = np.unique(segments, return_inverse=True)
     instance = np.full(len(values), -1, dtype=np.int32)
     raw_ids = np.zeros(len(values), dtype=np.int32)

@@ -63,6 +63,7 @@ def prepare_scannet200(
     max_label_distance: float = MAX_DISTANCE,
     jpeg_quality: int | None = 95,
     assume_registered: bool = False,
+    sequences: bool = False,
     scans_per_shard: int = 16,
     workers: int = 1,
     progress: bool = True,
@@ -86,6 +87,8 @@ def prepare_scannet200(
         max_label_distance: Largest distance in metres between a pixel's point and the mesh sample that labels it.
         jpeg_quality: Of the stored colour images; None = lossless PNG.
         assume_registered: Take colour as registered to depth although a `.sens` says otherwise.
+        sequences: Rows for windows of frames too: `scene_id`, and `object_ids` and `object_boxes` of the whole objects
+            of the mesh, which each scan then needs. ESAM's online stage has a `frame_interval` of 40.
         scans_per_shard: Scans of a parquet file.
         workers: Number of processes.
         progress: Show a progress bar.
@@ -116,6 +119,8 @@ def prepare_scannet200(
         "max_label_distance": max_label_distance,
         "jpeg_quality": jpeg_quality,
         "assume_registered": assume_registered,
+        # Data sets that were begun before there was this choice go on.
+        **({"sequences": True} if sequences else {}),
     }
     source = ScanNetSource(
         Path(scans),

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ...io.atomic import new_file, remove_unfinished, write_text
 from ...io.files import DataFileError
-from ..frames import frame_features
+from ..frames import frame_features, sequence_features
 
 
 # Rows of a row group: what a reader of a stream holds at a time.
@@ -42,10 +42,15 @@ class SkippedFrame:
 
 
 class FrameSource(Protocol):
-    """Where the rows come from. It goes to worker processes, so it has to be picklable."""
+    """Where the rows come from. It goes to worker processes, so it has to be picklable.
+
+    Attributes: `sequences`, whether rows have the columns of `sequence_features()` or those of `frame_features()`.
+    """
+
+    sequences: bool
 
     def rows(self, unit: str) -> Iterator[dict[str, Any] | SkippedFrame | str]:
-        """Rows of `frame_features()` of a unit, its skipped frames, and notes on the unit (text, counted).
+        """Rows of a unit, its skipped frames, and notes on the unit (text, counted).
 
         Raises:
             DataFileError: The unit cannot be read.
@@ -181,9 +186,10 @@ def write_shard(source: FrameSource, units: Iterable[str], out: Path, name: str)
 
     record = ShardRecord(list(units))
     notes: Counter[str] = Counter()
+    features = sequence_features() if source.sequences else frame_features()
     with (
         new_file(_shard_path(out, name)) as partial,
-        ParquetWriter(path=str(partial), features=frame_features(), writer_batch_size=ROW_GROUP) as writer,
+        ParquetWriter(path=str(partial), features=features, writer_batch_size=ROW_GROUP) as writer,
     ):
         for unit in record.units:
             try:

@@ -10,10 +10,10 @@ import numpy as np
 from ...io.files import DataFileError
 from ...labels import raw_id_to_index
 from ..frames import MIN_VALID_POINTS, RGBDFrame, frame_to_row
-from .annotations import axis_alignment, read_vertex_labels
-from .mesh import read_mesh
+from .annotations import axis_alignment
 from .mesh_labels import MAX_DISTANCE, MeshLabels
 from .registration import register_labels
+from .scan_mesh import ScanMesh, boxes_by_id, mesh_files, read_scan_mesh
 from .scans import ExportedScan, LabelImages, SensScan, open_scan, scan_frame
 from .shards import SkippedFrame
 
@@ -36,6 +36,7 @@ class ScanNetSource:
         max_label_distance: Of `MeshLabels`, metres.
         jpeg_quality: Of `frame_to_row`.
         assume_registered: Of `SensScan`.
+        sequences: Add the columns of `sequence_features()`, with boxes of the mesh's objects in the frames' world.
     """
 
     scans: Path
@@ -48,6 +49,7 @@ class ScanNetSource:
     max_label_distance: float = MAX_DISTANCE
     jpeg_quality: int | None = 95
     assume_registered: bool = False
+    sequences: bool = False
 
     def rows(self, unit: str) -> Iterator[dict[str, Any] | SkippedFrame | str]:
         """Rows, skipped frames and notes of a scan; see `FrameSource`.
@@ -58,11 +60,18 @@ class ScanNetSource:
         folder = Path(self.scans, unit)
         with open_scan(folder, assume_registered=self.assume_registered) as scan:
             kind = self._label_source(folder)
+            alignment = axis_alignment(folder / f"{unit}.txt") if self.axis_align else None
+            mesh = read_scan_mesh(folder, self.label_ids) if kind == "mesh" else None
+            columns = {}
+            if self.sequences:
+                if mesh is None:
+                    raise DataFileError(folder, f"labels are of kind {kind!r}; expected a mesh, as boxes need one")
+                columns = {"scene_id": unit, **_object_columns(mesh, alignment)}
             reader = _FrameReader(
                 scan,
-                mesh=self._mesh_labels(folder) if kind == "mesh" else None,
+                mesh=None if mesh is None else self._mesh_labels(folder, mesh),
                 images=LabelImages(folder) if kind == "2d" else None,
-                alignment=axis_alignment(folder / f"{unit}.txt") if self.axis_align else None,
+                alignment=alignment,
                 size=self.image_size,
                 jpeg_quality=self.jpeg_quality,
             )
@@ -78,32 +87,28 @@ class ScanNetSource:
                 if number not in available:
                     yield SkippedFrame(frame_id, "missing", f"{folder}: has no frame {number}")
                     continue
-                yield reader.row(number, frame_id)
+                row = reader.row(number, frame_id)
+                yield row if isinstance(row, SkippedFrame) else {**row, **columns}
 
     def _label_source(self, folder: Path) -> str:
         if self.labels != "auto":
             return self.labels
-        if all(path.is_file() for path in _mesh_files(folder)):
+        if all(path.is_file() for path in mesh_files(folder)):
             return "mesh"
         return "2d" if LabelImages.exist(folder) else "none"
 
-    def _mesh_labels(self, folder: Path) -> MeshLabels:
-        mesh_path, segments_path, aggregation_path = _mesh_files(folder)
-        vertices, faces = read_mesh(mesh_path)
-        labels = read_vertex_labels(segments_path, aggregation_path, self.label_ids, len(vertices))
+    def _mesh_labels(self, folder: Path, mesh: ScanMesh) -> MeshLabels:
         try:
-            return MeshLabels(vertices, faces, labels, self.max_label_distance)
+            return MeshLabels(mesh.vertices, mesh.faces, mesh.labels, self.max_label_distance)
         except ValueError as error:
-            raise DataFileError(mesh_path, str(error)) from error
+            raise DataFileError(mesh_files(folder)[0], str(error)) from error
 
 
-def _mesh_files(folder: Path) -> tuple[Path, Path, Path]:
-    name = folder.name
-    return (
-        folder / f"{name}_vh_clean_2.ply",
-        folder / f"{name}_vh_clean_2.0.010000.segs.json",
-        folder / f"{name}.aggregation.json",
-    )
+def _object_columns(mesh: ScanMesh, alignment: np.ndarray | None) -> dict[str, Any]:
+    """`object_ids` and `object_boxes` of the objects of a mesh, in the world of the frames."""
+    vertices = mesh.vertices if alignment is None else mesh.vertices @ alignment[:3, :3].T + alignment[:3, 3]
+    ids, boxes = boxes_by_id(vertices, mesh.labels.instance)
+    return {"object_ids": ids.tolist(), "object_boxes": boxes.tolist()}
 
 
 @dataclass

@@ -12,6 +12,8 @@ from bifusion_hf.io.files import DataFileError
 class CountingSource:
     """Units "a3" give three frames; they are noted in a file, so that a test sees what was made, in any process."""
 
+    sequences = False
+
     def __init__(self, log, stop_at=None):
         self.log = str(log)
         self.stop_at = stop_at
