@@ -105,7 +105,16 @@ def matrix4(matrix: np.ndarray) -> np.ndarray:
 
 
 def sens_bytes(
-    poses, colors, depths, *, color_type=2, depth_type=1, imu_frames=1, depth_extrinsics=None, version=4
+    poses,
+    colors,
+    depths,
+    *,
+    color_type=2,
+    depth_type=1,
+    imu_frames=1,
+    depth_extrinsics=None,
+    version=4,
+    depth_scale=1000.0,
 ) -> bytes:
     """A `.sens` file of colours uint8 [H, W, 3] and depths uint16 [H, W]; types: 0 raw, 1 png or zlib, 2 jpeg."""
     name = b"StructureSensor"
@@ -115,7 +124,7 @@ def sens_bytes(
     parts += [matrix.astype("<f4").tobytes() for matrix in matrices]
     (color_height, color_width), (depth_height, depth_width) = colors[0].shape[:2], depths[0].shape
     parts.append(struct.pack("<ii4I", color_type, depth_type, color_width, color_height, depth_width, depth_height))
-    parts.append(struct.pack("<fQ", 1000.0, len(poses)))
+    parts.append(struct.pack("<fQ", depth_scale, len(poses)))
     for index, (matrix, color, depth) in enumerate(zip(poses, colors, depths, strict=True)):
         color_data = (color.tobytes, lambda c=color: encode(c), lambda c=color: encode(c, "JPEG", quality=95))[
             color_type

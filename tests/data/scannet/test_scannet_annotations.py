@@ -23,6 +23,9 @@ def test_label_table(tmp_path):
     path = tmp_path / "labels.tsv"
     path.write_text(LABEL_MAP)
     assert read_label_ids(path) == IDS
+    # The published table has names twice, with other ids further down.
+    path.write_text(LABEL_MAP + "\n9\tchair\tsofa\t1\n9\tsofa\tsofa\t1")
+    assert read_label_ids(path) == {**IDS, "sofa": 9}
 
 
 @pytest.mark.parametrize(

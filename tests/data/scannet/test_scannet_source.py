@@ -1,0 +1,98 @@
+"""The rows of a scan: depth in the unit of its file, and every setting in what is made of it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scannet_files import depth_view, pose, write_label_images, write_sens_scan
+
+from bifusion_hf.data.frames import frame_from_row
+from bifusion_hf.data.scannet import source
+from bifusion_hf.data.scannet.source import ScanNetSource
+
+
+POSES = [pose(), pose(0.2), pose(-0.2)]
+IDS = {"wall": 1, "chair": 2, "floor": 3, "stack of chairs": 2}
+BASE = {"label_ids": IDS, "frame_interval": 2}
+# Setting -> another value, and where its rows differ: in their number, their names, or a field of the first frame.
+CHANGES = {
+    "label_ids": ({"wall": 2}, "semantic"),
+    "labels": ("none", "instance"),
+    "frame_interval": (1, "number"),
+    "frame_numbers": ({"scene0000_00": (1,)}, "names"),
+    "image_size": ((32, 24), "depth"),
+    "axis_align": (True, "camera_to_world"),
+    "max_label_distance": (0.1, "instance"),
+    "jpeg_quality": (None, "image"),
+    "assume_registered": (True, "number"),
+}
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """A scan; one whose file has another unit of depth; and one whose cameras are not registered."""
+    folder = tmp_path_factory.mktemp("scans")
+    moved = np.eye(4)
+    moved[0, 3] = 0.04
+    for name, options in (
+        ("own", {}),
+        ("other", {"depth_scale": 2000.0}),
+        ("unregistered", {"depth_extrinsics": moved}),
+    ):
+        write_sens_scan(folder / name / "scene0000_00", POSES, **options)
+    write_label_images(folder / "own" / "scene0000_00", dict(enumerate(POSES)), zipped=False)
+    return folder
+
+
+class QuickLabels:
+    """Labels of a mesh that say what they were made with: searching the surface takes longer than all the rest."""
+
+    def __init__(self, vertices, faces, labels, max_distance):
+        self.instance, self.raw_id = round(100 * max_distance), labels.raw_ids.max()
+
+    def label(self, frame):
+        return tuple(np.full(frame.depth.shape, value, np.int32) for value in (self.instance, self.raw_id))
+
+
+@pytest.fixture(autouse=True)
+def quick_labels(monkeypatch):
+    monkeypatch.setattr(source, "MeshLabels", QuickLabels)
+
+
+def observe(folder, seen_in, **settings):
+    """A field of the first frame, the rows' number or names; or what is said where there are none."""
+    made = ScanNetSource(folder, **{**BASE, **settings})
+    try:
+        rows = [row for row in made.rows("scene0000_00") if isinstance(row, dict)]
+    except ValueError as error:
+        return str(error)
+    if seen_in == "number":
+        return len(rows)
+    if seen_in == "names":
+        return [row["frame_id"] for row in rows]
+    return rows[0][seen_in] if seen_in == "depth_scale" else getattr(frame_from_row(rows[0]), seen_in)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("own", 1000), ("other", 2000)])
+def test_depth_has_the_unit_of_the_file(scans, name, scale):
+    """What is stored are the file's own integers; in metres half as far where a metre has twice the units."""
+    assert observe(scans / name, "depth_scale") == scale
+    np.testing.assert_allclose(observe(scans / name, "depth"), depth_view(POSES[0]) / scale, atol=1e-6)
+
+
+def test_every_setting_is_looked_at():
+    assert {field.name for field in dataclasses.fields(ScanNetSource)} == {"scans", *CHANGES}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_setting_changes_the_rows(scans, name):
+    value, seen_in = CHANGES[name]
+    folder = scans / ("unregistered" if name == "assume_registered" else "own")
+    before, after = (observe(folder, seen_in, **changed) for changed in ({}, {name: value}))
+    assert not np.array_equal(before, after)
+
+
+def test_label_images_are_taken_where_they_are_asked_for(scans):
+    mesh, images = (observe(scans / "own", "instance", labels=labels) for labels in ("mesh", "2d"))
+    assert np.unique(mesh).tolist() == [5] and np.unique(images).tolist() == [-1, 0, 2]
+    np.testing.assert_array_equal(observe(scans / "own", "instance"), mesh)
