@@ -112,3 +112,14 @@ def test_means_by_sample():
     samples, queries = matches.query_index()
     assert samples.tolist() == [0, 0, 2]
     assert queries.tolist() == [4, 2, 1]
+
+
+@pytest.mark.parametrize(("ahead", "winner"), [(1e-4, 1), (-1e-4, 0), (1e-8, 0)])
+def test_a_query_that_is_a_little_cheaper_wins_and_one_within_rounding_does_not(ahead, winner):
+    mask_logits = torch.zeros(2, 40)
+    mask_logits[1] += ahead
+    masks = torch.ones(1, 40, dtype=torch.bool)
+    queries, instances = SparseMatcher()(
+        torch.zeros(2, 2), mask_logits, torch.tensor([0]), masks, masks[0], torch.ones(1, 2, dtype=torch.bool)
+    )
+    assert queries.tolist() == [winner] and instances.tolist() == [0]
