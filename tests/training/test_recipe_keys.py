@@ -1,8 +1,10 @@
 """Every key of a recipe changes what it names: in a run of a stand-in, in what a recipe builds, or in a test named."""
 
+import random
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from real_recipe import prepared_frames, small_recipe
@@ -177,6 +179,14 @@ def test_every_key_is_looked_at():
 def test_key_changes_the_run(traces, key):
     value, seen_in, beside = RUNS[key]
     assert not same(traces(beside)[seen_in], traces({**beside, key: value})[seen_in])
+
+
+def test_all_that_is_random_follows_the_seed(tmp_path):
+    draws = []
+    for seed in (7, 7, 8):
+        make_trainer(recipe(tmp_path, seed=seed))
+        draws.append((torch.rand(()).item(), random.random(), np.random.random()))  # noqa: NPY002
+    assert draws[0] == draws[1] and all(a != b for a, b in zip(draws[0], draws[2], strict=True))
 
 
 def test_updates_are_those_of_adamw_by_hand(tmp_path):

@@ -1,0 +1,102 @@
+import json
+
+import pytest
+
+from scripts.mutation.__main__ import main, sample_faults
+from scripts.mutation.faults import find_faults
+from scripts.mutation import runner
+
+
+SOURCE = b'''"""A module of 3 lines."""
+
+import torch
+
+TABLE = {"first": "one", "second": "two"}
+
+
+def f(a: int, b: int = 2, *, scale=0.5):
+    """Of 1 and 2."""
+    if a < b:
+        raise ValueError(f"a is {a}; expected {b + 1}")
+    values = torch.relu(a - b).float()
+    values[0] = 1
+    print("a", a + 1)
+    return g(a, b, scale=scale) if values is not None else [a, b]
+'''
+
+
+@pytest.fixture(scope="module")
+def faults():
+    return find_faults("bifusion_hf/f.py", SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("entries exchanged", "{'first': 'two', 'second': 'one'}"),
+        ("constant", "3"),
+        ("constant", "1.0"),
+        ("comparison", "(a <= b)"),
+        ("condition negated", "not (a < b)"),
+        ("raise removed", "pass"),
+        ("operator", "(a + b)"),
+        ("call dropped", "(a - b)"),
+        ("call dropped", "(torch.relu(a - b))"),
+        ("name", "torch.sigmoid"),
+        ("statement removed", "pass"),
+        ("arguments exchanged", "g(b, a, scale=scale)"),
+        ("argument scale dropped", "g(a, b)"),
+        ("elements exchanged", "[b, a]"),
+        ("comparison", "(values is None)"),
+    ],
+)
+def test_plausible_slips_are_found(faults, kind, text):
+    assert (kind, text) in {(fault.kind, fault.text) for fault in faults}
+
+
+def test_each_is_another_program_and_messages_are_left_alone(faults):
+    changed = [fault.apply(SOURCE) for fault in faults]
+    assert len(set(changed)) == len(faults) == len({fault.key(SOURCE) for fault in faults})
+    for fault, source in zip(faults, changed, strict=True):
+        compile(source, "f.py", "exec")
+        lines = SOURCE.decode().splitlines()
+        assert not lines[fault.line - 1].strip().startswith(('"""', "import", "print")), fault.describe(SOURCE)
+        assert "expected" not in fault.describe(SOURCE) or fault.kind == "raise removed"
+
+
+def test_a_sample_is_drawn_by_its_seed_and_takes_the_files_in_turn():
+    first, again, other = (sample_faults(["losses", "postprocessing.py"], seed) for seed in (1, 1, 2))
+    assert first == again and first[:20] != other[:20] and set(first) == set(other)
+    files = len({fault.path for fault, _ in first})
+    assert len({fault.path for fault, _ in first[:files]}) == files
+
+
+def test_tests_mirror_the_source():
+    assert "tests/losses/test_matcher.py" in runner.tests_of("bifusion_hf/losses/matcher.py", runner.ROOT)
+    deep = runner.tests_of("bifusion_hf/sparse/backends/folding.py", runner.ROOT)
+    assert "tests/sparse/test_convolution.py" in deep and "tests/test_slow_network.py" in deep
+    assert runner.tests_of("bifusion_hf/postprocessing.py", runner.ROOT)[0] == "tests/test_postprocessing.py"
+
+
+def test_report_has_the_worst_file_first_and_the_survivors(tmp_path, capsys):
+    results = tmp_path / "results.jsonl"
+    lines = [
+        {"key": name, "path": f"bifusion_hf/losses/{file}.py", "outcome": outcome, "fault": f"fault {name}"}
+        for name, file, outcome in (
+            ("1", "good", "noticed"),
+            ("2", "bad", "survived"),
+            ("3", "bad", "noticed"),
+            ("4", "bad", "unclear"),
+            # Run again, after a test was written.
+            ("1", "good", "noticed"),
+        )
+    ]
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    main([str(results), "--report"])
+    assert capsys.readouterr().out.splitlines() == [
+        " 50.0% of   2  bifusion_hf/losses/bad.py",
+        "100.0% of   1  bifusion_hf/losses/good.py",
+        "66.7%: 2 of 3 faults noticed",
+        "survivors:",
+        "fault 2",
+    ]
