@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from scripts.mutation import runner
 from scripts.mutation.__main__ import main, sample_faults
 from scripts.mutation.faults import find_faults
-from scripts.mutation import runner
 
 
 SOURCE = b'''"""A module of 3 lines."""
