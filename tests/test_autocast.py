@@ -47,7 +47,8 @@ def to(batch, device):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_losses_are_finite_on_random_batches(dtype, device, model, make_batch):
     model.to(device)
-    for seed in range(200):
+    # As many as there are combinations.
+    for seed in range(60):
         batch = make_batch(
             ((120, 80), (60,), (40, 1))[seed % 3],
             seed=seed,
@@ -62,7 +63,7 @@ def test_losses_are_finite_on_random_batches(dtype, device, model, make_batch):
         # Colours and pixels far out of the usual range, too.
         batch["point_colors"] *= (1, 10)[seed % 2]
         batch["pixel_values"] *= (1, 5)[seed % 2]
-        model.set_training_progress(seed, 200)
+        model.set_training_progress(seed, 60)
         seeds = torch.full((len(batch["points"]),), seed)
         with torch.no_grad(), torch.autocast(device, dtype=dtype):
             output = model(**to(batch, device), query_seeds=seeds)
