@@ -26,6 +26,7 @@ TARGETS = (
     "training",
     "postprocessing.py",
     "processing_bifusion.py",
+    "mask_parts.py",
     "weights",
     "data",
 )

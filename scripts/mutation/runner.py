@@ -21,24 +21,19 @@ from .faults import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "bifusion_hf"
-# Tests that look at a file whatever their folder is; the rest of a file's tests lie where the source tree says.
-GENERAL_TESTS = (
-    "tests/test_slow_network.py",
-    "tests/test_initialisation.py",
-    "tests/test_configuration_fields.py",
-    "tests/recipe/test_recipe_keys.py",
-    "tests/cli/test_options.py",
-)
 # First folders or files below the package -> tests that belong to them beside the mirrored ones.
+NETWORK = ["tests/test_slow_network.py", "tests/test_initialisation.py"]
 NEIGHBOURS = {
-    "layers": ["tests/test_modeling_bifusion.py", *GENERAL_TESTS[:3]],
+    "layers": ["tests/test_modeling_bifusion.py", "tests/test_configuration_fields.py", *NETWORK],
     "losses": ["tests/test_modeling_bifusion.py", "tests/test_configuration_fields.py"],
-    "sparse": ["tests/test_slow_network.py", "tests/test_initialisation.py"],
-    "training": ["tests/recipe/test_recipe_keys.py"],
+    "sparse": NETWORK,
+    "training": ["tests/recipe"],
     "evaluation": ["tests/cli/test_options.py"],
-    "data": ["tests/recipe/test_recipe_keys.py", "tests/test_processing_bifusion.py", "tests/cli/test_options.py"],
-    "postprocessing.py": ["tests/test_processing_bifusion.py", "tests/test_configuration_fields.py"],
-    "processing_bifusion.py": ["tests/test_configuration_fields.py"],
+    "weights": ["tests/hub/test_revisions.py"],
+    "data": ["tests/training/test_recipe_keys.py", "tests/test_processing_bifusion.py", "tests/cli/test_options.py"],
+    "postprocessing.py": ["tests/test_processing_bifusion.py", "tests/test_processing_fields.py"],
+    "processing_bifusion.py": ["tests/test_processing_fields.py", "tests/test_configuration_fields.py"],
+    "mask_parts.py": ["tests/test_postprocessing.py", "tests/test_processing_fields.py"],
 }
 
 
@@ -51,7 +46,10 @@ def tests_of(path: str, root: Path) -> list[str]:
     found = []
     for test in [mirrored, *NEIGHBOURS.get(parts[0], ())]:
         found += sorted((root / test).rglob("test_*.py")) if (root / test).is_dir() else [root / test]
-    return list(dict.fromkeys(test.relative_to(root).as_posix() for test in found if test.exists()))
+    missing = [test.name for test in found if not test.exists()]
+    if missing:
+        raise FileNotFoundError(f"{path}: no tests {missing}; NEIGHBOURS of {Path(__file__).name} names them")
+    return list(dict.fromkeys(test.relative_to(root).as_posix() for test in found))
 
 
 def copy_tree(target: Path) -> None:
