@@ -120,23 +120,6 @@ class AugmentationConfig:
         if not good:
             raise ValueError(f"AugmentationConfig: {name} is {getattr(self, name)}; expected {expected}")
 
-    @classmethod
-    def disabled(cls, **overrides: Any) -> "AugmentationConfig":
-        """Everything off but what `overrides` switches on."""
-        off = {
-            "flip_probability": 0.0,
-            "rotation_range": 0.0,
-            "scale_range": (1.0, 1.0),
-            "translation_std": 0.0,
-            "elastic_probability": 0.0,
-            "image_flip_probability": 0.0,
-            "crop_probability": 0.0,
-            "brightness": 0.0,
-            "contrast": 0.0,
-            "saturation": 0.0,
-        }
-        return cls(**{**off, **overrides})
-
 
 def resize_image(
     image: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None

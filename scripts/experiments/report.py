@@ -144,10 +144,6 @@ def results_table(results: Sequence[Result], condition: str = NORMAL) -> str:
     return table(header, rows)
 
 
-def _ap50(seeds: Sequence[Result], task: str, group: str, condition: str) -> str:
-    return with_spread([result.ap50(task, group, condition) for result in seeds])
-
-
 def _differences(comparison: Mapping[str, Any]) -> str:
     rows = [
         [f"`{recipe}`", task.replace("_", "-"), *(signed(found["from_baseline"][task][group]) for group in GROUPS)]

@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from augmentation_off import only
 from frame_factory import make_frame
 
 from bifusion_hf.data.alignment import alignment_error, sample_image
@@ -31,7 +32,7 @@ def sample():
 
 
 def augment(sample, seed=0, **options):
-    return JointAugmentation(AugmentationConfig.disabled(**options))(sample, np.random.default_rng(seed))
+    return JointAugmentation(only(**options))(sample, np.random.default_rng(seed))
 
 
 def assert_image_axes_fit_the_points(sample):
@@ -50,7 +51,7 @@ def assert_image_axes_fit_the_points(sample):
         assert np.sqrt(residual[0] / len(local)) < 1e-3
 
 
-def test_disabled_changes_nothing(sample):
+def test_all_off_changes_nothing(sample):
     same = augment(sample)
     assert all(np.array_equal(same[name], sample[name]) for name in sample)
 
@@ -334,7 +335,7 @@ def test_every_part_changes_what_it_is_about(sample):
         "recolor_probability": "image",
     }
     for name, part in frame_parts.items():
-        options = AugmentationConfig.disabled(**{name: 1.0})
+        options = only(**{name: 1.0})
         changed = JointAugmentation(options).frame(frame, np.random.default_rng(0))
         different = [
             field.name
@@ -428,7 +429,7 @@ def test_holes_are_connected_and_cover_their_share():
 
 def test_a_frame_with_everything_on_is_prepared_and_aligned():
     frame = make_frame(120, 160, superpoints=np.arange(120 * 160).reshape(120, 160) // 300)
-    options = AugmentationConfig.disabled(**NEW_PARTS)
+    options = only(**NEW_PARTS)
     processor = BiFusionProcessor(num_points=2000)
     frames = FrameDataset([frame], processor, training=True, augmentation=JointAugmentation(options), seed=1)
     first, again = (frames[3, 0] for _ in range(2))

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from augmentation_off import only
 from frame_factory import make_frame
 
 from bifusion_hf.data.augmentation import AugmentationConfig, JointAugmentation
@@ -60,7 +61,7 @@ def sample(frame):
 
 def observe(frame, sample, **options):
     """All that an augmentation makes of a frame and of a sample, by the same draws."""
-    augmentation = JointAugmentation(AugmentationConfig.disabled(**options))
+    augmentation = JointAugmentation(only(**options))
     changed = augmentation.frame(frame, np.random.default_rng(3))
     made = augmentation(sample, np.random.default_rng(3))
     return [changed.image, changed.depth, changed.camera_to_world, *(made[name] for name in sorted(made))]
@@ -79,7 +80,7 @@ def test_field_changes_the_sample(frame, sample, name):
 
 def jittered(sample, name, seed):
     image = sample["image"] // 4 + 96  # far from black and white, where it would be cut
-    options = AugmentationConfig.disabled(**{name: 0.3})
+    options = only(**{name: 0.3})
     found = JointAugmentation(options).photometric({**sample, "image": image}, np.random.default_rng(seed))["image"]
     return image.astype(float), found.astype(float)
 
