@@ -3,7 +3,7 @@ import json
 import pytest
 
 from scripts.mutation import runner
-from scripts.mutation.__main__ import main, sample_faults
+from scripts.mutation.__main__ import TARGETS, main, sample_faults
 from scripts.mutation.faults import find_faults
 
 
@@ -76,6 +76,15 @@ def test_tests_mirror_the_source():
     deep = runner.tests_of("bifusion_hf/sparse/backends/folding.py", runner.ROOT)
     assert "tests/sparse/test_convolution.py" in deep and "tests/test_slow_network.py" in deep
     assert runner.tests_of("bifusion_hf/postprocessing.py", runner.ROOT)[0] == "tests/test_postprocessing.py"
+    for part in TARGETS:
+        tests = runner.tests_of(f"bifusion_hf/{part if part.endswith('.py') else f'{part}/some.py'}", runner.ROOT)
+        assert tests and len(set(tests)) == len(tests), part
+
+
+def test_a_neighbour_that_was_moved_is_told(tmp_path):
+    (tmp_path / "tests" / "losses").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="matcher.py: no tests .*test_modeling_bifusion.py.*NEIGHBOURS"):
+        runner.tests_of("bifusion_hf/losses/matcher.py", tmp_path)
 
 
 def test_report_has_the_worst_file_first_and_the_survivors(tmp_path, capsys):
