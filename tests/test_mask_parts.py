@@ -88,6 +88,62 @@ def test_pairs_are_symmetric_and_few_points_are_no_error():
     assert touching_points(np.zeros((0, 3)), 0.05).shape == (0, 2)
 
 
+def slow_touching(points, gap):
+    """bool [N, N] by the definition: of a point's 16 nearest those within the gap, or within twice the usual distance.
+
+    The usual distance is the median over the nearer half of them.
+    """
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    touches = np.zeros(distances.shape, bool)
+    for row, others in enumerate(np.argsort(distances, axis=1)[:, :16]):
+        reach = max(gap, 2 * np.median(distances[row, others[:8]]))
+        touches[row, others] = distances[row, others] <= reach
+    return touches | touches.T
+
+
+def slow_parts(touches, mask):
+    """Sets of connected points of a mask."""
+    left, parts = set(np.flatnonzero(mask).tolist()), []
+    while left:
+        part = edge = {left.pop()}
+        while edge:
+            edge = {point for point in left if touches[point, list(edge)].any()}
+            part = part | edge
+            left -= edge
+        parts.append(part)
+    return parts
+
+
+@pytest.mark.parametrize("gap", [0.01, 0.05, 0.2])
+def test_parts_are_those_of_a_slow_search(gap):
+    """Clumps of another density each, so that both rules decide, and masks at random."""
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.normal(3 * rng.random(3), size, (50, 3)) for size in (0.02, 0.05, 0.2, 0.5)])
+    touches = slow_touching(points, gap)
+    pairs = touching_points(points, gap)
+    np.testing.assert_array_equal(pairs, np.stack(np.nonzero(np.triu(touches)), axis=1))
+    masks = [rng.random(len(points)) < share for share in (0.2, 0.6)]
+    scores = {7: 0.9, 8: 0.6}
+    found = separate_parts(instances(masks, list(scores.values()), queries=torch.tensor([7, 8])),
+                           torch.from_numpy(points), gap=gap, min_points=1)  # fmt: skip
+    expected = set()
+    for (query, score), mask in zip(scores.items(), masks, strict=True):
+        parts = slow_parts(touches, mask)
+        largest = max(map(len, parts))
+        expected |= {
+            (query, round(score * (len(part) / largest) ** 0.5, 5), tuple(sorted(part)))
+            for part in parts
+            if len(part) > 1 and len(part) >= 0.1 * largest
+        }
+    assert len(expected) == len(found["scores"]) and len(expected) > 3
+    assert expected == {
+        (int(query), round(float(score), 5), tuple(np.flatnonzero(mask).tolist()))
+        for query, score, mask in zip(*(found[name].numpy() for name in ("queries", "scores", "masks")), strict=True)
+    }
+    assert (found["scores"].diff() <= 0).all()
+
+
 def test_files_that_do_not_say_leave_masks_whole(tmp_path):
     """What was saved before there was the choice keeps its numbers; what is saved now keeps its own."""
     import json
