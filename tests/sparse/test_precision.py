@@ -1,19 +1,24 @@
 """Sixteen bits and what is not a number: results are rounded, sums are wider, and nothing is hidden."""
 
+import ctypes
+import os
+import shlex
+import subprocess
+
 import pytest
 import torch
 from sparse_examples import random_grid
-from torch import nn
 
 from bifusion_hf.sparse import (
     SparseTensor,
     SubmanifoldConv3d,
+    VoxelBatchNorm,
     VoxelGrid,
     convolve_normalized,
     set_sparse_backend,
     voxelize,
 )
-from bifusion_hf.sparse.backends import compiled_backend
+from bifusion_hf.sparse.backends import compiled_backend, kernel_library
 
 
 @pytest.fixture(params=["torch", "compiled"])
@@ -33,7 +38,8 @@ def convolution(backend, kernel):
 
 
 def identity(channels):
-    norm = nn.BatchNorm1d(channels, eps=0).eval()
+    """A normalisation that changes nothing, of the kind that a kernel does while it writes."""
+    norm = VoxelBatchNorm(channels, eps=0).eval()
     assert norm.running_var.eq(1).all()
     return norm
 
@@ -56,6 +62,32 @@ def test_results_are_rounded_to_the_nearest(backend, is_finished):
         else:
             found = layer(SparseTensor(features, grid)).features
     assert found.dtype == torch.bfloat16 and torch.equal(found, exact.bfloat16())
+
+
+def test_the_kernels_round_on_processors_without_such_products_too(tmp_path):
+    """Their own conversion: ties to even, what is too small or too large, and what is not a number."""
+    if reason := compiled_backend.kernels_unavailable_reason():
+        pytest.skip(reason)
+    source, library = tmp_path / "round.c", tmp_path / "round.so"
+    source.write_text(
+        f'#include "{kernel_library.SOURCE}"\n'
+        "void rounded(float *sums, void *halves, int64_t count, int is_rectified)\n"
+        "{ finish_row(1, sums, halves, count, NULL, NULL, NULL, is_rectified); }\n"
+    )
+    compiler = shlex.split(os.environ.get("CC") or "cc")
+    subprocess.run([*compiler, "-O0", "-shared", "-fPIC", "-o", library, source], check=True)
+    rounded = ctypes.CDLL(str(library)).rounded
+    bits = torch.randint(-(2**31), 2**31, (4000,), generator=torch.Generator().manual_seed(0))
+    # Half-way between two of sixteen bits, and one bit beside it; the last numbers of a range.
+    ties = bits[:1000] & ~0xFFFF | 0x8000
+    values = torch.cat([bits, ties, ties + 1, ties - 1, torch.tensor([0x7F7FFFFF, 0x7F800000, 0x7F800001, 1, 0])])
+    values = values.int().view(torch.float32)
+    for is_rectified in (False, True):
+        sums, halves = values.clone(), torch.empty(len(values), dtype=torch.bfloat16)
+        rounded(*(ctypes.c_void_p(x.data_ptr()) for x in (sums, halves)), ctypes.c_int64(len(values)), is_rectified)
+        expected = torch.where(values < 0, 0, values) if is_rectified else values
+        assert expected.isnan().any() and expected.isinf().any()
+        torch.testing.assert_close(halves, expected.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
