@@ -57,6 +57,17 @@ def test_frozen_exempt_and_warming_up_tensors_do_not_stop_it():
     assert "exempt by training.audit_exempt" in audit.table()
 
 
+@pytest.mark.parametrize(("until", "first"), [(None, 1), ("update 1", 2), ("warmup", 4)])
+def test_an_exemption_ends_when_it_says(until, first):
+    net = Net()
+    exemptions = [Exemption("unused", "waits", until=until)] if until else []
+    audit = LivenessAudit(net, window=1, warmup_updates=3, exemptions=exemptions)
+    for update in range(1, first):
+        step(net, audit, update, gate=True)
+    with pytest.raises(LivenessError, match=f"update {first}: no gradient in 1 updates for 2 .*unused"):
+        step(net, audit, first, gate=True)
+
+
 def test_updates_without_visible_points_do_not_count_for_the_image_side():
     net = nn.ModuleDict({"encoder": nn.ModuleDict({"image_encoder": nn.Linear(2, 2)}), "other": nn.Linear(2, 2)})
     audit = LivenessAudit(net, window=4)

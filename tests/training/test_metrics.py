@@ -1,12 +1,22 @@
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from bifusion_hf.training.curves import PANEL_SIZE, dashes, draw_curves, draw_panel, linear_axis, logarithmic_axis
-from bifusion_hf.training.metrics import OWN_PARTS, Timer, read_metrics
+from bifusion_hf.training.curves import (
+    PANEL_SIZE,
+    _select,
+    dashes,
+    draw_curves,
+    draw_panel,
+    linear_axis,
+    logarithmic_axis,
+)
+from bifusion_hf.training.metrics import CURVES_FILE, LOG_FILE, METRICS_FILE, OWN_PARTS, Recorder, Timer, read_metrics
 
 
 def test_timer_splits_the_time(monkeypatch):
@@ -32,6 +42,73 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
     path.write_text(json.dumps({"update": 1, "loss": 2.0}) + '\n{"update": 2, "lo')
     assert read_metrics(path) == [{"update": 1, "loss": 2.0}]
     assert read_metrics(tmp_path / "missing") == []
+
+
+@pytest.fixture
+def make_recorder(tmp_path, monkeypatch):
+    """Recorders on a clock that stands still, and what their tracker was given."""
+    made, tracked = [], []
+    monkeypatch.setattr("bifusion_hf.training.metrics.time.perf_counter", lambda: made[0])
+
+    def make(start_update=0, is_main_process=True):
+        made[:1] = [100.0]
+        accelerator = SimpleNamespace(
+            is_main_process=is_main_process,
+            device=torch.device("cpu"),
+            log=lambda values, step: tracked.append((step, values)),
+        )
+        recorder = Recorder(accelerator, tmp_path / "run", 10, start_update, progress_bar=False)
+        made.append(recorder)
+        return recorder, made, tracked
+
+    yield make
+    for recorder in made[1:]:
+        recorder.close()
+
+
+def test_what_an_update_and_an_evaluation_leave(make_recorder, tmp_path, capsys):
+    recorder, clock, tracked = make_recorder(start_update=4)
+    for update, points in ((5, 300), (6, 500)):
+        recorder.advance({"points": points, "loss": 2.0}, 1e-3)
+        clock[0] += 2
+        if update == 6:
+            recorder.record_update(update, {"loss": 1.5, "loss_sem": float("nan")})
+    recorder.record_evaluation(6, {"all_ap": 0.25, "update_time": 3.0}, {"all_ap": 0.5, "update": 4})
+    recorder.warning("careful")
+    # What follows is counted anew.
+    recorder.advance({"points": 100, "loss": 2.0}, 1e-3)
+    clock[0] += 1
+    recorder.record_update(7, {"loss": 1.0})
+    first, evaluation, second = read_metrics(tmp_path / "run" / METRICS_FILE)
+    expected = {"update": 6, "loss": 1.5, "loss_sem": None, "seconds": 4, "points_per_second": 200}
+    assert {name: first[name] for name in expected} == expected and first["updates_per_second"] == 0.5
+    assert evaluation == {"update": 6, "all_ap": 0.25, "update_time": 3.0}
+    assert (second["points_per_second"], second["updates_per_second"]) == (100, 1)
+    # Trackers take no null.
+    assert [step for step, _ in tracked] == [6, 6, 7]
+    assert "loss_sem" not in tracked[0][1] and tracked[1][1] == {"all_ap": 0.25, "update_time": 3.0}
+    said = "evaluation of update 6: all_ap 0.2500 best_all_ap 0.5000 (best update 4)\n"
+    assert capsys.readouterr().out == f"{said}warning: careful\n"
+    log = (tmp_path / "run" / LOG_FILE).read_text()
+    assert f"INFO {said}" in log and "WARNING careful" in log
+    assert (tmp_path / "run" / CURVES_FILE).is_file()
+
+
+def test_other_processes_write_nothing(make_recorder, tmp_path, capsys):
+    recorder, _, tracked = make_recorder(is_main_process=False)
+    recorder.info("here")
+    recorder.warning("there")
+    recorder.record_update(1, {"loss": 1.0})
+    recorder.record_evaluation(1, {"all_ap": 0.25}, {"all_ap": 0.25, "update": 1})
+    assert not tracked and not (tmp_path / "run").exists() and capsys.readouterr().out == ""
+
+
+def test_a_resumed_run_drops_the_lines_that_are_run_again(make_recorder, tmp_path):
+    recorder, _, _ = make_recorder()
+    for update in range(1, 5):
+        recorder.record_update(update, {"loss": 1.0})
+    make_recorder(start_update=2)
+    assert [line["update"] for line in read_metrics(tmp_path / "run" / METRICS_FILE)] == [1, 2]
 
 
 def test_curves_show_what_was_measured(tmp_path):
@@ -75,6 +152,12 @@ def test_dashes_and_gaps_share_a_line_in_halves():
     assert parts[0] == [(0.0, 0.0), pytest.approx((3.6, 4.8))] and parts[1][0] == pytest.approx((7.2, 9.6))
     # None crosses the corner without turning.
     assert all(a[0] == b[0] == 30 or max(a[1], b[1]) <= 40 + 1e-9 for a, b in parts)
+
+
+def test_curves_are_those_named_and_those_of_a_beginning():
+    lines = [{"update": 3, "loss": 1, "loss_cls": 2.0, "lossy": 4.0, "flag": None, "x": float("inf"), "xa": 5.0}]
+    assert _select(lines, ["loss"]) == {"loss": [(3, 1)]}
+    assert _select(lines, ["loss_*", "x*", "flag"]) == {"loss_cls": [(3, 2.0)], "xa": [(3, 5.0)]}
 
 
 def test_curves_of_the_same_values_are_both_seen(tmp_path):
