@@ -21,8 +21,14 @@ def test_stages(progress, stage):
     for term, multipliers in expected.items():
         assert stage_multiplier("bifusion", term, progress) == multipliers[stage]
         assert stage_multiplier("none", term, progress) == 1
-    assert stage_multiplier("original", "loss_clip", progress) == (0.2, 0.08, 0.04)[stage]
-    assert stage_multiplier("original", "loss_sem", progress) == (0.3, 0.4, 0.45)[stage]
+    original = {
+        "loss_cls": (0.4, 0.5, 0.5),
+        "loss_sem": (0.3, 0.4, 0.45),
+        "loss_clip": (0.2, 0.08, 0.04),
+        "loss_spatial": (0.1, 0.02, 0.01),
+    }
+    for term, multipliers in original.items():
+        assert stage_multiplier("original", term, progress) == multipliers[stage]
 
 
 def test_without_progress_no_stage_applies():

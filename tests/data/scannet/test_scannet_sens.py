@@ -111,6 +111,16 @@ def test_a_damaged_image_names_file_and_frame(tmp_path):
         np.testing.assert_array_equal(sens.read_depth(0), DEPTHS[0])
 
 
+@pytest.mark.parametrize("color_type", [0, 1, 2])
+def test_a_picture_of_another_size_than_the_header_says_is_refused(tmp_path, color_type):
+    colors = [COLORS[0], COLORS[1][:-2], COLORS[2]]
+    (tmp_path / "a.sens").write_bytes(sens_bytes(POSES, colors, DEPTHS, color_type=color_type))
+    with SensFile(tmp_path / "a.sens") as sens:
+        assert sens.read_color(2).shape == COLORS[2].shape
+        with pytest.raises(DataFileError, match="colour of frame 1"):
+            sens.read_color(1)
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(DataFileError, match=r"b\.sens: No such file"):
         SensFile(tmp_path / "b.sens")
