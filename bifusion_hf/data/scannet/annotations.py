@@ -50,7 +50,7 @@ def read_label_ids(path: str | Path) -> dict[str, int]:
         DataFileError: The file is missing, damaged, or lacks a column.
     """
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(path)), delimiter="\t", quoting=csv.QUOTE_NONE))
+        rows = csv.DictReader(io.StringIO(read_text(path)), delimiter="\t", quoting=csv.QUOTE_NONE)
         ids: dict[str, int] = {}
         for row in rows:
             # The first line of a name counts, as in the benchmark's own preprocessing.

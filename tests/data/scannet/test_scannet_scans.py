@@ -78,9 +78,13 @@ def test_intrinsics_are_never_made_up(tmp_path):
     folder = tmp_path / "scene0000_00"
     write_exported_scan(folder, POSES)
     path = folder / "intrinsic" / "intrinsic_depth.txt"
-    path.write_text("0 0 0 0 " * 4)
-    with pytest.raises(DataFileError, match="intrinsic_depth.txt: has the intrinsics"):
-        open_scan(folder)
+    for place, value in (((0, 0), 0), ((1, 1), 0), ((0, 0), -50), ((1, 1), -50), ((0, 2), np.nan), ((1, 2), np.inf)):
+        matrix = np.eye(4)
+        matrix[:3, :3] = DEPTH_INTRINSICS
+        matrix[place] = value
+        np.savetxt(path, matrix)
+        with pytest.raises(DataFileError, match="intrinsic_depth.txt: has the intrinsics .* expected finite, positive"):
+            open_scan(folder)
     path.unlink()
     (folder / "scene0000_00.txt").write_text(scan_info(axis_alignment()))
     with pytest.raises(DataFileError, match=r"intrinsic_depth.txt: no such file; export it with SensReader"):
