@@ -83,7 +83,9 @@ def test_intrinsics_are_never_made_up(tmp_path):
         matrix[:3, :3] = DEPTH_INTRINSICS
         matrix[place] = value
         np.savetxt(path, matrix)
-        with pytest.raises(DataFileError, match="intrinsic_depth.txt: has the intrinsics .* expected finite, positive"):
+        with pytest.raises(
+            DataFileError, match="intrinsic_depth.txt: has the intrinsics .* expected finite, positive"
+        ):
             open_scan(folder)
     path.unlink()
     (folder / "scene0000_00.txt").write_text(scan_info(axis_alignment()))
