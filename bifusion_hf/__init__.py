@@ -18,6 +18,7 @@ with import_for_command(), explain_torchvision_misfit():
     )
     from .pipeline_bifusion import register as _register_pipeline
     from .processing_bifusion import BiFusionProcessor
+    from .results import InstanceSegmentation
     from .scenes import SceneSession
     from .scenes.pipeline import register as _register_scene_pipeline
     from .version import __version__
@@ -42,6 +43,7 @@ __all__ = [
     "BiFusionPreTrainedModel",
     "BiFusionProcessor",
     "InstanceAveragePrecision",
+    "InstanceSegmentation",
     "RGBDFrame",
     "SceneAveragePrecision",
     "SceneSession",

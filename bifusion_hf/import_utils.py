@@ -18,6 +18,7 @@ OPTIONAL_PACKAGES = {
     "embreex": "rooms",
     "gradio": "demo",
     "rerun": "rerun",
+    "open3d": "open3d",
     "lzfse": "record3d",
 }
 

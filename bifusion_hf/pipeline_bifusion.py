@@ -1,6 +1,6 @@
 """The transformers pipeline "rgbd-instance-segmentation": an RGB-D frame in, its object instances out."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from .io.sanity import check_fraction
 from .layers.frame_batch import FORWARD_INPUTS
 from .modeling_bifusion import BiFusionForInstanceSegmentation
 from .postprocessing import unpad_frames
+from .results import InstanceSegmentation
 
 
 TASK = "rgbd-instance-segmentation"
@@ -45,9 +46,9 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
     result = segmenter({"image": "color.png", "depth": "depth.png", "depth_scale": 1000, "intrinsics": K})
     ```
 
-    Each frame gives a dict of numpy arrays: `segmentation` int32 [H, W] of the depth image (-1 = none),
-    `segments_info`, `point_masks` bool [K, N], `scores` and `labels` [K], as
-    `BiFusionProcessor.post_process_instance_segmentation` describes them, and the points that the masks are over:
+    Each frame gives an `InstanceSegmentation`, which can be shown and saved: a dict of numpy arrays, `segmentation`
+    int32 [H, W] of the depth image (-1 = none), `segments_info`, `point_masks` bool [K, N], `scores` and `labels` [K],
+    as `BiFusionProcessor.post_process_instance_segmentation` describes them, and the points that the masks are over:
     `points` float32 [N, 3] metres in the frame of the input, `pixel_indices` int64 [N], the flat pixel of each.
     """
 
@@ -91,7 +92,7 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
                 `part_gap`, by default the processor's; `batch_size` and `num_workers` of transformers.
 
         Returns:
-            The dict of a frame, or one for each frame.
+            The `InstanceSegmentation` of a frame, or one for each frame.
 
         Raises:
             ValueError: A frame is malformed; the message names it and the field.
@@ -103,14 +104,19 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, frame: Mapping[str, Any] | RGBDFrame) -> Sample:
-        """The processor's sample of a frame."""
-        return self.processor.prepare_frame(frame if isinstance(frame, RGBDFrame) else frame_from_dict(frame))
+        """The processor's sample of a frame, and the `frame`."""
+        frame = frame if isinstance(frame, RGBDFrame) else frame_from_dict(frame)
+        return {**self.processor.prepare_frame(frame), "frame": frame}
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """The processor's batch of samples, and their `frames`."""
+        return {**self.processor.collate(samples), "frames": [sample["frame"] for sample in samples]}
 
     def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         inputs = {name: batch[name] for name in FORWARD_INPUTS if name in batch}
         return {"outputs": self.model(**inputs), "batch": batch}
 
-    def postprocess(self, model_outputs: dict[str, Any], **settings) -> list[dict[str, Any]]:
+    def postprocess(self, model_outputs: dict[str, Any], **settings) -> list[InstanceSegmentation]:
         """The results of the frames of a batch."""
         outputs, batch = model_outputs["outputs"], model_outputs["batch"]
         results = self.processor.post_process_instance_segmentation(
@@ -118,19 +124,20 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         )
         for result, frame in zip(results, unpad_frames(batch), strict=True):
             result["points"], result["pixel_indices"] = frame["points"], frame["pixel_indices"]
-        return [
+        arrays = (
             {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in result.items()}
             for result in results
-        ]
+        )
+        return list(map(InstanceSegmentation, arrays, batch["frames"]))
 
-    def run_single(self, inputs, preprocess_params, forward_params, postprocess_params) -> dict[str, Any]:
+    def run_single(self, inputs, preprocess_params, forward_params, postprocess_params) -> InstanceSegmentation:
         """One frame, as a batch of one."""
-        batch = self.processor.collate([self.preprocess(inputs, **preprocess_params)])
+        batch = self.collate([self.preprocess(inputs, **preprocess_params)])
         return self.postprocess(self.forward(batch, **forward_params), **postprocess_params)[0]
 
     def get_iterator(
         self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[InstanceSegmentation]:
         """Many frames; the samples of a batch are padded by the processor's own rules.
 
         Without workers a thread prepares the next batch while the network has this one.
@@ -140,7 +147,7 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
             kind(inputs, self.preprocess, preprocess_params),
             batch_size=batch_size,
             num_workers=num_workers,
-            collate_fn=self.processor.collate,
+            collate_fn=self.collate,
         )
         for batch in loader if num_workers else one_ahead(loader):
             yield from self.postprocess(self.forward(batch, **forward_params), **postprocess_params)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .boxes import describe_points
 from .labels import NONE
 
 
@@ -231,8 +232,8 @@ def describe_instances(
         segmentation: int [H, W], rows of `masks`; instances that have no pixel in it are left out.
 
     Returns:
-        For each instance `id` (its row), `label_id`, `label`, `score`, `num_points` and `box_3d` [min x, y, z, max x,
-        y, z]; the box of an empty mask is None.
+        For each instance `id` (its row), `label_id`, `label`, `score`, `num_points`, and `centroid`, `box_3d` and
+        `oriented_box_3d` of `boxes.describe_points`.
     """
     segments = []
     rows = zip(found["masks"], found["labels"].tolist(), found["scores"].tolist(), strict=True)
@@ -241,7 +242,6 @@ def describe_instances(
         if index not in visible:
             continue
         inside = points[mask]
-        box = torch.cat([inside.min(dim=0).values, inside.max(dim=0).values]) if len(inside) else None
         segments.append(
             {
                 "id": index,
@@ -249,7 +249,7 @@ def describe_instances(
                 "label": names[label],
                 "score": score,
                 "num_points": len(inside),
-                "box_3d": None if box is None else box.tolist(),
+                **describe_points(inside.numpy()),
             }
         )
     return segments

@@ -9,6 +9,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
+from bifusion_hf.boxes import bounding_box
 from bifusion_hf.data.frames import frame_features, frame_to_row
 from bifusion_hf.layers.frame_batch import FORWARD_INPUTS
 from bifusion_hf.pipeline_bifusion import TASK, RGBDInstanceSegmentationPipeline, register
@@ -81,7 +82,7 @@ def test_a_frame_gives_what_processor_and_model_give(segmenter, model, processor
     np.testing.assert_allclose(result["points"], positions, atol=1e-5)
     segment = result["segments_info"][-1]
     inside = positions[result["point_masks"][segment["id"]]]
-    np.testing.assert_allclose(segment["box_3d"], [*inside.min(axis=0), *inside.max(axis=0)], atol=1e-5)
+    np.testing.assert_allclose(segment["box_3d"], bounding_box(inside), atol=1e-5)
 
 
 def test_kinds_of_input_are_alike(segmenter, frame, tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import AutoProcessor, BatchFeature, pipeline
 
 from bifusion_hf import BiFusionForInstanceSegmentation
+from bifusion_hf.boxes import bounding_box
 from bifusion_hf.configuration_bifusion import BiFusionConfig
 from bifusion_hf.data.alignment import ALIGNMENT_THRESHOLD, alignment_error
 from bifusion_hf.data.frames import CAMERA_TO_POINTS, RGBDFrame
@@ -128,7 +129,7 @@ def test_a_frame_without_a_pose_is_turned_upright_and_its_results_come_back():
         assert result["up"] == prepared["up_source"]
         positions = frame.unproject().reshape(-1, 3)[prepared["pixel_indices"]][inside]
         (segment,) = result["segments_info"]
-        np.testing.assert_allclose(segment["box_3d"], [*positions.min(0), *positions.max(0)], atol=1e-4)
+        np.testing.assert_allclose(segment["box_3d"], bounding_box(positions), atol=1e-4)
 
 
 def test_a_close_frame_is_enlarged_and_its_results_stay_in_metres():
@@ -621,7 +622,7 @@ def test_true_masks_come_back_as_segments():
             assert (segment["label_id"], segment["label"]) == (0, "object")
             assert segment["num_points"] == int(mask.sum())
             inside = positions[mask.numpy()]
-            np.testing.assert_allclose(segment["box_3d"], [*inside.min(0), *inside.max(0)], atol=1e-4)
+            np.testing.assert_allclose(segment["box_3d"], bounding_box(inside), atol=1e-4)
             pixels = result["segmentation"].numpy() == segment["id"]
             truth = frame.instance == frame.instance.flat[batch["pixel_indices"][index][: counts[index]][mask]][0]
             overlap = (pixels & truth & (frame.depth > 0)).sum() / ((pixels | truth) & (frame.depth > 0)).sum()

@@ -17,14 +17,14 @@ PACKAGE = "bifusion_hf"
 LEVELS = (
     {"assets"},
     {"import_utils", "io", "labels", "old_names", "stopping", "version"},
-    {"mask_parts", "presets", "recipe", "sparse", "superpoints"},
+    {"boxes", "mask_parts", "presets", "recipe", "sparse", "superpoints"},
     {"configuration_bifusion", "data"},
-    {"layers", "postprocessing", "rooms"},
-    {"losses"},
+    {"layers", "postprocessing", "rooms", "visualization"},
+    {"losses", "results"},
     {"modeling_bifusion", "processing_bifusion"},
     {"pipeline_bifusion", "weights"},
     {"scenes"},
-    {"evaluation", "visualization"},
+    {"evaluation"},
     {"demo", "hub", "training"},
     {"cli"},
 )

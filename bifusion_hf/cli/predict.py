@@ -1,7 +1,6 @@
 """bifusion-predict: object instances of RGB-D frames, as pictures, a coloured point cloud and JSON."""
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import assets
-from ..io.atomic import new_file, write_text
+from ..io.atomic import new_file
 from ..io.sanity import check_fraction
 from ..superpoints.masks import load_mask_generator, superpoints_from_mask_generator
 from .entry import command
@@ -203,7 +202,7 @@ def _place(source: str | Path) -> str:
 
 def predict(
     segmenter: "RGBDInstanceSegmentationPipeline", frame: "RGBDFrame", source: str, arguments: argparse.Namespace
-) -> dict[str, Any]:
+) -> None:
     """Predicts a frame, writes the results and says where.
 
     Args:
@@ -211,57 +210,27 @@ def predict(
         frame: The frame.
         source: What tells it from all others.
         arguments: Of the command line.
-
-    Returns:
-        What the JSON file holds.
     """
-    from ..visualization import (
-        color_by_instance,
-        draw_comparison,
-        draw_instances,
-        instance_colors,
-        segments_to_json,
-        write_ply,
-    )
+    from ..visualization import draw_comparison
 
     result = segmenter(frame, threshold=arguments.threshold)
-    segmentation, segments = result["segmentation"], result["segments_info"]
-
     name = name_for_input(arguments.output, frame.frame_id, source)
-    paths = {kind: arguments.output / f"{name}{kind}" for kind in ("_overlay.png", ".ply", ".json", "_comparison.png")}
-    with new_file(paths["_overlay.png"]) as partial:
-        draw_instances(frame.image, segmentation, segments).save(partial)
-    measured = frame.depth > 0
-    instance = segmentation[measured]
-    colors = color_by_instance(_image_at_depth(frame)[measured], instance)
-    write_ply(paths[".ply"], frame.unproject(np.flatnonzero(measured)), colors, instance=instance)
-    content = segments_to_json(
-        frame.frame_id,
-        segmentation,
-        [{**segment, "color": instance_colors(segment["id"] + 1)[-1]} for segment in segments],
-        input=source,
-        checkpoint=arguments.checkpoint,
-        threshold=arguments.threshold,
-        up=result["up"],
-        coordinates="camera axes relabelled x right, y forward, z up" if frame.camera_to_world is None else "world",
+    paths = list(
+        result.save(
+            arguments.output,
+            name,
+            input=source,
+            checkpoint=arguments.checkpoint,
+            threshold=arguments.threshold,
+        ).values()
     )
-    if frame.instance is None:
-        del paths["_comparison.png"]
-    else:
+    if frame.instance is not None:
         truth = true_segments(frame, segmenter.processor.stuff_classes)
-        with new_file(paths["_comparison.png"]) as partial:
-            draw_comparison(frame.image, (segmentation, segments), truth).save(partial)
-    write_text(paths[".json"], json.dumps(content, indent=2) + "\n")
-    files = ", ".join(str(path) for path in paths.values())
-    print(f"{frame.frame_id}: {len(segments)} instances above {arguments.threshold:g} -> {files}")
-    return content
-
-
-def _image_at_depth(frame: "RGBDFrame") -> np.ndarray:
-    """The colours, uint8 [H, W, 3], at the size of the depth image."""
-    from ..data.augmentation import resize_image
-
-    return resize_image(frame.image, frame.depth.shape)
+        paths.append(arguments.output / f"{name}_comparison.png")
+        with new_file(paths[-1]) as partial:
+            draw_comparison(frame.image, (result["segmentation"], result["segments_info"]), truth).save(partial)
+    files = ", ".join(map(str, paths))
+    print(f"{frame.frame_id}: {len(result['segments_info'])} instances above {arguments.threshold:g} -> {files}")
 
 
 def true_segments(frame: "RGBDFrame", stuff_classes: Sequence[int]) -> tuple[np.ndarray, list[dict[str, Any]]]:

@@ -180,7 +180,7 @@ def scan(session: "SceneSession", recording: "Recording", arguments: argparse.Na
     """Takes in the frames that the session does not have yet, and writes their pictures."""
     from tqdm.auto import tqdm
 
-    from ..visualization.scene_files import draw_scene_frame
+    from ..scenes.files import draw_scene_frame
 
     files = picture_files(recording, arguments.output)
     start = session.notes["next"]
@@ -219,7 +219,7 @@ def picture_files(recording: "Recording", output: Path) -> list[Path]:
 
 def write_results(session: "SceneSession", recording: "Recording", arguments: argparse.Namespace) -> None:
     """Writes cloud, objects, animation and perhaps the Rerun file, and says where."""
-    from ..visualization.scene_files import animation_format, object_to_json, write_animation, write_scene_cloud
+    from ..scenes.files import animation_format, object_to_json, write_animation, write_scene_cloud
 
     objects = [item for item in session.objects(min_views=arguments.min_views) if item.score > arguments.min_score]
     out = arguments.output
@@ -249,7 +249,7 @@ def write_results(session: "SceneSession", recording: "Recording", arguments: ar
         written.append(out / f"scene.{kind}")
         write_animation(written[-1], files)
     if arguments.rerun:
-        from ..visualization.rerun_file import write_rerun
+        from ..scenes.rerun_file import write_rerun
 
         written.append(out / "scene.rrd")
         write_rerun(written[-1], session, objects, recording)

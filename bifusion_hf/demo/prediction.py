@@ -114,7 +114,7 @@ def predict(segmenter: "RGBDInstanceSegmentationPipeline", frame: RGBDFrame, che
     Raises:
         ValueError: Whatever the processor refuses.
     """
-    batch = segmenter.processor.collate([segmenter.preprocess(frame)])
+    batch = segmenter.collate([segmenter.preprocess(frame)])
     outputs = segmenter.forward(batch)
     result = segmenter.postprocess(outputs, threshold=LOWEST_SCORE)[0]
     points = unpad_frames(batch)[0]

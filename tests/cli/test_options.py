@@ -13,6 +13,8 @@ from unittest import mock
 import pytest
 from frame_factory import make_frame
 
+from bifusion_hf.results import InstanceSegmentation
+
 
 # Command -> module of bifusion_hf.cli -> option (or positional argument) -> the words that change, and others that
 # both runs have beside those of `BASES`.
@@ -373,12 +375,13 @@ def prepare(command, calls):
         def segment(frame, threshold):
             options = f"estimating up: {segmenter.processor.estimate_up}, {segmenter.processor.shown}"
             calls.seen.append(f"{frame.frame_id} above {threshold}, {options}")
-            return {"segmentation": frame.depth.astype(int) * 0 - 1, "segments_info": [], "up": None}
+            empty = {"segmentation": frame.depth.astype(int) * 0 - 1, "segments_info": [], "up": None}
+            return InstanceSegmentation(empty, frame)
 
         segmenter.side_effect = segment
         calls.replace("cli.predict.load_segmenter", lambda *args: segmenter)
-        calls.replace("visualization.draw_instances", mock.MagicMock())
-        calls.replace("visualization.write_ply")
+        calls.replace("results.draw_instances", mock.MagicMock())
+        calls.replace("results.write_ply")
         calls.replace("cli.predict.load_mask_generator")
         calls.replace("cli.predict.superpoints_from_mask_generator", lambda generator, image, depth, intrinsics: None)
         calls.replace("data.frame_files.read_frame", lambda *args, **options: frame_of())
@@ -393,11 +396,9 @@ def prepare(command, calls):
         calls.replace("hub.pretrained.load_pretrained", lambda name: (Model(calls), Processor()))
         calls.replace("import_utils.require_package")
         for name in ("draw_scene_frame", "write_scene_cloud", "object_to_json", "write_animation"):
-            calls.replace(
-                f"visualization.scene_files.{name}", lambda *args: mock.MagicMock() if len(args) == 2 else ""
-            )
-        calls.replace("visualization.scene_files.animation_format", lambda kind: kind or "webp")
-        calls.replace("visualization.rerun_file.write_rerun")
+            calls.replace(f"scenes.files.{name}", lambda *args: mock.MagicMock() if len(args) == 2 else "")
+        calls.replace("scenes.files.animation_format", lambda kind: kind or "webp")
+        calls.replace("scenes.rerun_file.write_rerun")
         # A session that was saved before.
         Path("before").mkdir(exist_ok=True)
         (Path("before") / importlib.import_module("bifusion_hf.cli.scan").SESSION_FILE).touch()

@@ -15,8 +15,8 @@ from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusio
 from bifusion_hf.cli import predict, scan
 from bifusion_hf.data.frames import frame_features, frame_to_row
 from bifusion_hf.scenes import SceneSession
+from bifusion_hf.scenes.files import animation_format
 from bifusion_hf.visualization import instance_colors
-from bifusion_hf.visualization.scene_files import animation_format
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import numpy as np
 
 from ..import_utils import require_package
 from ..io.atomic import new_file
-from .ply import color_by_instance
-from .scene_files import object_color
+from ..visualization.ply import color_by_instance
+from .files import object_color
 
 
 if TYPE_CHECKING:
     from ..data.recordings import Recording
-    from ..scenes.session import SceneObject, SceneSession
+    from .session import SceneObject, SceneSession
 
 
 def write_rerun(

@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image, features
 
 from ..io.atomic import new_file
-from .colors import instance_colors
-from .overlay import draw_instances
-from .ply import color_by_instance, write_ply
+from ..visualization.colors import instance_colors
+from ..visualization.overlay import draw_instances
+from ..visualization.ply import color_by_instance, write_ply
 
 
 if TYPE_CHECKING:
-    from ..scenes.session import SceneObject, SceneSession
+    from .session import SceneObject, SceneSession
 
 ANIMATION_FORMATS = ("webp", "gif", "none")
 

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from bifusion_hf.boxes import bounding_box, describe_points, oriented_box
+
+
+def block(size, count=4000, seed=0):
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, (count, 3)) * size
+
+
+def rotation(seed):
+    matrix = np.linalg.qr(np.random.default_rng(seed).standard_normal((3, 3)))[0]
+    return matrix * np.linalg.det(matrix)
+
+
+def test_a_face_leaves_stray_points_out():
+    points = block((0.3, 0.2, 0.1))
+    strays = points[:30] + [0.4, 0, 0]
+    low, high = bounding_box(np.concatenate([points, strays])).reshape(2, 3)
+    np.testing.assert_allclose(high - low, [0.3, 0.2, 0.1], rtol=0.05)
+    # All of them would have more than doubled it.
+    assert np.ptp(np.concatenate([points, strays])[:, 0]) > 0.6
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_oriented_box_turns_with_its_points(seed):
+    turn, place = rotation(seed), np.array([1.0, -2.0, 0.5])
+    points = block((0.5, 0.2, 0.1), seed=seed) @ turn.T + place
+    box = oriented_box(points)
+    np.testing.assert_allclose(box["size"], [0.5, 0.2, 0.1], rtol=0.05)
+    np.testing.assert_allclose(box["center"], place, atol=0.01)
+    np.testing.assert_allclose(box["rotation"] @ box["rotation"].T, np.eye(3), atol=1e-9)
+    assert np.linalg.det(box["rotation"]) > 0
+    assert np.abs(np.diag(box["rotation"].T @ turn)).min() > 0.98
+    inside = np.abs((points - box["center"]) @ box["rotation"]) <= box["size"] / 2
+    assert inside.all(axis=1).mean() > 0.93
+
+
+def test_a_few_points_and_none():
+    one = describe_points(np.array([[1.0, 2.0, 3.0]], dtype=np.float32))
+    assert one["centroid"] == [1, 2, 3] and one["box_3d"] == [1, 2, 3, 1, 2, 3]
+    assert one["oriented_box_3d"]["center"] == [1, 2, 3] and one["oriented_box_3d"]["size"] == [0, 0, 0]
+    line = describe_points(np.array([[0.0, 0, 0], [0, 0, 1], [0, 0, 2]]))
+    np.testing.assert_allclose(line["oriented_box_3d"]["size"], [2, 0, 0], atol=0.05)
+    assert set(describe_points(np.zeros((0, 3))).values()) == {None}
