@@ -52,7 +52,8 @@ def test_a_notebook_shows_a_picture_and_a_table(result):
     text = result._repr_html_()
     assert text.startswith("<img") and "data:image/png;base64," in text
     assert "<td>a &lt;cup&gt;</td><td>0.90</td>" in text and text.count("<tr>") == 3 and "more" not in text
-    result["segments_info"] = result["segments_info"][:1] * 25
+    result["segments_info"] = [{**result["segments_info"][0], "id": index} for index in range(25)]
+    result["segmentation"] = np.arange(60 * 80, dtype=np.int32).reshape(60, 80) // 192
     assert "and 5 more" in result._repr_html_()
 
 
