@@ -20,6 +20,21 @@ from .presets import PRESETS, clip_tower
 from .version import __version__, check_checkpoint_version
 
 
+# End of a field's name -> the largest size that is taken; the first that fits counts.
+SIZE_LIMITS = {
+    "layers": 500,
+    "blocks": 500,
+    "depths": 500,
+    "heads": 500,
+    "vocab_size": 2**20,
+    "size": 8192,
+    "sizes": 8192,
+    "dim": 8192,
+    "channels": 8192,
+    "planes": 8192,
+}
+
+
 @strict
 class BiFusionPointConfig(PreTrainedConfig):
     r"""The sparse-convolution U-Net of the point branch; the defaults are Res16UNet34C of sv3d.
@@ -434,6 +449,18 @@ class BiFusionConfig(PreTrainedConfig):
             raise ValueError(f"min_query_fraction must lie in (0, 1], got {self.min_query_fraction}")
         if not self.voxel_size > 0:
             raise ValueError(f"voxel_size must be positive, got {self.voxel_size}")
+        _check_sizes(self)
+
+
+def _check_sizes(config: PreTrainedConfig, place: str = "") -> None:
+    """Refuses sizes that no network has: what comes from a file could ask for more memory than there is."""
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            _check_sizes(value, f"{place}{name}.")
+        limit = next((limit for end, limit in SIZE_LIMITS.items() if name.endswith(end)), None)
+        for size in value if isinstance(value, list | tuple) else [value]:
+            if limit is not None and type(size) is int and not 0 <= size <= limit:
+                raise ValueError(f"{place}{name} is {value}; expected at most {limit}, and not below 0")
 
 
 def _refuse_processor_fields(names: Iterable[str]) -> None:

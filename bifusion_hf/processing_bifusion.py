@@ -23,6 +23,9 @@ from .presets import PROCESSOR_PRESETS
 from .superpoints.numbering import renumber_superpoints
 
 
+# Sides of an image that is brought to a size of its shorter side.
+MAX_ASPECT = 10
+
 # The image statistics of CLIP's training.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -355,9 +358,14 @@ class BiFusionProcessor(ProcessorMixin):
 
         Raises:
             ValueError: `image_size` is [height, width] of another aspect; `point_pixels` are fractions, so stretching
-                would keep them right, but the network would see objects of another shape.
+                would keep them right, but the network would see objects of another shape. Or a strip of an image.
         """
         height, width = image.shape[:2]
+        if isinstance(self.image_size, int) and max(height, width) > MAX_ASPECT * min(height, width):
+            raise ValueError(
+                f"{frame_id}: image is {height}x{width} (height x width); with its shorter side at image_size "
+                f"{self.image_size} the other would be huge. Expected sides of at most {MAX_ASPECT} : 1; crop it"
+            )
         if self.image_size is None or isinstance(self.image_size, int):
             scale = 1 if self.image_size is None else self.image_size / min(height, width)
             divisor = self.size_divisor

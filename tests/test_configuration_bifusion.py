@@ -1,5 +1,6 @@
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, CLIPVisionConfig, Dinov2Config
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
@@ -146,3 +147,23 @@ def test_a_part_of_the_losses_changes_only_that_part():
     assert (config.loss_config.class_weight, config.loss_config.dice_weight[3]) == (2.0, 4.0)
     whole = BiFusionConfig.from_preset("sv3d", loss_config=BiFusionLossConfig(class_weight=2.0))
     assert (whole.loss_config.class_weight, whole.loss_config.dice_weight) == (2.0, 1.0)
+
+
+TOWER = {"model_type": "clip_vision_model"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decoder_intermediate_size": 10**9}, "decoder_intermediate_size is 1000000000; expected at most 8192"),
+        ({"decoder_layers": 10**6, "decoder_mask_levels": ["point"]}, "decoder_layers|decoder_mask_levels"),
+        ({"point_config": {"planes": [96, 96, 96, 96, 96, 96, 96, 10**8]}}, "planes is .*expected at most 8192"),
+        ({"point_config": {"stem_kernel_size": 999}}, "stem_kernel_size must be 3 or 5, got 999"),
+        ({"vision_config": {**TOWER, "hidden_size": 12 * 10**6}}, "vision_config.hidden_size is 12000000; expected"),
+        ({"vision_config": {**TOWER, "intermediate_size": 10**9}}, "vision_config.intermediate_size is 1000000000"),
+        ({"vision_config": {**TOWER, "num_hidden_layers": 10**6}}, "vision_config.num_hidden_layers is 1000000"),
+    ],
+)
+def test_sizes_that_no_network_has_are_refused_before_anything_is_allocated(changes, message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        BiFusionConfig.from_preset("simple", **changes)

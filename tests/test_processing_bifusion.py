@@ -259,6 +259,17 @@ def test_renumbering_keeps_none_and_drops_unused_ids():
     assert ids.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("size", [(2, 300), (300, 2), (5, 2000)])
+def test_a_strip_is_refused_before_it_grows(size):
+    height, width = size
+    intrinsics = [[max(size), 0, (width - 1) / 2], [0, max(size), (height - 1) / 2], [0, 0, 1]]
+    frame = make_frame(*size, with_pose=False, intrinsics=np.array(intrinsics, dtype=float))
+    with pytest.raises(ValueError, match=rf"synthetic 0: image is {size[0]}x{size[1]} .* at most 10 : 1; crop it"):
+        BiFusionProcessor(image_size=240).prepare_frame(frame)
+    # At its own size it is small.
+    assert BiFusionProcessor().prepare_frame(frame)["image"].shape[:2] == size
+
+
 # --- labels
 
 

@@ -70,7 +70,9 @@ def estimate_up(depth: np.ndarray, intrinsics: np.ndarray) -> UpEstimate:
     Returns:
         The estimate; the camera's up with confidence 0 where there are too few normals.
     """
-    depth, intrinsics = _averaged(depth, intrinsics, max(1, round(max(depth.shape) / _SIDE)))
+    # Of a narrow strip blocks are as wide as it is.
+    step = max(1, min(round(max(depth.shape) / _SIDE), *depth.shape))
+    depth, intrinsics = _averaged(depth, intrinsics, step)
     stages = choose_backend()
     links = stages.surface_links(depth)
     surfaces = _on_surfaces(*links)

@@ -27,6 +27,8 @@ from .arguments import (
 
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
+# The largest recipe of the package has about a hundred.
+MAX_VALUES = 10_000
 
 
 def load_arguments(recipe: str | Path | None, overrides: Sequence[str] = ()) -> TrainArguments:
@@ -44,10 +46,7 @@ def load_arguments(recipe: str | Path | None, overrides: Sequence[str] = ()) -> 
     for key, text in _parse_overrides(overrides):
         check_key(key)
         key = rename_key(key)
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--{key}: cannot read {text!r} as a YAML value") from error
+        value = _parse_yaml(text, f"--{key} {text!r}")
         target = values
         *sections, name = split_key(key)
         for section in sections:
@@ -62,7 +61,11 @@ def _read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]
     """A recipe's values over those of the recipe that it extends, which is looked for beside it first."""
     if path in extending:
         raise ValueError(f"{path} extends itself, by way of {', '.join(str(other) for other in extending)}")
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is no UTF-8 text ({error})") from error
+    values = _parse_yaml(text, str(path)) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
     # Before the layers are laid over each other: an old name of one and a new one of another are the same setting.
@@ -78,6 +81,37 @@ def _read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]
     beside = path.parent / f"{base}.yaml"
     found = beside if beside.is_file() else _recipe_path(base)
     return _overlaid(_read_recipe(found, (*extending, path)), values)
+
+
+def _parse_yaml(text: str, place: str) -> Any:
+    """The values of YAML text.
+
+    Raises:
+        ValueError: It is no YAML of plain values, or unfolds to more than `MAX_VALUES`: an alias costs a few letters
+            and stands for everything it names; `place` comes first.
+    """
+    try:
+        value = yaml.safe_load(text)
+        count = _unfolded_count(value, {})
+    except (yaml.YAMLError, RecursionError) as error:
+        found = " ".join(str(error).split())
+        raise ValueError(f"{place}: cannot be read as YAML ({type(error).__name__}: {found})") from error
+    if count > MAX_VALUES:
+        raise ValueError(f"{place}: has {count} values once its aliases are unfolded; expected at most {MAX_VALUES}")
+    return value
+
+
+def _unfolded_count(value: Any, known: dict[int, int | None]) -> int:
+    """Values within `value`, each as often as it is reached; what holds itself raises RecursionError."""
+    if not isinstance(value, dict | list):
+        return 1
+    if known.get(id(value), 0) is None:
+        raise RecursionError("a value holds itself")
+    if id(value) not in known:
+        known[id(value)] = None
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_unfolded_count(part, known) for part in parts)
+    return known[id(value)]
 
 
 def _overlaid(base: dict[str, Any], values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
