@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
+from .assets import SAMPLE_CHECKPOINT
 from .data.collator import Sample
-from .data.frames import RGBDFrame
+from .data.frames import RGBDFrame, frame_from_row
 from .data.inputs import frame_from_arrays
 from .io.ahead import one_ahead
 from .io.sanity import check_fraction
@@ -25,18 +26,23 @@ TASK = "rgbd-instance-segmentation"
 REQUIRED_KEYS = {"image": "image", "depth": "depth", "intrinsics": "intrinsics"}
 OPTIONAL_KEYS = {
     "depth_scale": "depth_scale",
+    "camera_to_world": "camera_to_world",
+    # The name of release 0.1.
     "pose": "camera_to_world",
     "superpoints": "superpoints",
     "frame_id": "frame_id",
 }
+# What only the rows of a data set have.
+ROW_KEYS = {"instance", "semantic", "scene_id", "object_ids", "object_boxes"}
 
 
 class RGBDInstanceSegmentationPipeline(Pipeline):
     """Object instances of RGB-D frames.
 
     A frame is an `RGBDFrame`, or a dict with `image` and `depth` (arrays, PIL images or paths), `intrinsics` of the
-    depth image ([3, 3], a dict or a path), and where needed `depth_scale` (units per metre of integer depth), `pose`
-    [4, 4] camera to world, `superpoints` int [H, W] and `frame_id`.
+    depth image ([3, 3], a dict or a path), and where needed `depth_scale` (units per metre of integer depth),
+    `camera_to_world` [4, 4] (or `pose`), `superpoints` int [H, W] and `frame_id`. The rows of a data set of frames
+    (`load_frames`) are such dicts.
 
     ```python
     from transformers import pipeline
@@ -161,6 +167,11 @@ def frame_from_dict(frame: Mapping[str, Any]) -> RGBDFrame:
     """
     if not isinstance(frame, Mapping):
         raise ValueError(f"frame is a {type(frame).__name__}; expected a dict or an RGBDFrame")
+    if isinstance(frame.get("image"), Mapping) or set(frame) & ROW_KEYS:
+        # Of a row, the labels are for training.
+        return frame_from_row({key: value for key, value in frame.items() if key not in ROW_KEYS})
+    if "pose" in frame and "camera_to_world" in frame:
+        raise ValueError(f"{frame.get('frame_id', 'frame')}: camera_to_world and pose are the same; expected one")
     name = str(frame.get("frame_id", "frame"))
     missing = sorted(set(REQUIRED_KEYS) - set(frame))
     unknown = sorted(set(frame) - set(REQUIRED_KEYS) - set(OPTIONAL_KEYS))
@@ -180,5 +191,6 @@ def register() -> None:
             TASK,
             pipeline_class=RGBDInstanceSegmentationPipeline,
             pt_model=BiFusionForInstanceSegmentation,
+            default={"model": (str(SAMPLE_CHECKPOINT), "main")},
             type="multimodal",
         )

@@ -1,3 +1,7 @@
+import io
+import json
+from dataclasses import replace
+
 import datasets
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.boxes import bounding_box
-from bifusion_hf.data.frames import frame_features, frame_to_row
+from bifusion_hf.data.frames import frame_features, frame_from_row, frame_to_row, load_frames
 from bifusion_hf.layers.frame_batch import FORWARD_INPUTS
 from bifusion_hf.pipeline_bifusion import TASK, RGBDInstanceSegmentationPipeline, register
 
@@ -128,6 +132,47 @@ def test_columns_of_datasets(segmenter):
     for source in (data["frame"], KeyDataset(data, "frame")):
         for one, two in zip(segmenter(source), expected, strict=True):
             assert_equal_results(one, two)
+
+
+def test_rows_of_a_data_set_go_straight_in(segmenter):
+    rows = list(load_frames("sample", "val").select(range(2)))
+    decoded = {**rows[0], **{key: Image.open(io.BytesIO(rows[0][key]["bytes"])) for key in ("image", "depth")}}
+    expected = [segmenter(replace(frame_from_row(row), instance=None, semantic=None)) for row in rows]
+    for one, two in zip([*segmenter(rows), segmenter(decoded)], [*expected, expected[0]], strict=True):
+        assert_equal_results(one, two)
+
+
+def test_the_pose_by_either_name(segmenter, frame):
+    values = as_dict(frame)
+    values["camera_to_world"] = values.pop("pose")
+    assert_equal_results(segmenter(values), segmenter(as_dict(frame)))
+    with pytest.raises(ValueError, match="synthetic 0: camera_to_world and pose are the same; expected one"):
+        segmenter({**values, "pose": values["camera_to_world"]})
+
+
+def test_files_and_intrinsics_as_cameras_write_them(segmenter, frame, tmp_path):
+    Image.fromarray(frame.image).save(tmp_path / "color.png")
+    np.savez(tmp_path / "depth.npz", depth=frame.depth)
+    fx, fy, cx, cy = (float(frame.intrinsics[index]) for index in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    camera = {"fx": fx, "fy": fy, "ppx": cx, "ppy": cy, "width": 128, "height": 96}
+    (tmp_path / "camera.json").write_text(json.dumps(camera))
+    files = {"image": str(tmp_path / "color.png"), "depth": tmp_path / "depth.npz"}
+    expected = segmenter(as_dict(frame))
+    for intrinsics in (camera, tmp_path / "camera.json"):
+        assert_equal_results(segmenter({**as_dict(frame), **files, "intrinsics": intrinsics}), expected)
+
+
+@pytest.mark.parametrize("setting", [{"threshold": 50}, {"mask_threshold": -0.1}])
+def test_a_threshold_that_is_no_probability_is_refused(segmenter, frame, setting):
+    with pytest.raises(ValueError, match="expected a probability, 0 to 1"):
+        segmenter(frame, **setting)
+
+
+def test_the_task_has_a_model_of_its_own():
+    segmenter = pipeline(TASK, device="cpu")
+    expected = BiFusionForInstanceSegmentation.from_pretrained("sample").state_dict()
+    assert all(value.equal(expected[name]) for name, value in segmenter.model.state_dict().items())
+    assert segmenter.processor.num_points == 8000
 
 
 @pytest.mark.parametrize("frame", ["color.png", 3, ["color.png"], np.zeros((96, 128, 3))])

@@ -1,11 +1,11 @@
 """`bifusion-check RECIPE`: is everything there that a training run needs?"""
 
-import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
 
 from .entry import command
+from .parser import DEVICE_HELP, CommandParser, use_device
 
 
 EXAMPLES = """examples:
@@ -26,17 +26,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: A check failed; the exit status is 1.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="bifusion-check",
         usage="bifusion-check [RECIPE] [--frames N] [--section.key VALUE ...]",
         description="Checks what a recipe needs (a YAML file or a name; tiny by default): packages, devices, data, "
         "weights,\nthe alignment of points and images on real frames, and one forward and backward pass.\n"
         "Any key of the recipe can be given as with bifusion-train.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--frames", type=int, default=8, help="frames of each split that are looked at, default: 8")
+    parser.add_argument("--device", help=DEVICE_HELP)
     words = list(sys.argv[1:] if argv is None else argv)
     # As in bifusion-train: the recipe comes first, so that values of other keys are not taken for it.
     recipe = words.pop(0) if words and not words[0].startswith("-") else "tiny"
@@ -44,9 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.frames < 1:
         parser.error(f"--frames is {arguments.frames}; expected at least 1")
 
+    use_device(arguments.device)
+
     from ..training.environment_check import EnvironmentCheck
 
-    check = EnvironmentCheck(recipe, overrides, arguments.frames)
+    check = EnvironmentCheck(recipe, overrides, arguments.frames, arguments.device)
     results = check.run()
     print(format_results(results))
     failed = [result.name for result in results if result.status == "failed"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .entry import command
+from .parser import CommandParser, one_of
 
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    one_of(parser, arguments, "dest", ["output"], needed=True)
 
     from ..hub.release import ReleaseError, check_repo_id, publish
 
@@ -144,15 +146,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `main`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="bifusion-convert-sv3d",
         description="Converts a checkpoint of the 3D baseline to a folder for from_pretrained: safetensors, "
         "configuration, processor, report, and a card with provenance and licence.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="SOURCE", help=".pth or .safetensors file, org/repo or org/repo:file")
-    parser.add_argument("dest", metavar="DEST", type=Path, help="folder to write; must not exist")
+    parser.add_argument("dest", metavar="DEST", nargs="?", type=Path, help="folder to write; must not exist")
+    parser.add_argument("--output", type=Path, metavar="DEST", help="the same")
     parser.add_argument("--revision", help="branch, tag or commit of the repository; the card records the commit")
     parser.add_argument(
         "--allow_partial",
@@ -164,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     unseen.add_argument("--num_points", type=int, default=20000, metavar="N", help="points a frame, default: 20000")
     unseen.add_argument("--decoder_attention_heads", type=int, default=8, metavar="N", help="default: 8")
     push = parser.add_argument_group("upload")
-    push.add_argument("--push-to-hub", "--push_to_hub", metavar="REPO", help="owner/name on the Hub")
+    push.add_argument("--push_to_hub", metavar="REPO", help="owner/name on the Hub")
     push.add_argument("--public", action="store_true", help="by default the repository is private")
     push.add_argument("--license", default="other", help="for the card's header, as the Hub abbreviates it")
     return parser

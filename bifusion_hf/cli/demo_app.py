@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import assets
 from .entry import command
+from .parser import DEVICE_HELP, CommandParser
 from .predict import load_segmenter
 
 
@@ -49,12 +50,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `main`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="bifusion-demo",
         description="Shows a page where one drops a frame or picks a sample, and sees its instances over the image "
         "and over the points. Needs the extra demo; works offline.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--checkpoint",
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="sample", help="frames to pick from: folder, id on the Hub, or 'sample'")
     parser.add_argument("--split", default="val", help="default: val")
     parser.add_argument("--rows", type=int, nargs="+", help=f"rows to pick from; {SAMPLES} by default")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--host", help="address to listen on, 0.0.0.0 = all; this machine's own by default")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     parser.add_argument("--space", type=Path, metavar="DIR", help="write a Hugging Face Space there and stop")

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..io.sanity import check_fraction
 from .entry import command
+from .parser import DEVICE_HELP, CommandParser, one_of, use_device
 
 
 EXAMPLES = """examples:
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    one_of(parser, arguments, "checkpoint", ["named_checkpoint"], needed=False)
+    use_device("cpu" if arguments.cpu else arguments.device)
     if (arguments.checkpoint is None) == (arguments.predictions is None):
         parser.error("expected either a CHECKPOINT or --predictions")
     check_fraction("--threshold", arguments.threshold)
@@ -48,12 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `main`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="bifusion-evaluate",
         description="Measures instance average precision by the ScanNet protocol, and mean IoU of semantic classes, "
         "over the points sampled from each frame. A class-aware model gets class-aware and class-agnostic numbers.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "checkpoint",
@@ -62,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder, id on the Hub (org/name or org/name@revision), or 'sample' for the checkpoint that comes with "
         "the package",
     )
+    parser.add_argument("--checkpoint", dest="named_checkpoint", help="the same as CHECKPOINT")
     parser.add_argument("--data", required=True, help="folder with data/SPLIT-*.parquet, id on the Hub, or 'sample'")
     parser.add_argument("--split", default="val", help="default: val")
     parser.add_argument("--class_agnostic", action="store_true", help="leave the labels of a class-aware model out")
@@ -101,7 +104,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, help="of the point sampling; the processor's by default")
     parser.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), help="default: Accelerate's setting")
-    parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
+    parser.add_argument("--device", help=DEVICE_HELP)
+    parser.add_argument("--cpu", action="store_true", help="the same as --device cpu")
     return parser
 
 
@@ -146,7 +150,7 @@ def evaluate_checkpoint(
     from ..hub.pretrained import load_pretrained
     from ..training.setup import launched_accelerator
 
-    accelerator = launched_accelerator(arguments.mixed_precision, cpu=arguments.cpu)
+    accelerator = launched_accelerator(arguments.mixed_precision, cpu=arguments.cpu or arguments.device == "cpu")
     if arguments.save_predictions is not None and accelerator.num_processes > 1:
         raise ValueError(f"--save_predictions needs one process; there are {accelerator.num_processes}")
     model, processor = load_pretrained(arguments.checkpoint)

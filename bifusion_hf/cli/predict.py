@@ -13,6 +13,7 @@ from ..io.sanity import check_fraction
 from ..superpoints.masks import load_mask_generator, superpoints_from_mask_generator
 from .entry import command
 from .output_names import name_for_input
+from .parser import DEVICE_HELP, CommandParser
 from .recording_options import add_recording_options, open_source, parse_intrinsics
 
 
@@ -52,13 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `main`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="bifusion-predict",
         description="Finds the object instances of RGB-D frames. Writes NAME_overlay.png (masks, labels and scores "
         "over the image), NAME.ply (all measured points, one colour an instance), NAME.json (the segments), and for "
         "data set rows with ground truth NAME_comparison.png.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     files = parser.add_argument_group("a frame from files")
     files.add_argument("--image", type=Path, help="colour image, registered to the depth image")
@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the depth image, in pixels: four numbers; or a JSON file with fx, fy, cx, cy or a 3x3 matrix; or a "
         "text file with a 3x3 matrix",
     )
-    files.add_argument("--pose", type=Path, help="4x4 camera to world, z up (text, .npy or JSON)")
+    files.add_argument("--camera_to_world", "--pose", type=Path, help="4x4 camera to world, z up (text, .npy or JSON)")
     parser.add_argument(
         "--camera_up",
         action="store_true",
@@ -117,14 +117,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="METRES",
         help="parts of a mask farther apart are instances of their own, 0 leaves masks whole; default: processor's",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     return parser
 
 
 def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Ends with a usage error unless exactly one source of frames is given, in full."""
-    of_files = ("image", "depth", "pose", "superpoints", "intrinsics", "depth_scale")
+    of_files = ("image", "depth", "camera_to_world", "superpoints", "intrinsics", "depth_scale")
     sources = {"--data": of_files, "--recording": of_files[:4]}
     given = [name for name in sources if getattr(arguments, name[2:]) is not None]
     if len(given) > 1:
@@ -183,7 +183,7 @@ def read_frames(arguments: argparse.Namespace) -> Iterator[tuple["RGBDFrame", st
             arguments.depth,
             arguments.intrinsics,
             depth_scale=arguments.depth_scale,
-            pose=arguments.pose,
+            pose=arguments.camera_to_world,
             superpoints=arguments.superpoints,
         )
         yield frame, f"{_place(arguments.image)}, {_place(arguments.depth)}"

@@ -9,6 +9,7 @@ from ..data.scannet.mesh_labels import MAX_DISTANCE, NEAR_RANGE
 from ..data.scannet.preparation import prepare_scannet200, report_summary
 from ..data.scannet.source import LABEL_SOURCES
 from .entry import command
+from .parser import CommandParser
 
 
 EXAMPLES = """examples:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     report = prepare(parser, arguments)
     print(report_summary(report), end="")
-    print(f"settings and skipped frames: {arguments.out / 'report.txt'}")
+    print(f"settings and skipped frames: {arguments.output / 'report.txt'}")
     failed = [scan for part in report["splits"].values() for scan in part["failed"]]
     if failed:
         raise SystemExit(f"{len(failed)} scans failed; mend their files and start again: only their shards are remade")
@@ -42,12 +43,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `main`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="bifusion-prepare-scannet200",
         description="Writes parquet shards of RGB-D frames with instance and semantic images, a card and a report of "
         "skipped frames.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         "annotation files or 2D label images beside them",
     )
     source.add_argument("--esam", type=Path, help="folder of single-view data prepared for ESAM, instead of --scans")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--output", "--out", type=Path, required=True, help="folder of the data set")
     parser.add_argument(
         "--split",
         action="append",
@@ -119,14 +119,14 @@ def prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> d
     options = {"scans_per_shard": arguments.scans_per_shard, "workers": arguments.workers}
     if arguments.esam is not None:
         options["jpeg_quality"] = arguments.jpeg_quality or None
-        return prepare_esam(arguments.esam, arguments.out, arguments.split, **options)
+        return prepare_esam(arguments.esam, arguments.output, arguments.split, **options)
     lists = dict(item.partition("=")[::2] for item in arguments.split)
     if len(lists) != len(arguments.split) or not all(lists.values()):
         parser.error(f"--split is {arguments.split}; expected NAME=LIST, each name once")
     quality = 95 if arguments.jpeg_quality is None else arguments.jpeg_quality
     return prepare_scannet200(
         arguments.scans,
-        arguments.out,
+        arguments.output,
         lists,
         label_map=arguments.label_map,
         labels=arguments.labels,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .. import assets
 from .entry import command
+from .parser import CommandParser
 
 
 EXAMPLES = """examples:
@@ -71,11 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `main`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="bifusion-push-to-hub",
         description="Writes a release (weights, processor, metrics, recipe, card) and uploads it in one commit.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "checkpoint",

@@ -10,6 +10,7 @@ from ..rooms.dataset import build_dataset
 from ..rooms.generate import WORLDS, RoomSettings
 from ..rooms.sensor import SENSORS
 from .entry import command
+from .parser import CommandParser
 
 
 _EPILOG = """
@@ -25,11 +26,10 @@ README.md then carries. An interrupted run goes on where it stopped when it is s
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `main`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="bifusion-render-rooms",
         description=__doc__,
         epilog=_EPILOG % ", ".join(f"{name} {licence}" for name, licence in LIBRARIES.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--furniture",
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="sweethome3d-furniture .deb, a folder with .sh3f files, or .sh3f files; without it rooms hold "
         "parametric furniture alone",
     )
-    parser.add_argument("--out", required=True, type=Path, help="folder of the data set")
+    parser.add_argument("--output", "--out", required=True, type=Path, help="folder of the data set")
     parser.add_argument("--train", type=int, default=0, metavar="N", help="training frames (default: 0)")
     parser.add_argument("--val", type=int, default=0, metavar="N", help="validation frames (default: 0)")
     parser.add_argument("--width", type=int, default=640, help="pixels (default: 640)")
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="furniture libraries to use (default: BlendSwap-CC-0)",
     )
     parser.add_argument(
-        "--texture-pack",
+        "--texture_pack",
         metavar="WHEEL",
         help="wheel of miniworld (pip download --no-deps miniworld), whose pictures cover walls and floors too",
     )
@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="depth model; mixed: another one for each frame (default: kinect1)",
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    parser.add_argument("--jpeg-quality", type=int, metavar="Q", help="JPEG colour of this quality (default: PNG)")
+    parser.add_argument("--jpeg_quality", type=int, metavar="Q", help="JPEG colour of this quality (default: PNG)")
     parser.add_argument(
         "--cache",
         type=Path,
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         path=arguments.path,
     )
     summary = build_dataset(
-        arguments.out,
+        arguments.output,
         settings,
         {"train": arguments.train, "val": arguments.val},
         workers=arguments.workers,

@@ -14,6 +14,7 @@ from ..io.sanity import check_fraction
 from ..stopping import Stopped, StopSignals
 from .entry import command
 from .output_names import file_name, unique_names
+from .parser import DEVICE_HELP, CommandParser, one_of
 from .recording_options import add_camera_options, add_recording_options, open_source, parse_intrinsics
 
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    one_of(parser, arguments, "source", ["recording", "data"], needed=True)
     parse_intrinsics(parser, arguments)
     check_fraction("--threshold", arguments.threshold)
     check_fraction("--min_score", arguments.min_score)
@@ -59,20 +61,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `main`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="bifusion-scan",
         description="Segments the frames of a recording and merges them into the objects of one scene. Writes "
         "scene.ply (one colour an object, ids as a property), objects.json, frames/NAME.jpg (masks whose colours stay "
         "with the object) and an animation of them.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "source",
+        nargs="?",
         metavar="SOURCE",
         help="folders color/ depth/ pose/ intrinsic/, .sens, TUM RGB-D, trajectory.log, .r3d, a folder a frame, or a "
         "data set; docs/scenes.md has the layouts",
     )
+    parser.add_argument("--recording", metavar="SOURCE", help="the same, as in bifusion-predict")
+    parser.add_argument("--data", metavar="SOURCE", help="the same, for a data set")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument(
         "--checkpoint",
@@ -97,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save_every", type=int, default=20, metavar="N", help="frames between saves, default: 20")
     parser.add_argument("--strict", action="store_true", help="stop at the first frame that cannot be used")
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that has a scan")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    parser.add_argument("--device", help=DEVICE_HELP)
     return parser
 
 

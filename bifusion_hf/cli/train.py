@@ -5,10 +5,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from ..recipe.reading import describe_keys, load_arguments, recipe_names, split_overrides
+from ..recipe.reading import describe_keys, load_arguments, recipe_names, split_overrides, take_device
 from ..stopping import Stopped
 from .entry import command
 from .openmp import restart_with_passive_threads
+from .parser import use_device, version_line
 
 
 USAGE = """usage: bifusion-train [RECIPE] [--section.key VALUE ...]
@@ -20,6 +21,9 @@ Without one, the defaults below hold.
   bifusion-train tiny --output_dir outputs/tiny --dry_run          print the plan and stop
   bifusion-train tiny --output_dir outputs/tiny --resume_from_checkpoint latest
                                                                    go on after a crash or a stop
+  bifusion-train tiny --data rooms --checkpoint sample --output outputs/mine --device cpu
+                                                                   the words of the other commands: data.train and
+                                                                   data.val, model.pretrained, output_dir
   torchrun --nproc_per_node 2 scripts/train.py tiny                two processes; accelerate launch works too
 
 Every key of a recipe can be given on the command line, its value as YAML:
@@ -41,7 +45,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not words or {"-h", "--help"} & set(words):
         print(USAGE.format(recipes=", ".join(recipe_names()), keys=describe_keys()))
         return
+    if "--version" in words:
+        print(version_line("bifusion-train"))
+        return
     words_given = list(words)
+    words, device = take_device(words)
+    use_device(device)
     recipe = None if words[0].startswith("--") else words.pop(0)
     arguments = load_arguments(recipe, words)
     if argv is None:
@@ -71,7 +80,7 @@ def command_to_go_on(words: Sequence[str]) -> str:
     recipe = [] if not words or words[0].startswith("--") else [words[0]]
     kept = list(recipe)
     for key, given in split_overrides(words[len(recipe) :]):
-        if key not in ("resume_from_checkpoint", "overwrite_output_dir"):
+        if key.replace("-", "_") not in ("resume_from_checkpoint", "overwrite_output_dir"):
             kept += given
     program = "bifusion-train" if int(os.environ.get("WORLD_SIZE", 1)) == 1 else "... scripts/train.py"
     return shlex.join([*program.split(), *kept, "--resume_from_checkpoint", "latest"])

@@ -26,6 +26,12 @@ from .arguments import (
 )
 
 
+# What options of the other commands mean here.
+_WORDS = {
+    "output": ("output_dir",),
+    "checkpoint": ("model.pretrained",),
+    "data": ("data.train", "data.val"),
+}
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 # The largest recipe of the package has about a hundred.
 MAX_VALUES = 10_000
@@ -43,18 +49,49 @@ def load_arguments(recipe: str | Path | None, overrides: Sequence[str] = ()) -> 
         ValueError: No such recipe, an unknown key, a wrong type, or a value out of range.
     """
     values = {} if recipe is None else _read_recipe(_recipe_path(recipe))
-    for key, text in _parse_overrides(overrides):
-        check_key(key)
-        key = rename_key(key)
-        value = _parse_yaml(text, f"--{key} {text!r}")
-        target = values
-        *sections, name = split_key(key)
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise ValueError(f"{recipe}: {section} must be a mapping, got {target!r}")
-        target[name] = value
+    for given, text in _parse_overrides(overrides):
+        keys = _keys_of(given)
+        for key in keys:
+            check_key(key)
+        value = _parse_yaml(text, f"--{given} {text!r}")
+        for key in keys:
+            target = values
+            *sections, name = split_key(rename_key(key))
+            for section in sections:
+                target = target.setdefault(section, {})
+                if not isinstance(target, dict):
+                    raise ValueError(f"{recipe}: {section} must be a mapping, got {target!r}")
+            target[name] = value
     return TrainArguments.from_dict(values)
+
+
+def _keys_of(word: str) -> tuple[str, ...]:
+    """The keys that a word of the command line stands for; a key may be spelled with dashes."""
+    if word in _WORDS:
+        return _WORDS[word]
+    spelled = word.replace("-", "_")
+    # Names below open keys, such as those of data sets, keep their dashes.
+    return (spelled,) if spelled in valid_keys() else (word,)
+
+
+def take_device(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """Takes `--device` out of the overrides, which is of the machine and not of the recipe.
+
+    Raises:
+        ValueError: It has no value, or a word is no key.
+    """
+    kept: list[str] = []
+    device = None
+    recipe = [] if not words or words[0].startswith("--") else [words[0]]
+    for key, given in split_overrides(words[len(recipe) :]):
+        if key != "device":
+            kept += given
+            continue
+        _, equals, text = given[0].partition("=")
+        device = text if equals else given[1] if len(given) > 1 else ""
+        if not device:
+            raise ValueError("--device: expected cpu, cuda, cuda:1, ...")
+    return [*recipe, *kept], device
 
 
 def _read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..data.frames import frame_features, frame_from_row, frame_to_row, sequence_features
 from ..io.atomic import new_file, remove_unfinished, write_text
 from ..labels import SCANNET200_CLASS_NAMES
+from ..stopping import leave_interrupts_to_the_parent
 from .catalog import attribution
 from .generate import SPLITS, RoomGenerator, RoomSettings
 from .paths import room_sequence
@@ -44,6 +45,11 @@ _generator: RoomGenerator | None = None
 def _start_worker(settings: RoomSettings) -> None:
     global _generator
     _generator = RoomGenerator(settings)
+
+
+def _start_process(settings: RoomSettings) -> None:
+    leave_interrupts_to_the_parent()
+    _start_worker(settings)
 
 
 def _prepare_model(job: tuple[str, int]) -> None:
@@ -126,7 +132,7 @@ def _workers(count: int, settings: RoomSettings) -> Iterator[Callable[[Callable,
         return
     # Each worker fills a core by itself; threads of linear algebra would only get in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with multiprocessing.get_context("spawn").Pool(count, _start_worker, (settings,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(count, _start_process, (settings,)) as pool:
         yield pool.imap
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
-from ..data.frames import RGBDFrame, frame_from_row
+from ..data.frames import RGBDFrame
 from ..modeling_bifusion import BiFusionForInstanceSegmentation
 from ..pipeline_bifusion import frame_from_dict
 from .session import SceneSession
@@ -87,11 +87,7 @@ class RGBDSceneSegmentationPipeline(Pipeline):
 
     def preprocess(self, frame: Any) -> RGBDFrame:
         """The frame of an input."""
-        if isinstance(frame, RGBDFrame):
-            return frame
-        if isinstance(frame, Mapping) and "camera_to_world" in frame:
-            return frame_from_row(frame)
-        return frame_from_dict(frame)
+        return frame if isinstance(frame, RGBDFrame) else frame_from_dict(frame)
 
     def _forward(self, frame: RGBDFrame) -> dict[str, Any]:
         return self.session.update(frame)

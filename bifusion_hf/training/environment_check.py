@@ -75,11 +75,14 @@ class EnvironmentCheck:
         recipe: YAML file or name of a packaged recipe; None = defaults.
         overrides: `["--section.key", "value", ...]`.
         num_frames: Rows of each split that are looked at.
+        device: That of the run; None = a GPU if there is one.
     """
 
-    def __init__(self, recipe: str | None, overrides: Sequence[str] = (), num_frames: int = 8):
+    def __init__(
+        self, recipe: str | None, overrides: Sequence[str] = (), num_frames: int = 8, device: str | None = None
+    ):
         self.recipe, self.overrides, self.num_frames = recipe, overrides, num_frames
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.results: list[CheckResult] = []
         self._rows: dict[str, Any] = {}
         self._samples: list[dict] = []

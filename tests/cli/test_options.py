@@ -22,7 +22,7 @@ OPTIONS = {
     "prepare_scannet200": {
         "--scans": (["--scans", "other"], []),
         "--esam": (["--esam", "folder"], None),
-        "--out": (["--out", "other"], []),
+        "--output": (["--output", "other"], []),
         "--split": (["--split", "val=val.txt"], []),
         "--workers": (["--workers", "3"], []),
         "--scans_per_shard": (["--scans_per_shard", "3"], []),
@@ -38,7 +38,7 @@ OPTIONS = {
     },
     "render_rooms": {
         "--furniture": (["--furniture", "chairs.sh3f"], []),
-        "--out": (["--out", "other"], []),
+        "--output": (["--output", "other"], []),
         "--train": (["--train", "5"], []),
         "--val": (["--val", "5"], []),
         "--width": (["--width", "64"], []),
@@ -47,12 +47,12 @@ OPTIONS = {
         "--views": (["--views", "5"], []),
         "--path": (["--path"], []),
         "--libraries": (["--libraries", "Scopia"], ["--furniture", "chairs.sh3f"]),
-        "--texture-pack": (["--texture-pack", "miniworld.whl"], []),
+        "--texture_pack": (["--texture_pack", "miniworld.whl"], []),
         "--photometric": (["--photometric"], []),
         "--world": (["--world", "tabletop"], []),
         "--sensor": (["--sensor", "mixed"], []),
         "--workers": (["--workers", "77"], []),
-        "--jpeg-quality": (["--jpeg-quality", "50"], []),
+        "--jpeg_quality": (["--jpeg_quality", "50"], []),
         "--cache": (["--cache", "elsewhere"], []),
     },
     "push_to_hub": {
@@ -86,12 +86,14 @@ OPTIONS = {
         "--voxel_size": (["--voxel_size", "0.1"], []),
         "--num_points": (["--num_points", "7"], []),
         "--decoder_attention_heads": (["--decoder_attention_heads", "2"], []),
-        "--push-to-hub": (["--push-to-hub", "me/repo"], []),
-        "--public": (["--public"], ["--push-to-hub", "me/repo"]),
+        "--output": (["source.pth", "--output", "elsewhere"], None),
+        "--push_to_hub": (["--push_to_hub", "me/repo"], []),
+        "--public": (["--public"], ["--push_to_hub", "me/repo"]),
         "--license": (["--license", "mit"], ["--allow_partial"]),
     },
     "evaluate": {
         "checkpoint": (["other"], None),
+        "--checkpoint": (["--checkpoint", "other", "--data", "sample"], None),
         "--data": (["--data", "other"], []),
         "--split": (["--split", "train"], []),
         "--class_agnostic": (["--class_agnostic"], []),
@@ -111,6 +113,7 @@ OPTIONS = {
         "--part_gap": (["--part_gap", "0.3"], []),
         "--seed": (["--seed", "7"], []),
         "--mixed_precision": (["--mixed_precision", "bf16"], []),
+        "--device": (["--device", "cpu"], []),
         "--cpu": (["--cpu"], []),
     },
     "predict": {
@@ -118,7 +121,7 @@ OPTIONS = {
         "--depth": (["--depth", "other.png"], []),
         "--depth_scale": (["--depth_scale", "5000"], []),
         "--intrinsics": (["--intrinsics", "camera.json"], []),
-        "--pose": (["--pose", "pose.txt"], []),
+        "--camera_to_world": (["--camera_to_world", "pose.txt"], []),
         "--camera_up": (["--camera_up"], []),
         "--superpoints": (["--superpoints", "ids.npy"], []),
         "--data": (["--data", "sample", "--output", "out"], None),
@@ -139,6 +142,8 @@ OPTIONS = {
     },
     "scan": {
         "source": (["other"], None),
+        "--recording": (["--recording", "other", "--output", "out"], None),
+        "--data": (["--data", "other", "--output", "out"], None),
         "--output": (["--output", "other"], []),
         "--checkpoint": (["--checkpoint", "other"], []),
         "--split": (["--split", "train"], []),
@@ -174,8 +179,8 @@ OPTIONS = {
 }
 # What both runs have; None beside an option's words: those words alone against these.
 BASES = {
-    "prepare_scannet200": ["--scans", "scans", "--out", "out", "--split", "train=train.txt"],
-    "render_rooms": ["--out", "out", "--train", "2", "--workers", "1"],
+    "prepare_scannet200": ["--scans", "scans", "--output", "out", "--split", "train=train.txt"],
+    "render_rooms": ["--output", "out", "--train", "2", "--workers", "1"],
     "push_to_hub": ["checkpoint", "me/repo"],
     "convert_sv3d": ["source.pth", "dest"],
     "evaluate": ["checkpoint", "--data", "sample"],
@@ -188,7 +193,7 @@ BASES = {
 }
 # The words of options that take the place of the whole base.
 INSTEAD = {
-    ("prepare_scannet200", "--esam"): ["--esam", "folder", "--out", "out", "--split", "train"],
+    ("prepare_scannet200", "--esam"): ["--esam", "folder", "--output", "out", "--split", "train"],
     ("push_to_hub", "checkpoint"): ["other", "me/repo", "--metrics", "metrics.json"],
     ("push_to_hub", "repo"): ["checkpoint", "me/other", "--metrics", "metrics.json"],
     ("push_to_hub", "--type"): ["checkpoint", "me/repo", "--type", "dataset"],
@@ -312,6 +317,13 @@ class Session:
         return [SimpleNamespace(score=0.5), SimpleNamespace(score=0.9)]
 
 
+class Picture:
+    """A picture that is an empty file."""
+
+    def save(self, path, **options):
+        Path(path).touch()
+
+
 class Recording(list):
     posed, kind, ids = True, "frames", ["frame 0", "frame 1"]
 
@@ -356,6 +368,7 @@ def prepare(command, calls):
     elif command == "evaluate":
         accelerator = mock.MagicMock(num_processes=1, is_main_process=True, device="cpu", mixed_precision="no")
         calls.replace("training.setup.launched_accelerator", accelerator)
+        calls.replace("cli.evaluate.use_device")
         calls.replace("hub.pretrained.load_pretrained", lambda name: (Model(calls), Processor()))
         calls.replace("data.frames.load_frames", rows)
         calls.replace("data.dataset.FrameDataset")
@@ -380,7 +393,7 @@ def prepare(command, calls):
 
         segmenter.side_effect = segment
         calls.replace("cli.predict.load_segmenter", lambda *args: segmenter)
-        calls.replace("results.draw_instances", mock.MagicMock())
+        calls.replace("results.draw_instances", Picture())
         calls.replace("results.write_ply")
         calls.replace("cli.predict.load_mask_generator")
         calls.replace("cli.predict.superpoints_from_mask_generator", lambda generator, image, depth, intrinsics: None)
@@ -396,7 +409,7 @@ def prepare(command, calls):
         calls.replace("hub.pretrained.load_pretrained", lambda name: (Model(calls), Processor()))
         calls.replace("import_utils.require_package")
         for name in ("draw_scene_frame", "write_scene_cloud", "object_to_json", "write_animation"):
-            calls.replace(f"scenes.files.{name}", lambda *args: mock.MagicMock() if len(args) == 2 else "")
+            calls.replace(f"scenes.files.{name}", lambda *args: Picture() if len(args) == 2 else "")
         calls.replace("scenes.files.animation_format", lambda kind: kind or "webp")
         calls.replace("scenes.rerun_file.write_rerun")
         # A session that was saved before.
@@ -435,7 +448,7 @@ def known():
 def test_every_option_is_looked_at(command):
     parser = importlib.import_module(f"bifusion_hf.cli.{command}").build_parser()
     names = {action.option_strings[0] if action.option_strings else action.dest for action in parser._actions}
-    assert names - {"-h"} == set(OPTIONS[command])
+    assert names - {"-h", "--version"} == set(OPTIONS[command])
 
 
 @pytest.mark.parametrize(

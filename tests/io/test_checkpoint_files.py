@@ -19,7 +19,7 @@ class Network(nn.Module):
         torch.manual_seed(0)
         self.visual = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4))
         self.scale = nn.Parameter(torch.rand(()))
-        self.half = nn.Parameter(torch.rand(3, 5).half().t())
+        self.strided = nn.Parameter(torch.rand(3, 5).half().t())
         self.size = 7
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ...io.atomic import new_file, remove_unfinished, write_text
 from ...io.files import DataFileError
+from ...stopping import leave_interrupts_to_the_parent
 from ..frames import frame_features, sequence_features
 
 
@@ -163,12 +164,18 @@ def _run(source: FrameSource, jobs: Mapping[str, list[str]], out: Path, workers:
         context.set_forkserver_preload([__name__, "datasets.arrow_writer"])
     else:
         context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, max(1, len(jobs))), mp_context=context) as pool:
+    count = min(workers, max(1, len(jobs)))
+    with ProcessPoolExecutor(count, mp_context=context, initializer=leave_interrupts_to_the_parent) as pool:
         futures = {pool.submit(write_shard, source, units, out, name): name for name, units in jobs.items()}
         try:
             for future in as_completed(futures):
                 future.result()
                 yield futures[future]
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            # What they write has private names, which the next run takes away.
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
