@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   bifusion-convert-sv3d ESAM-E_CA_online_epoch_128.pth checkpoints/esam-e
-  bifusion-convert-sv3d org/repo:sv3d.pth checkpoints/sv3d --revision 1fec34a --push-to-hub me/sv3d
+  bifusion-convert-sv3d org/repo:sv3d.pth checkpoints/sv3d --revision 1fec34a --push_to_hub me/sv3d
   bifusion-convert-sv3d mask3d.ckpt checkpoints/backbone --allow_partial
 
 SOURCE: single-view or online ESAM checkpoints hold a whole network. Those of OneFormer3D and Mask3D hold its U-Net

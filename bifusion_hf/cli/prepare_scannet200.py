@@ -13,9 +13,9 @@ from .parser import CommandParser
 
 
 EXAMPLES = """examples:
-  bifusion-prepare-scannet200 --scans scannet/scans --out scannet200 --label_map scannetv2-labels.combined.tsv \\
+  bifusion-prepare-scannet200 --scans scannet/scans --output scannet200 --label_map scannetv2-labels.combined.tsv \\
       --split train=scannetv2_train.txt --split val=scannetv2_val.txt --workers 8
-  bifusion-prepare-scannet200 --esam ESAM/data/scannet200-sv --out scannet200-esam --split train --split val
+  bifusion-prepare-scannet200 --esam ESAM/data/scannet200-sv --output scannet200-esam --split train --split val
 
 An interrupted run goes on where it stopped when it is started again with the same arguments.
 """

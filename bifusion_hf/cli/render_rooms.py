@@ -16,7 +16,7 @@ from .parser import CommandParser
 _EPILOG = """
 Furniture comes from the Debian package sweethome3d-furniture; it need not be installed:
   apt-get download sweethome3d-furniture
-  bifusion-render-rooms --furniture sweethome3d-furniture_*.deb --out rooms --train 1500 --val 300
+  bifusion-render-rooms --furniture sweethome3d-furniture_*.deb --output rooms --train 1500 --val 300
 
 The libraries differ in licence: %s.
 BlendSwap-CC-0 alone gives frames without any obligation; the others ask for attribution, which the data set's

@@ -175,7 +175,7 @@ def test_sources_that_are_none(make_model, tmp_path):
     (tmp_path / "broken.pth").write_bytes(b"PK\x03\x04 no more")
     fails(tmp_path / "broken.pth", r"broken\.pth")
     good = save_original(tmp_path / "sv.pth", original_state(make_model()))
-    fails(good, "repository 'a/b/c'", "--push-to-hub", "a/b/c")
+    fails(good, "repository 'a/b/c'", "--push_to_hub", "a/b/c")
 
 
 def test_help(capsys):
@@ -183,5 +183,5 @@ def test_help(capsys):
         main(["--help"])
     assert error.value.code == 0
     text = capsys.readouterr().out
-    for word in ("--allow_partial", "--push-to-hub", "SOURCE", "examples:"):
+    for word in ("--allow_partial", "--push_to_hub", "SOURCE", "examples:"):
         assert word in text

@@ -74,9 +74,9 @@ def test_words_of_other_commands_in_a_recipe():
     found = load_arguments("tiny", ["--output", "out", "--data", "my-rooms", "--checkpoint", "sample"])
     assert (found.output_dir, found.data.train, found.data.val) == ("out", "my-rooms", "my-rooms")
     assert found.model.pretrained == "sample"
-    found = load_arguments("tiny", ["--training.batch-size", "3", "--output-dir=o", "--data.train.my-rooms", "2"])
-    assert (found.training.batch_size, found.output_dir) == (3, "o")
-    assert found.data.train == {"my-rooms": 2.0}
+    words = ["--training.batch-size", "3", "--output-dir=o", "--training.unfreeze_at.a-b", "0.5"]
+    found = load_arguments("tiny", words)
+    assert (found.training.batch_size, found.output_dir, found.training.unfreeze_at) == (3, "o", {"a-b": 0.5})
     with pytest.raises(ValueError, match="unknown key 'training.batch-siz'"):
         load_arguments("tiny", ["--training.batch-siz", "3"])
 

@@ -148,11 +148,11 @@ from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.cli.convert_sv3d import main
 
 source, dest, *options = sys.argv[1:]
-main([source, dest, "--push-to-hub", "me/sv3d", *options])
+main([source, dest, "--push_to_hub", "me/sv3d", *options])
 model = BiFusionForInstanceSegmentation.from_pretrained("me/sv3d")
 print(json.dumps([BiFusionProcessor.from_pretrained("me/sv3d").num_points, model.num_parameters()]))
 os.environ["HF_TOKEN"] = "hf_wrong"
-main([source, dest + "_again", "--push-to-hub", "me/other", *options])
+main([source, dest + "_again", "--push_to_hub", "me/other", *options])
 """
 
 

@@ -63,9 +63,10 @@ def open_tum(folder: Path, options: ReadOptions) -> Recording:
     def read(index: int) -> RGBDFrame:
         time, depth_name, color_name = pairs[index]
         depth_path = path_inside(folder, depth_name, folder / "depth.txt")
+        image = read_color(path_inside(folder, color_name, folder / "rgb.txt"))
         depth = read_depth(depth_path, options.depth_scale, integer_scale=DEPTH_SCALE)
         return RGBDFrame(
-            read_color(path_inside(folder, color_name, folder / "rgb.txt")),
+            image,
             depth,
             camera.of_depth(depth.shape),
             None if poses is None else options.upright(poses.at(time)),
