@@ -229,13 +229,14 @@ class BiFusionProcessor(ProcessorMixin):
         images: Any,
         depth: Any,
         intrinsics: Any,
-        poses: Any = None,
+        camera_to_world: Any = None,
         depth_scale: float | Sequence[float] | None = None,
         superpoints: Any = None,
         instance_masks: Any = None,
         semantic_masks: Any = None,
         frame_ids: str | Sequence[str] | None = None,
         return_tensors: str = "pt",
+        poses: Any = None,
     ) -> FrameFeatures:
         """Prepares one frame or a batch of frames; sampling is deterministic.
 
@@ -243,11 +244,12 @@ class BiFusionProcessor(ProcessorMixin):
         frames of a list.
 
         Args:
-            images: uint8 [H, W, 3] RGB (array, tensor or PIL image), registered to depth.
-            depth: [H, W] metres along the optical axis (array, tensor or PIL image); 0, negative, NaN and inf mean
-                "no measurement".
-            intrinsics: [3, 3] of the depth image, pixel centres at integers; one for all frames, or one for each.
-            poses: [4, 4] camera to world, z up. Without one the input's frame is the camera's axes relabelled x
+            images: uint8 [H, W, 3] RGB (array, tensor, PIL image or file), registered to depth.
+            depth: [H, W] metres along the optical axis (array, tensor, PIL image or file); 0, negative, NaN and inf
+                mean "no measurement".
+            intrinsics: [3, 3] of the depth image, pixel centres at integers, or a mapping or file for `read_camera`;
+                one for all frames, or one for each.
+            camera_to_world: [4, 4] pose, z up. Without one the input's frame is the camera's axes relabelled x
                 right, y forward, z up, and the network's is turned upright where `estimate_up` can.
             depth_scale: Units per metre by which depth is divided; needed where depth is of integers.
             superpoints: int [H, W], -1 = none; found from the frame where missing.
@@ -255,6 +257,7 @@ class BiFusionProcessor(ProcessorMixin):
             semantic_masks: int [H, W] class index, -1 = unlabelled; adds `semantic_labels`.
             frame_ids: Names used in messages.
             return_tensors: `"pt"` or `"np"`.
+            poses: The name of release 0.1 for `camera_to_world`.
 
         Returns:
             The batch that `data.collator.collate_samples` describes.
@@ -264,11 +267,13 @@ class BiFusionProcessor(ProcessorMixin):
         """
         if return_tensors not in ("pt", "np"):
             raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt' or 'np'")
+        if poses is not None and camera_to_world is not None:
+            raise ValueError("camera_to_world and poses are the same; expected one")
         columns = {
             "image": images,
             "depth": depth,
             "intrinsics": intrinsics,
-            "camera_to_world": poses,
+            "camera_to_world": poses if camera_to_world is None else camera_to_world,
             "depth_scale": depth_scale,
             "superpoints": superpoints,
             "instance": instance_masks,

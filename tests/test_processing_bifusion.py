@@ -418,6 +418,15 @@ def test_malformed_frames_are_refused_by_name(processor, change, message):
         processor(**inputs)
 
 
+def test_the_pose_by_either_name(processor):
+    values = arguments(make_frame())
+    pose = values.pop("poses")
+    new, old = processor(**values, camera_to_world=pose), processor(**values, poses=pose)
+    assert torch.equal(new["points"], old["points"]) and new["up_sources"] == old["up_sources"] == ["pose"]
+    with pytest.raises(ValueError, match="camera_to_world and poses are the same; expected one"):
+        processor(**values, camera_to_world=pose, poses=pose)
+
+
 def test_depth_without_measurement_is_skipped(processor):
     frame = make_frame(holes=False)
     depth = frame.depth.copy()

@@ -21,8 +21,7 @@ from .prediction import (
 )
 from .upload import (
     camera_fields,
-    intrinsics_text,
-    read_intrinsics_file,
+    camera_text,
     read_upload,
 )
 
@@ -214,7 +213,7 @@ def _fill_from_camera(camera: str, depth: str | None) -> tuple:
 def _fill_from_file(path: str) -> tuple:
     """The intrinsics of a file."""
     try:
-        return OWN_CALIBRATION, intrinsics_text(read_intrinsics_file(path))
+        return OWN_CALIBRATION, camera_text(path)
     except ValueError as error:
         _refuse(error)
         return gr.skip(), gr.skip()

@@ -1,12 +1,13 @@
 """From what a visitor of the demo page enters to a frame."""
 
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from ..data.camera_files import Camera, read_camera, read_intrinsics
+from ..data.camera_files import Camera, read_camera
 from ..data.frame_files import read_depth, read_pose
 from ..data.frames import RGBDFrame
 from ..io.images import read_color
@@ -69,12 +70,20 @@ def parse_camera(text: str) -> Camera:
             raise ValueError(_with_file_names(str(error), str(path))) from error
 
 
-def read_intrinsics_file(path: str) -> np.ndarray:
-    """`read_intrinsics` of a file, whose folder no message mentions."""
+def camera_text(path: str) -> str:
+    """What the form shows of an intrinsics file: its numbers, with the size of the image where the file names it.
+
+    Raises:
+        ValueError: See `read_camera`; the message does not mention the file's folder.
+    """
     try:
-        return read_intrinsics(path)
+        camera = read_camera(path)
     except (ValueError, OSError) as error:
         raise ValueError(_with_file_names(str(error), path)) from error
+    if camera.size is None:
+        return intrinsics_text(camera.intrinsics)
+    names = dict(zip(("fx", "fy", "cx", "cy"), map(float, intrinsics_text(camera.intrinsics).split()), strict=True))
+    return json.dumps({**names, "width": camera.size[0], "height": camera.size[1]})
 
 
 def intrinsics_text(matrix: np.ndarray) -> str:

@@ -98,6 +98,23 @@ def read_values(
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
+def read_mask(source: Source, name: str | Path | None = None) -> np.ndarray:
+    """Where a picture is not 0, bool [H, W]; of colours in any channel, whatever the transparency.
+
+    Args:
+        source: See `read_color`.
+        name: See `read_color`.
+
+    Raises:
+        DataFileError: It cannot be read.
+    """
+    with _opened(source, name, None) as (image, place):
+        image = _turned(image, place)
+        if image.mode in ("1", "L", "P", "F") or image.mode.startswith("I"):
+            return np.asarray(image) != 0
+        return (np.asarray(image.convert("RGB")) != 0).any(axis=-1)
+
+
 def decode_image(
     data: bytes, path: str | Path, *, integer: bool = False, size: tuple[int, int] | None = None
 ) -> np.ndarray:

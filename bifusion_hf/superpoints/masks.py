@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..io.images import read_mask
 from .graph import number_segments
 from .segmentation import segment_superpoints
 
@@ -77,10 +78,7 @@ def load_masks(folder: str | Path) -> np.ndarray:
         raise ValueError(f"{folder}: no PNG file; expected one mask a file")
     masks = []
     for path in paths:
-        with Image.open(path) as file:
-            pixels = np.asarray(file)
-        # An alpha channel would make every pixel non-zero.
-        mask = pixels != 0 if pixels.ndim == 2 else (pixels[..., :3] != 0).any(axis=-1)
+        mask = read_mask(path)
         if masks and mask.shape != masks[0].shape:
             raise ValueError(f"{path}: mask is {mask.shape}; expected {masks[0].shape} as in {paths[0].name}")
         masks.append(mask)

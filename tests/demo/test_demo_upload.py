@@ -6,9 +6,9 @@ from PIL import Image
 
 from bifusion_hf.demo.upload import (
     camera_fields,
+    camera_text,
     intrinsics_text,
     parse_camera,
-    read_intrinsics_file,
     read_upload,
 )
 
@@ -63,7 +63,16 @@ def test_an_intrinsics_file_is_named_without_its_folder(tmp_path):
     path = tmp_path / "camera.json"
     path.write_text("{}")
     with pytest.raises(ValueError, match="^camera.json: has the keys"):
-        read_intrinsics_file(str(path))
+        camera_text(str(path))
+
+
+def test_an_intrinsics_file_keeps_the_size_that_it_names(tmp_path, depth):
+    path = tmp_path / "camera.json"
+    path.write_text(json.dumps({"fx": 60, "fy": 60, "ppx": 31.5, "ppy": 23.5}))
+    assert camera_text(str(path)) == "60.00 60.00 31.50 23.50"
+    path.write_text(json.dumps({"K": [120, 0, 63.5, 0, 120, 47.5, 0, 0, 1], "width": 128, "height": 96}))
+    with pytest.raises(ValueError, match="is of images of 128x96; the depth image is 64x48"):
+        read_upload(IMAGE, depth, 1000.0, camera_text(str(path)), None)
 
 
 def test_the_frame_of_the_form(depth, tmp_path):

@@ -84,6 +84,15 @@ def test_folder_of_masks(frame, tmp_path):
     opaque = np.concatenate([np.uint8(CUP)[..., None].repeat(3, -1), np.full((60, 80, 1), 255, np.uint8)], -1)
     Image.fromarray(opaque).save(tmp_path / "1.png")
     np.testing.assert_array_equal(load_masks(tmp_path), [TABLE, CUP])
+    # Grey with transparency; 16 bits, of which a conversion to 8 would leave nothing; and one that is turned.
+    Image.fromarray(opaque[..., 2:]).save(tmp_path / "1.png")
+    np.testing.assert_array_equal(load_masks(tmp_path), [TABLE, CUP])
+    Image.fromarray(CUP.astype(np.uint16)).save(tmp_path / "1.png")
+    np.testing.assert_array_equal(load_masks(tmp_path), [TABLE, CUP])
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(CUP[::-1, ::-1]).save(tmp_path / "1.png", exif=exif)
+    np.testing.assert_array_equal(load_masks(tmp_path), [TABLE, CUP])
     Image.fromarray(CUP[:30]).save(tmp_path / "2.png")
     with pytest.raises(ValueError, match=r"2\.png: mask is \(30, 80\); expected \(60, 80\)"):
         load_masks(tmp_path)
