@@ -138,7 +138,12 @@ def _three_by_three(matrix: np.ndarray, path: str | Path) -> np.ndarray:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the matrices of OpenCV."""
+    """YAML with the matrices of OpenCV, and without aliases: a few lines of them unfold to any size."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases, which no camera writes")
+        return super().compose_node(parent, index)
 
 
 _Loader.add_constructor(
@@ -166,7 +171,7 @@ def read_numbers(source: str | Path) -> Any:
             return next(iter(yaml.load_all(re.sub(r"^%YAML.*", "", text), _Loader)))
         lines = (line.partition("#")[0].strip() for line in text.splitlines())
         return [[float(word) for word in line.replace(",", " ").split()] for line in lines if line]
-    except (ValueError, yaml.YAMLError, StopIteration) as error:
+    except (ValueError, RecursionError, yaml.YAMLError, StopIteration) as error:
         raise ValueError(f"{path}: cannot be read as {kind}: {error}") from None
 
 

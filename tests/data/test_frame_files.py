@@ -53,6 +53,11 @@ def test_intrinsics_as_numbers_text_and_array(tmp_path):
         ("a.txt", "fx 500", r"a\.txt: cannot be read as numbers"),
         ("a.txt", "", r"a\.txt: intrinsics have shape"),
         ("a.npy", "500", r"a\.npy: not a \.npy array"),
+        ("a.yaml", "fx: [", r"a\.yaml: cannot be read as YAML"),
+        ("a.yaml", "", r"a\.yaml: cannot be read as YAML"),
+        ("a.yaml", "a: &a [1, 1]\nK: [*a, *a]\n", r"a\.yaml: cannot be read as YAML: it has aliases"),
+        ("a.yaml", "K: !!python/object/apply:os.getcwd []\n", r"a\.yaml: cannot be read as YAML"),
+        ("a.json", "[" * 100_000, r"a\.json: cannot be read as JSON"),
     ],
 )
 def test_malformed_intrinsics(name, content, message, tmp_path):
