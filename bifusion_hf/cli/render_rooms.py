@@ -2,13 +2,14 @@
 
 import argparse
 import os
+import textwrap
 from pathlib import Path
 
 from ..import_utils import require_package
 from ..rooms.catalog import LIBRARIES
 from ..rooms.dataset import build_dataset
 from ..rooms.generate import WORLDS, RoomSettings
-from ..rooms.sensor import SENSORS
+from ..rooms.sensor import SENSORS, about_sensors
 from .entry import command
 from .parser import CommandParser
 
@@ -18,10 +19,24 @@ Furniture comes from the Debian package sweethome3d-furniture; it need not be in
   apt-get download sweethome3d-furniture
   bifusion-render-rooms --furniture sweethome3d-furniture_*.deb --output rooms --train 1500 --val 300
 
+Close-ups of things, by the sensors and cameras that people have:
+  bifusion-render-rooms --world tabletop --sensor mixed --width 320 --height 240 --views 5 \\
+      --furniture sweethome3d-furniture_*.deb --output tabletop --train 2500 --val 64
+
+Sensors:
+%s
+
 The libraries differ in licence: %s.
 BlendSwap-CC-0 alone gives frames without any obligation; the others ask for attribution, which the data set's
 README.md then carries. An interrupted run goes on where it stopped when it is started again.
 """
+
+
+def _sensor_lines() -> list[str]:
+    return [
+        textwrap.fill(text, 110, initial_indent=f"  {name:8} ", subsequent_indent=11 * " ")
+        for name, text in about_sensors("mixed").items()
+    ]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,7 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="bifusion-render-rooms",
         description=__doc__,
-        epilog=_EPILOG % ", ".join(f"{name} {licence}" for name, licence in LIBRARIES.items()),
+        epilog=_EPILOG
+        % (
+            "\n".join(_sensor_lines()),
+            ", ".join(f"{name} {licence}" for name, licence in LIBRARIES.items()),
+        ),
     )
     parser.add_argument(
         "--furniture",

@@ -21,6 +21,7 @@ from ..stopping import leave_interrupts_to_the_parent
 from .catalog import attribution
 from .generate import SPLITS, RoomGenerator, RoomSettings
 from .paths import room_sequence
+from .sensor import about_sensors
 
 
 SETTINGS_FILE = "rooms.json"
@@ -28,6 +29,18 @@ SETTINGS_FILE = "rooms.json"
 GENERATOR_VERSIONS = {"rooms": 2, "tabletop": 4, "mixed": 4}
 _CARD = Path(__file__).with_name("dataset_card.md")
 _MAX_FRAMES_PER_SHARD = 200
+_ROOMS = """Synthetic rooms with furniture, clutter, light and shadow, seen by a hand-held camera with ScanNet-like
+intrinsics (fx = fy = 577.87 at 640 x 480). Colour has lens and sensor noise."""
+_TABLETOP = """Close-ups of 1 to 25 things, apart, in contact, stacked and heaped, on tables, furniture, floors, in
+bins and on shelves: printed packages, vessels, tools, toys, books, plants, food, cables, and catalogue models at their
+own and other sizes, matt and shiny. Cameras of 30 to 90 degrees field of view, 0.3 to 5 m away, of any tilt and some
+roll; light with tints, automatic exposure, white balance that leaves some of a tint, blur, noise and JPEG. Pictures on
+things are drawn for each of them; nothing is inside of anything else."""
+_ABOUT = {
+    "rooms": ("Rooms", _ROOMS),
+    "tabletop": ("Tabletop", _TABLETOP),
+    "mixed": ("Rooms and tabletop", f"Scenes of two kinds in turn.\n\n{_ROOMS}\n\n{_TABLETOP}"),
+}
 _PHOTOMETRIC = """
 ## Photometric classes
 Classes of one family have one shape, with sizes of one distribution, and prints of the same colours, shares of them
@@ -228,7 +241,12 @@ def _card(summary: dict[str, Any], models: list) -> str:
         for split, count in summary["frames"].items()
         if count
     )
+    title, about = _ABOUT[summary["world"]]
     return Template(_CARD.read_text(encoding="utf-8")).substitute(
+        title=title,
+        about=about,
+        sensor=summary["sensor"] if summary["sensor"] != "mixed" else "another sensor for each frame",
+        sensors="\n".join(f"- {name}: {text}" for name, text in about_sensors(summary["sensor"]).items()),
         licence=licences,
         photometric=_PHOTOMETRIC % families if families else "",
         textures="" if summary["texture_pack"] is None else _PACK_LICENCE,

@@ -165,6 +165,12 @@ SENSORS: dict[str, Callable[[RenderedView, float, np.random.Generator], np.ndarr
 }  # fmt: skip
 
 
+def about_sensors(sensor: str) -> dict[str, str]:
+    """What a sensor, or with "mixed" each of all, does to depth: a sentence by name."""
+    names = SENSORS if sensor == "mixed" else [sensor]
+    return {name: " ".join((SENSORS[name].__doc__ or "").split()) for name in names}
+
+
 def _projector_shadow(depth: np.ndarray, focal_length: float, baseline: float = _BASELINE) -> np.ndarray:
     """Pixels that the projector, to the right of the camera, does not light because something nearer is in the way."""
     far = np.where(depth > 0, depth, 1e3)

@@ -6,8 +6,9 @@ from PIL import Image
 
 from bifusion_hf.cli.render_rooms import main
 from bifusion_hf.data.frames import frame_from_row, load_frames
-from bifusion_hf.rooms.dataset import build_dataset, frames_hash, stored_rows
+from bifusion_hf.rooms.dataset import GENERATOR_VERSIONS, build_dataset, frames_hash, stored_rows
 from bifusion_hf.rooms.generate import RoomGenerator, RoomSettings
+from bifusion_hf.rooms.sensor import SENSORS
 from bifusion_hf.rooms.texture_pack import TexturePack
 
 
@@ -64,6 +65,21 @@ def test_an_interrupted_data_set_goes_on_and_any_number_of_workers_gives_the_sam
         build_dataset(tmp_path / "a", settings(tmp_path, seed=1), plan, jpeg_quality=90, progress=False)
 
 
+def test_the_card_tells_the_world_and_its_sensors(tmp_path):
+    for world, title in (("rooms", "# Rooms: "), ("tabletop", "# Tabletop: ")):
+        out = tmp_path / world
+        sensor = "mixed" if world == "tabletop" else "kinect1"
+        chosen = settings(tmp_path, world=world, sensor=sensor, views=1)
+        summary = build_dataset(out, chosen, {"train": 1}, progress=False)
+        card = (out / "README.md").read_text()
+        assert title in card and "$" not in card
+        assert ("fx = fy = 577.87" in card) == (world == "rooms") == ("Close-ups" not in card)
+        assert [name for name in SENSORS if f"\n- {name}: " in card] == list(
+            SENSORS if sensor == "mixed" else [sensor]
+        )
+        assert summary["generator"] == GENERATOR_VERSIONS[world]
+
+
 def test_models_of_a_library_are_used_and_credited(tmp_path, library_file):
     # The stub library has one usable training model or more; a room of the other split never shows it.
     generator = RoomGenerator(settings(tmp_path, furniture=(str(library_file),), libraries=("BlendSwap-CC-0",)))
@@ -83,7 +99,9 @@ def test_bad_settings_are_named(tmp_path):
 def test_command_line_explains_itself_and_refuses_nonsense(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
-    assert stop.value.code == 0 and "sweethome3d-furniture" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "sweethome3d-furniture" in out
+    assert all(f"\n  {name:8} " in out for name in SENSORS) and "the projector's shadow" in out
     for arguments in (["--train", "0"], ["--val", "-1"]):
         with pytest.raises(SystemExit) as stop:
             main(["--out", str(tmp_path / "c"), *arguments])
