@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder with a folder for each scan: <scan>.sens, or exported color/ depth/ pose/ intrinsic/; mesh and "
         "annotation files or 2D label images beside them",
     )
-    source.add_argument("--esam", type=Path, help="folder of single-view data prepared for ESAM, instead of --scans")
+    source.add_argument("--esam", type=Path, help="folder of data prepared for ESAM (SV or MV), instead of --scans")
     parser.add_argument("--output", "--out", type=Path, required=True, help="folder of the data set")
     parser.add_argument(
         "--split",

@@ -1,9 +1,13 @@
-"""Reader of single-view data prepared for ESAM (Xu et al. 2024) and OneFormer3D: clouds of 20,000 points a frame.
+"""Reader of data prepared for ESAM (Xu et al. 2024) and OneFormer3D: clouds of 20,000 points a frame.
 
-Files, under one folder: `scannet200_sv_oneformer3d_infos_<split>.pkl`, and named by it `points/*.bin` (float32 [N, 6]:
-position minus the frame's centroid, metres, z up; RGB 0..255), `super_points/`, `instance_mask/`, `semantic_mask/`
-(int64 [N]; instances from 1, raw ScanNet category ids, 0 = none), `pose_centered/<scan>/<frame>.npy`, and the colour
-image `2D/<scan>/color/<frame>.jpg`, 640x480.
+Files of single views, under one folder: `scannet200_sv_oneformer3d_infos_<split>.pkl`, and named by it `points/*.bin`
+(float32 [N, 6]: position minus the frame's centroid, metres, z up; RGB 0..255), `super_points/`, `instance_mask/`,
+`semantic_mask/` (int64 [N]; instances from 1, raw ScanNet category ids, 0 = none), `pose_centered/<scan>/<frame>.npy`,
+and the colour image `2D/<scan>/color/<frame>.jpg`, 640x480.
+
+Of multiple views (every 40th frame of a scan, for the online stage): `scannet200_mv_oneformer3d_infos_<split>.pkl`,
+whose rows are scans with lists of the names `points/<scan>/<frame>.bin` and so on, and of the poses. Positions are in
+the scan's world, and an object has one id in all frames.
 
 Every point was made from a pixel of the depth image, so it is given back to that pixel: a frame here is an `RGBDFrame`
 whose depth image is empty but for the points. The network then sees the very points of the files, and everything that
@@ -31,6 +35,7 @@ from .alignment import ALIGNMENT_THRESHOLD, alignment_error
 from .frames import RGBDFrame, frame_to_row
 from .projection import project_points
 from .scannet.preparation import write_data_set
+from .scannet.scan_mesh import boxes_by_id
 from .scannet.shards import SkippedFrame
 
 
@@ -95,10 +100,11 @@ class EsamFrames(Sequence):
     Args:
         folder: Folder of the prepared data.
         split: `"train"`, `"val"`, or the path of an infos file.
-        check_rows: Number of rows, from the first, whose point colours are compared with their image now.
-        skip_broken: Compare later rows in the place of those that cannot be read.
+        check_rows: Number of frames, from the first, whose point colours are compared with their image now.
+        skip_broken: Compare later frames in the place of those that cannot be read.
 
-    Attributes: `color_errors`, of the rows that were compared, as fractions of the colour range.
+    Attributes: `color_errors`, of the frames that were compared, as fractions of the colour range; `sequences`,
+    whether the data are of multiple views.
 
     Raises:
         DataFileError: A file is missing or damaged, or names a file outside the folder.
@@ -111,7 +117,12 @@ class EsamFrames(Sequence):
         infos = load_pickle(self.infos_path)
         rows = infos.get("data_list") if isinstance(infos, dict) else None
         if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-            raise DataFileError(self.infos_path, "has no data_list; expected the infos file of a single-view set")
+            raise DataFileError(self.infos_path, "has no data_list; expected an infos file of ESAM's data")
+        self.sequences = "pts_paths" in rows[0]
+        # How messages count.
+        self._unit = "frame" if self.sequences else "row"
+        if self.sequences:
+            rows = [frame for index, row in enumerate(rows) for frame in _frames_of_scan(row, index, self.infos_path)]
         self._rows = rows
         errors = self._color_errors(check_rows, skip_broken)
         self.color_errors = list(errors.values())
@@ -119,8 +130,8 @@ class EsamFrames(Sequence):
             worst = max(errors, key=errors.get)
             if errors[worst] > ALIGNMENT_THRESHOLD:
                 raise ValueError(
-                    f"{self.infos_path}: row {worst}: the colours of the points differ from the image at their pixels "
-                    f"by {255 * errors[worst]:.1f}/255 in the mean; expected at most "
+                    f"{self.infos_path}: {self._unit} {worst}: the colours of the points differ from the image at "
+                    f"their pixels by {255 * errors[worst]:.1f}/255 in the mean; expected at most "
                     f"{255 * ALIGNMENT_THRESHOLD:.1f}/255. Wrong image, pose, or order of the colour channels?"
                 )
             logger.info(
@@ -157,7 +168,8 @@ class EsamFrames(Sequence):
 
     def frame_id(self, index: int) -> str:
         """`<scan>_<frame>` of a row."""
-        return PurePosixPath(self._file_name(index, "points").name).stem
+        path = self._file_name(index, "points")
+        return f"{path.parent.name}_{path.stem}" if self.sequences else path.stem
 
     def indices_by_scan(self) -> dict[str, list[int]]:
         """Rows of each scan, in their order.
@@ -169,6 +181,24 @@ class EsamFrames(Sequence):
         for index in range(len(self)):
             rows.setdefault(self.frame_id(index).rpartition("_")[0], []).append(index)
         return rows
+
+    def scan_objects(self, scan: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids, int64 [M], and boxes, float64 [M, 6] metres of the world, of the objects of a scan of multiple views.
+
+        The box is around all points of an object in all frames; frames that cannot be read are passed over.
+        """
+        points, ids = [np.zeros((0, 3))], [np.zeros(0, dtype=np.int64)]
+        for index in self.indices_by_scan()[scan]:
+            try:
+                _, values = self._read_array(index, "points", np.dtype("<f4"), 6)
+                path, labels = self._read_array(index, "instance_mask", np.dtype("<i8"), 1)
+                if len(labels) != len(values):
+                    raise DataFileError(path, f"has {len(labels)} entries; the cloud has {len(values)} points")
+            except DataFileError:
+                continue
+            points.append(values[:, :3])
+            ids.append(labels - 1)
+        return boxes_by_id(np.concatenate(points), np.concatenate(ids))
 
     def read_frame(self, index: int) -> RGBDFrame:
         """A row as a frame.
@@ -248,15 +278,16 @@ class EsamFrames(Sequence):
         value: Any = self._rows[index]
         for key in keys:
             if not isinstance(value, dict) or key not in value:
-                raise DataFileError(self.infos_path, f"row {index} has no {'.'.join(keys)}")
+                raise DataFileError(self.infos_path, f"{self._unit} {index} has no {'.'.join(keys)}")
             value = value[key]
         return value
 
     def _file_name(self, index: int, folder: str) -> Path:
         name = self._value(index, *_NAME_KEYS[folder])
-        path = path_inside(self.folder / folder, name, f"{self.infos_path}: row {index}")
-        if path.parent != self.folder / folder:
-            raise DataFileError(self.infos_path, f"row {index} names the file {name!r}; expected a name alone")
+        path = path_inside(self.folder / folder, name, f"{self.infos_path}: {self._unit} {index}")
+        if (path.parent.parent if self.sequences else path.parent) != self.folder / folder:
+            expected = "a scan's folder and a name" if self.sequences else "a name alone"
+            raise DataFileError(self.infos_path, f"{self._unit} {index} names the file {name!r}; expected {expected}")
         return path
 
     def _read_array(self, index: int, folder: str, dtype: np.dtype, columns: int) -> tuple[Path, np.ndarray]:
@@ -274,12 +305,12 @@ class EsamFrames(Sequence):
         parts = PurePosixPath(name.replace("\\", "/")).parts if isinstance(name, str) else ()
         if ".." not in parts and "2D" in parts:
             name = "/".join(parts[len(parts) - parts[::-1].index("2D") - 1 :])
-        return path_inside(self.folder, name, f"{self.infos_path}: row {index}")
+        return path_inside(self.folder, name, f"{self.infos_path}: {self._unit} {index}")
 
     def _pose(self, index: int) -> tuple[np.ndarray, str | Path]:
         """float64 [4, 4] camera to world, and the file it is from."""
         if "pose" in self._rows[index]:
-            pose, place = self._rows[index]["pose"], f"{self.infos_path}: row {index}"
+            pose, place = self._rows[index]["pose"], f"{self.infos_path}: {self._unit} {index}"
         else:
             scan, _, number = self.frame_id(index).rpartition("_")
             place = path_inside(self.folder / "pose_centered", f"{scan}/{number}.npy", self.infos_path)
@@ -306,6 +337,7 @@ def prepare_esam(
 ) -> dict[str, Any]:
     """Writes the frames of ESAM's prepared data as parquet shards, with a report and a card.
 
+    Those of multiple views get the columns of `sequence_features()`, with boxes around what the frames saw of objects.
     The point colours of the first rows of each split are compared with the images first, and the result is in the
     report's settings. Rows that cannot be read are left out, and the report names them.
 
@@ -325,9 +357,10 @@ def prepare_esam(
         DataFileError: An infos file cannot be read, or none of its first rows.
         ValueError: See `EsamFrames` and `scannet.prepare_scannet200`.
     """
-    units, errors = {}, {}
+    units, errors, sequences = {}, {}, {}
     for split in splits:
         frames = EsamFrames(folder, split, skip_broken=True)
+        sequences[split] = frames.sequences
         units[split] = [f"{split}/{scan}" for scan in frames.indices_by_scan()]
         errors[split] = [round(255 * error, 2) for error in frames.color_errors]
     settings = {
@@ -335,8 +368,13 @@ def prepare_esam(
         "jpeg_quality": jpeg_quality,
         "colour difference of the first rows, in 255": errors,
     }
+    if len(set(sequences.values())) > 1:
+        raise ValueError(f"{folder}: of multiple views are {sequences}; expected all splits or none")
+    is_sequence = all(sequences.values())
+    if is_sequence:
+        settings["sequences"] = True
     options = {"units_per_shard": scans_per_shard, "workers": workers, "progress": progress}
-    return write_data_set(EsamSource(Path(folder), jpeg_quality), units, out, settings, **options)
+    return write_data_set(EsamSource(Path(folder), jpeg_quality, is_sequence), units, out, settings, **options)
 
 
 @dataclass(frozen=True)
@@ -346,19 +384,25 @@ class EsamSource:
     Args:
         folder: Folder of ESAM's data.
         jpeg_quality: Of `frame_to_row`.
+        sequences: The data are of multiple views.
     """
 
     folder: Path
     jpeg_quality: int | None
+    sequences: bool = False
 
     def rows(self, unit: str) -> Iterator[dict[str, Any] | SkippedFrame | str]:
         """Rows and skipped frames of a scan."""
         split, scan = unit.split("/")
         frames = _frames_of(self.folder, split, _stamp(self.folder, split))
+        columns = {}
+        if self.sequences:
+            ids, boxes = frames.scan_objects(scan)
+            columns = {"scene_id": scan, "object_ids": ids.tolist(), "object_boxes": boxes.tolist()}
         for index in frames.indices_by_scan()[scan]:
             try:
                 # ScanNet's depth is in millimetres, so nothing is lost.
-                yield frame_to_row(frames.read_frame(index), 1000.0, self.jpeg_quality)
+                yield {**frame_to_row(frames.read_frame(index), 1000.0, self.jpeg_quality), **columns}
             except DataFileError as error:
                 yield SkippedFrame(frames.frame_id(index), "unreadable", str(error))
             except ValueError as error:
@@ -366,7 +410,15 @@ class EsamSource:
 
 
 def _infos_path(folder: Path, split: str | Path) -> Path:
-    return Path(split) if Path(split).suffix == ".pkl" else folder / f"scannet200_sv_oneformer3d_infos_{split}.pkl"
+    """The infos file of a split, of single views or of multiple ones; a split may be its path."""
+    if Path(split).suffix == ".pkl":
+        return Path(split)
+    single, multiple = (folder / f"scannet200_{kind}_oneformer3d_infos_{split}.pkl" for kind in ("sv", "mv"))
+    if single.is_file() and multiple.is_file():
+        raise DataFileError(
+            folder, f"has {single.name} and {multiple.name}; give the path of one of them as the split"
+        )
+    return multiple if multiple.is_file() else single
 
 
 def _stamp(folder: Path, split: str) -> tuple[int, ...]:
@@ -381,6 +433,37 @@ def _frames_of(folder: Path, split: str, _stamp: tuple[int, ...]) -> EsamFrames:
     return EsamFrames(folder, split, check_rows=0)
 
 
+def _frames_of_scan(row: dict[str, Any], index: int, place: Path) -> list[dict[str, Any]]:
+    """The frames of a scan's row, each as a row of single views."""
+    lists = {}
+    for key in ("poses", "img_paths", *_LIST_KEYS.values()):
+        lists[key] = row.get(key)
+        if not isinstance(lists[key], list) or len(lists[key]) != len(lists["poses"]):
+            raise DataFileError(place, f"row {index} has no list {key} with an entry for each of its frames")
+        if key != "poses" and not all(isinstance(name, str) for name in lists[key]):
+            raise DataFileError(place, f"row {index} has {key} that are no names")
+
+    def name(folder: str, number: int) -> str:
+        # Its folder is `points/`, ..., whatever stands before that.
+        return "/".join(PurePosixPath(lists[_LIST_KEYS[folder]][number].replace("\\", "/")).parts[-2:])
+
+    return [
+        {
+            "lidar_points": {"lidar_path": name("points", number)},
+            **{_NAME_KEYS[folder][0]: name(folder, number) for folder in _LIST_KEYS if folder != "points"},
+            "img_path": lists["img_paths"][number],
+            "pose": pose,
+        }
+        for number, pose in enumerate(lists["poses"])
+    ]
+
+
+_LIST_KEYS = {
+    "points": "pts_paths",
+    "super_points": "super_pts_paths",
+    "instance_mask": "pts_instance_mask_paths",
+    "semantic_mask": "pts_semantic_mask_paths",
+}
 _NAME_KEYS = {
     "points": ("lidar_points", "lidar_path"),
     "super_points": ("super_pts_path",),

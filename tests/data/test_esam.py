@@ -357,3 +357,117 @@ def test_fuzzed_files_end_in_an_error_that_names_one(data, count=300):
             failed += 1
         path.write_bytes(original)
     assert failed > count / 3
+
+
+SCANS = {"scene0011_00": (0, 40, 80), "scene0015_00": (0, 40)}
+
+
+def write_scans(folder, split="val", change=None):
+    """The same frames as ESAM's scripts make them of multiple views: in the scan's world, one list for a scan."""
+    rows, origins = [], {}
+    for number, (scan, frames) in enumerate(SCANS.items()):
+        row = {key: [] for key in ("pts_paths", "super_pts_paths", "img_paths", "poses")}
+        row |= {"pts_instance_mask_paths": [], "pts_semantic_mask_paths": [], "axis_align_matrix": np.eye(4).tolist()}
+        for frame in frames:
+            single, (room, u, v) = write_frame(folder / "made", scan, frame, 10 * number + frame // 40)
+            name = f"{scan}_{frame}.bin"
+            for part, key in (
+                ("points", "pts_paths"),
+                ("super_points", "super_pts_paths"),
+                ("instance_mask", "pts_instance_mask_paths"),
+                ("semantic_mask", "pts_semantic_mask_paths"),
+            ):
+                (folder / part / scan).mkdir(parents=True, exist_ok=True)
+                data = (folder / "made" / part / name).read_bytes()
+                if part == "points":
+                    values = np.frombuffer(data, np.float32).reshape(-1, 6).copy()
+                    values[:, :3] += room.pose[:3, 3] - single["pose"][:3, 3]
+                    data = values.tobytes()
+                (folder / part / scan / f"{frame}.bin").write_bytes(data)
+                row[key].append(f"{part}/{scan}/{frame}.bin")
+            row["img_paths"].append(f"./data/scannet200-mv/2D/{scan}/color/{frame}.jpg")
+            row["poses"].append(room.pose)
+            origins[f"{scan}_{frame}"] = room, u, v
+        shutil.copytree(folder / "made" / "2D" / scan, folder / "2D" / scan)
+        rows.append(row)
+    shutil.rmtree(folder / "made")
+    if change is not None:
+        change(rows)
+    infos = {"metainfo": {"dataset": "scannet200_mv"}, "data_list": rows}
+    (folder / f"scannet200_mv_oneformer3d_infos_{split}.pkl").write_bytes(pickle.dumps(infos, protocol=2))
+    return origins
+
+
+@pytest.fixture(scope="module")
+def scans_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("esam_mv") / "scannet200-mv"
+    return folder, write_scans(folder)
+
+
+def test_frames_of_multiple_views_are_in_the_world_of_their_scan(scans_folder):
+    folder, origins = scans_folder
+    frames = EsamFrames(folder, "val")
+    assert frames.sequences and len(frames) == 5
+    assert frames.indices_by_scan() == {"scene0011_00": [0, 1, 2], "scene0015_00": [3, 4]}
+    for index, (name, (room, u, v)) in enumerate(origins.items()):
+        frame = frames[index]
+        assert frame.frame_id == name
+        np.testing.assert_array_equal(frame.camera_to_world, room.pose)
+        np.testing.assert_allclose(1000 * frame.depth[v, u], room.depth[v, u], atol=0.02)
+        np.testing.assert_array_equal(frame.instance[v, u], room.instance[v, u] - 1)
+        stored = frames.read_cloud(index).points
+        np.testing.assert_allclose(frame.unproject()[v, u], stored, atol=1e-4)
+
+
+def test_scans_are_written_as_sequences_with_boxes_of_what_was_seen(scans_folder, tmp_path):
+    folder, _ = scans_folder
+    report = prepare_esam(folder, tmp_path / "out", ["val"], progress=False)
+    assert report["settings"]["sequences"] is True and report["splits"]["val"]["frames"] == 5
+    rows = load_frames(tmp_path / "out", "val")
+    assert rows["scene_id"] == ["scene0011_00"] * 3 + ["scene0015_00"] * 2
+    for scan in SCANS:
+        own = [row for row in rows if row["scene_id"] == scan]
+        frames = [frame_from_row(row) for row in own]
+        assert own[0]["object_ids"] == [0, 1, 3]
+        for name, box in zip(own[0]["object_ids"], own[0]["object_boxes"], strict=True):
+            points = np.concatenate([frame.unproject()[frame.instance == name] for frame in frames])
+            # The stored depth is of whole millimetres.
+            np.testing.assert_allclose(box, [*points.min(axis=0), *points.max(axis=0)], atol=2e-3)
+        assert all(row["object_boxes"] == own[0]["object_boxes"] for row in own)
+
+
+def test_single_views_are_written_as_before(data, tmp_path):
+    folder, _, _ = data
+    report = prepare_esam(folder, tmp_path / "out", ["val"], progress=False)
+    assert "sequences" not in report["settings"]
+    assert "scene_id" not in load_frames(tmp_path / "out", "val").column_names
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("poses", None, "row 1 has no list poses"),
+        ("img_paths", ["a"], "row 1 has no list img_paths with an entry for each of its frames"),
+        ("pts_paths", [3, 4], "row 1 has pts_paths that are no names"),
+        ("super_pts_paths", ["0.bin", "40.bin"], "expected a scan's folder and a name"),
+        (
+            "pts_instance_mask_paths",
+            ["../../a.bin", "../../b.bin"],
+            "frame 3: names the file '../a.bin'; expected one inside",
+        ),
+    ],
+)
+def test_a_damaged_row_of_a_scan_is_named(key, value, message, scans_folder, tmp_path):
+    path = tmp_path / "infos.pkl"
+    infos = load_pickle(scans_folder[0] / "scannet200_mv_oneformer3d_infos_val.pkl")
+    infos["data_list"][1][key] = value
+    path.write_bytes(pickle.dumps(infos, protocol=2))
+    with pytest.raises(DataFileError, match=message):
+        EsamFrames(scans_folder[0], path, check_rows=5)
+
+
+def test_infos_of_both_kinds_need_the_path_of_one(scans_folder, tmp_path):
+    for kind in ("sv", "mv"):
+        (tmp_path / f"scannet200_{kind}_oneformer3d_infos_val.pkl").write_bytes(b"")
+    with pytest.raises(DataFileError, match="give the path of one of them"):
+        EsamFrames(tmp_path, "val")
