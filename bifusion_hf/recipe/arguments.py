@@ -96,6 +96,11 @@ class DataArguments:
     skip_broken_rows: bool = False
     window_frames: int | None = None
 
+    @property
+    def unit(self) -> str:
+        """What batch sizes count."""
+        return "frames" if self.window_frames is None else f"windows of {self.window_frames} frames"
+
 
 @dataclass
 class OptimizerArguments:

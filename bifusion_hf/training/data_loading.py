@@ -83,7 +83,8 @@ def updates_per_epoch(num_rows: int, frames_per_update: int) -> int:
     if num_rows < frames_per_update:
         raise ValueError(
             f"{num_rows} training frames do not fill one update of {frames_per_update} (batch_size x accumulation x "
-            "processes); lower training.batch_size or training.accumulation"
+            "processes; with data.window_frames these are windows, one a scene); lower training.batch_size or "
+            "training.accumulation"
         )
     return num_rows // frames_per_update
 

@@ -23,12 +23,13 @@ def describe_plan(trainer: BiFusionTrainer) -> str:
 def _steps(trainer: BiFusionTrainer) -> str:
     arguments, total = trainer.arguments, trainer.total_updates
     epochs = "" if trainer.updates_per_epoch is None else f", {trainer.updates_per_epoch} in an epoch"
-    frames = "streamed" if arguments.data.streaming else f"{len(trainer.train_dataset)} frames"
+    data, units = arguments.data, "frames" if arguments.data.window_frames is None else "scenes"
+    frames = "streamed" if data.streaming else f"{len(trainer.train_dataset)} {units}"
     accelerator = trainer.accelerator
     lines = [
-        f"{total} updates{epochs}; {frames} of {arguments.data.train}",
-        f"frames of an update: {trainer.frames_per_update} = {trainer.batch_size} x {trainer.accumulation} accumulated"
-        f" x {accelerator.num_processes} processes",
+        f"{total} updates{epochs}; {frames} of {data.train}",
+        f"{data.unit} of an update: {trainer.frames_per_update} = {trainer.batch_size} x {trainer.accumulation} "
+        f"accumulated x {accelerator.num_processes} processes",
         f"device {accelerator.device}, mixed precision {accelerator.mixed_precision}",
     ]
     for name, cadence in (("evaluation", arguments.evaluation), ("checkpoint", arguments.checkpoints)):

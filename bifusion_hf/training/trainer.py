@@ -465,7 +465,7 @@ class BiFusionTrainer:
             "; batch statistics shared" if shares_batch_statistics(self.arguments.training, self.accelerator) else ""
         )
         return (
-            f"{self.total_updates} updates of {self.frames_per_update} frames "
+            f"{self.total_updates} updates of {self.frames_per_update} {self.arguments.data.unit} "
             f"({self.batch_size} x {self.accumulation} accumulated x {self.accelerator.num_processes} processes) "
             f"on {self.accelerator.device}{shared}{note}"
         )

@@ -34,7 +34,7 @@ def online_recipe(folder, walks, *, losses=None, **sections):
 def test_windows_train_whole_scenes_are_evaluated_and_the_result_is_a_session(tmp_path, walks):
     trainer = build_trainer(online_recipe(tmp_path, walks))
     plan = describe_plan(trainer)
-    assert "3 updates" in plan
+    assert "3 updates" in plan and "2 scenes of" in plan and "windows of 3 frames of an update: 2" in plan
     results = trainer.train()
     assert {"all_ap", "all_ap_50%", "all_ap_25%"} <= results.keys()
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
@@ -42,6 +42,7 @@ def test_windows_train_whole_scenes_are_evaluated_and_the_result_is_a_session(tm
     # The points of all frames of both windows.
     assert lines[0]["points"] == 2 * 3 * 600
     log = (tmp_path / "train.log").read_text()
+    assert "3 updates of 2 windows of 3 frames (2 x 1 accumulated" in log
     assert "frame_adapters" in log and "merge_head" in log
     model = BiFusionForInstanceSegmentation.from_pretrained(tmp_path / "final").eval()
     session = SceneSession(model, BiFusionProcessor.from_pretrained(tmp_path / "final"), threshold=0.0)
