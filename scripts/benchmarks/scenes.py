@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def format_table(results: Mapping[str, Any]) -> str:
-    """The numbers as Markdown."""
-    merging, session = results["merging"], results["session"]
+    """The numbers as Markdown; without those of the session where it was not measured yet."""
+    merging = results["merging"]
     protocol = merging["protocol"]
     lines = [
         f"The sample checkpoint on {protocol['num_scenes']} rendered rooms, {protocol['num_frames']} frames:",
@@ -88,6 +88,9 @@ def format_table(results: Mapping[str, Any]) -> str:
         if identity is not None:
             cells[3:] = [f"{100 * identity['id_share']:.1f} %", f"{identity['id_switches_per_object']:.2f}"]
         lines.append(f"| {label} | {' | '.join(cells)} |")
+    if "session" not in results:
+        return "\n".join(lines)
+    session = results["session"]
     memory = session["peak_mib_every_100_frames"]
     width, height = session["size"]
     lines += [

@@ -39,6 +39,7 @@ def test_the_table_is_made_of_the_stored_numbers(tmp_path):
     assert "20 rendered rooms, 600 frames" in table
     assert "| geometric merging | 44.0 | 65.0 | 74.2 | 87.6 % | 1.23 |" in table
     assert "| the same frames alone, over their points | 44.0 | 65.0 | 74.2 | – | – |" in table
+    assert table.startswith(format_table({"merging": results()["merging"]}))
     assert "27 ms" in table and "28 ms" in table and "from 700 to 720 MiB" in table
     (tmp_path / "scenes.json").write_text(json.dumps(results()))
     (tmp_path / "doc.md").write_text("a\n<!-- scenes:begin -->\n<!-- scenes:end -->\nb\n")
