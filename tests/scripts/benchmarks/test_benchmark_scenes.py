@@ -24,7 +24,6 @@ def results():
         "session": {
             "num_frames": 1000,
             "size": [320, 240],
-            "network_seconds": 0.2,
             "update_seconds_first_quarter": 0.0271,
             "update_seconds_last_quarter": 0.0283,
             "peak_mib_every_100_frames": [700, 720],
