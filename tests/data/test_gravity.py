@@ -9,6 +9,7 @@ from bifusion_hf.data.gravity import (
     ESTIMATED,
     MIN_CONFIDENCE,
     POSE,
+    _averaged,
     estimate_up,
     up_rotation,
     upright_axes,
@@ -168,3 +169,26 @@ def test_the_convention_is_the_poses_the_estimates_or_the_cameras():
     np.testing.assert_array_equal(turn, np.eye(3))
     wall = make_frame(image=image, depth=np.full_like(depth, 2.0), intrinsics=INTRINSICS, with_pose=False, **labels)
     assert upright_axes(wall, estimate=True)[2] == CAMERA
+
+
+def test_large_pictures_are_averaged_on_their_planes():
+    """Blocks of 4 x 4 pixels of a tilted plane are points of it again, and the noise of the pixels is averaged out."""
+    intrinsics = np.array([[560.0, 0, 319.5], [0, 540.0, 239.5], [0, 0, 1]])
+    v, u = np.mgrid[:480, :640]
+    normal = np.array([0.3, 0.6, 0.74])
+    rays = np.stack([(u - 319.5) / 560, (v - 239.5) / 540, np.ones(u.shape)], axis=-1)
+    depth = (2 / (rays @ normal)).astype(np.float32)
+    reduced, camera = _averaged(depth, intrinsics, 4)
+    v, u = np.mgrid[:120, :160]
+    x, y = (u - camera[0, 2]) / camera[0, 0], (v - camera[1, 2]) / camera[1, 1]
+    np.testing.assert_allclose(np.stack([x, y, np.ones(u.shape)], axis=-1) @ normal * reduced, 2, rtol=1e-5)
+    # What was not measured does not count.
+    holes = depth.copy()
+    holes[::2] = holes[:, 1::2] = holes[:8, :8] = 0
+    found, _ = _averaged(holes, intrinsics, 4)
+    assert (found[:2, :2] == 0).all() and (found[2:] > 0).all()
+    np.testing.assert_allclose(found[2:], reduced[2:], rtol=5e-3)
+    noisy = depth * (1 + 0.01 * np.random.default_rng(0).standard_normal(depth.shape, dtype=np.float32))
+    found, again = estimate_up(noisy, intrinsics), estimate_up(*_averaged(noisy, intrinsics, 5))
+    np.testing.assert_array_equal(found.direction, again.direction)
+    assert found.confidence == again.confidence
