@@ -85,6 +85,20 @@ def test_half_precision_logits_give_float32_losses():
         assert torch.equal(half[1], full[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_classes_give_float32_losses(dtype):
+    torch.manual_seed(4)
+    logits, query_mask = 5 * torch.randn(2, 30, 9).to(dtype), torch.ones(2, 30, dtype=torch.bool)
+    matches = Matches([indices(3, 0), indices(7)], [indices(0, 1), indices(0)])
+    labels = torch.randint(8, (2, 30))
+    for loss in (
+        lambda logits: classification_loss(logits, query_mask, matches, [indices(1, 2), indices(7)]),
+        lambda logits: semantic_loss(logits, labels, num_semantic_labels=8),
+    ):
+        half, full = loss(logits), loss(logits.float())
+        assert half.dtype == torch.float32 and torch.equal(half, full)
+
+
 def test_semantics_query_by_query():
     torch.manual_seed(3)
     logits = torch.randn(2, 4, 6, requires_grad=True)

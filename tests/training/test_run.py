@@ -193,6 +193,21 @@ def test_superpoints_are_computed_once_and_are_those_of_the_processor(monkeypatc
         cache_superpoints(load_frames("sample", "train").select(range(2)), processor, num_workers=1)
 
 
+def test_superpoints_are_kept_as_they_were_found(monkeypatch):
+    """With the pixels of none, which are 0 in the file."""
+    row = load_frames("sample", "train")[0]
+    shape = frame_from_row(row).depth.shape
+    found = np.arange(shape[0] * shape[1]).reshape(shape) % 300 - 1
+    asked = []
+    monkeypatch.setattr(superpoints, "segment_superpoints", lambda *args, **options: asked.append(options) or found)
+    kept = {**row, **run._segment_row(row, 40, 0.5, "")}
+    assert asked == [{"num_segments": 40, "color_blur": 0.5}]
+    np.testing.assert_array_equal(frame_from_row(kept).superpoints, found)
+    # Those that a frame brings stay.
+    assert run._segment_row(kept, 40, 0.5, "") == {"superpoints": kept["superpoints"]} and len(asked) == 1
+    assert run._segment_row({}, 40, 0.5, "") == {"superpoints": None}
+
+
 def test_samples_depend_on_epoch_and_row_only(tmp_path):
     arguments = small_recipe(tmp_path)
     data = build_trainer(arguments).train_dataset
