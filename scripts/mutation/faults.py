@@ -371,8 +371,14 @@ def _is_path(node: ast.BinOp) -> bool:
 
 
 def _are_texts(node: ast.List | ast.Tuple) -> bool:
-    """Whether these are names, whose order mostly says nothing."""
-    return all(isinstance(element, ast.Constant) and isinstance(element.value, str) for element in node.elts)
+    """Whether these are names, or types, whose order mostly says nothing."""
+    words = [
+        element.value if isinstance(element, ast.Constant) else getattr(element, "attr", getattr(element, "id", None))
+        for element in node.elts
+    ]
+    are_types = [isinstance(word, str) and word[:1].isupper() and not word.isupper() for word in words]
+    are_texts = [isinstance(e, ast.Constant) and isinstance(e.value, str) for e in node.elts]
+    return all(are_texts) or all(are_types)
 
 
 def _is_module(node: ast.expr) -> bool:
