@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForInstanceSegmentation
 
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionModel
 from bifusion_hf.data.collator import FrameFeatures
-from bifusion_hf.layers import frame_batch
+from bifusion_hf.layers import encoder, frame_batch
 from bifusion_hf.layers.query_decoder import select_queries
 
 
@@ -224,6 +224,23 @@ def test_positions_in_half_precision_are_told(name, dtype, small_config, make_ba
         model(**{**batch, name: batch[name].to(torch.float16)})
     (message,) = told
     assert message.startswith(f"{name} has dtype torch.float16") and "expected torch.float32" in message
+
+
+def test_voxels_are_the_same_at_every_precision_of_the_network(small_config, make_batch, monkeypatch):
+    """For points on the faces of voxels too, which float64 would put on the other side."""
+    batch, grids = make_batch(), []
+    voxelize = encoder.voxelize
+    monkeypatch.setattr(encoder, "voxelize", lambda *args: grids.append(voxelize(*args)) or grids[-1])
+    config = small_config("none")
+    batch["points"] = (batch["points"] / config.voxel_size).round() * config.voxel_size
+    model = build(config)
+    with torch.no_grad():
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            model.to(dtype)(**batch)
+    assert all(torch.equal(grid.coordinates, grids[0].coordinates) for grid in grids) and len(grids) == 3
+    points, sample = batch["points"][batch["point_mask"]], batch["point_mask"].nonzero()[:, 0]
+    wide = voxelize(points.double(), sample, config.voxel_size, 2)
+    assert not torch.equal(wide.coordinates, grids[0].coordinates)
 
 
 def test_half_precision_models_run(small_config, make_batch):

@@ -405,6 +405,13 @@ def test_objects_get_other_colours_and_the_rest_keeps_its_own():
     assert len(counts) > 1
 
 
+def test_a_black_object_stays_black():
+    black, labels = np.zeros((6, 8, 3), np.uint8), np.zeros((6, 8), int)
+    with np.errstate(all="raise"):
+        for seed in range(6):
+            assert not recolor_objects(black, labels, 1.0, np.random.default_rng(seed)).any()
+
+
 def test_noise_grows_with_the_square_of_the_depth_and_keeps_holes():
     depth = np.full((200, 200), 1.0, np.float32)
     depth[:, 100:] = 3.0
