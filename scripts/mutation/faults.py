@@ -102,6 +102,7 @@ UNSEEN_ARGUMENTS = {
     "exist_ok",
     "missing_ok",
     "ignore_errors",
+    "durable",
     "desc",
     "unit",
 }
@@ -281,7 +282,8 @@ class _Finder:
             return
         elif isinstance(node, (ast.List, ast.Tuple)) and len(node.elts) > 1 and not _are_texts(node):
             changed.elts[:2] = changed.elts[1::-1]
-            yield node, "elements exchanged", ast.unparse(changed)
+            if ast.unparse(changed) != ast.unparse(node):
+                yield node, "elements exchanged", ast.unparse(changed)
         elif isinstance(node, ast.Dict):
             pairs = [index for index in range(len(node.keys) - 1) if node.keys[index] and node.keys[index + 1]]
             for index in pairs:

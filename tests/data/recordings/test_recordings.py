@@ -161,6 +161,9 @@ def test_tum_interpolates_between_poses_and_refuses_gaps(tmp_path):
     (folder / "rgb.txt").write_text("now rgb/a.png\n")
     with pytest.raises(DataFileError, match=r"rgb\.txt \(line 1\)"):
         open_recording(folder)
+    (folder / "rgb.txt").write_text("# timestamp filename\n\n")
+    with pytest.raises(DataFileError, match=r"rgb\.txt: has no entry"):
+        open_recording(folder)
     other = folder.rename(tmp_path / "desk")
     write_tum(other, frames)
     (other / "intrinsics.txt").unlink()

@@ -1,3 +1,4 @@
+import ast
 import json
 
 import pytest
@@ -19,7 +20,7 @@ def f(a: int, b: int = 2, *, scale=0.5):
     if a < b:
         raise ValueError(f"a is {a}; expected {b + 1}")
     values = torch.relu(a - b).float()
-    values[0] = 1
+    values[0, 0] = 1
     print("a", a + 1)
     try:
         return g(a, b, scale=scale) if values is not None else [a, b]
@@ -64,6 +65,7 @@ def test_each_is_another_program_and_messages_are_left_alone(faults):
         compile(source, "f.py", "exec")
         lines = SOURCE.decode().splitlines()
         assert not lines[fault.line - 1].strip().startswith(('"""', "import", "print")), fault.describe(SOURCE)
+        assert fault.text != "(0, 0)" and ast.dump(ast.parse(source)) != ast.dump(ast.parse(SOURCE))
         assert "TypeError" not in fault.text, "the order of types says nothing"
         assert "expected" not in fault.describe(SOURCE) or fault.kind == "raise removed"
 
