@@ -18,7 +18,8 @@ from bifusion_hf.sparse import (
     set_sparse_backend,
     voxelize,
 )
-from bifusion_hf.sparse.backends import compiled_backend, kernel_library
+from bifusion_hf.sparse.backends import compiled_backend
+from bifusion_hf.sparse.backends.kernel_library import KERNELS
 
 
 @pytest.fixture(params=["torch", "compiled"])
@@ -68,9 +69,10 @@ def test_the_kernels_round_on_processors_without_such_products_too(tmp_path):
     """Their own conversion: ties to even, what is too small or too large, and what is not a number."""
     if reason := compiled_backend.kernels_unavailable_reason():
         pytest.skip(reason)
+    (kernels,) = KERNELS.sources
     source, library = tmp_path / "round.c", tmp_path / "round.so"
     source.write_text(
-        f'#include "{kernel_library.SOURCE}"\n'
+        f'#include "{kernels}"\n'
         "void rounded(float *sums, void *halves, int64_t count, int is_rectified)\n"
         "{ finish_row(1, sums, halves, count, NULL, NULL, NULL, is_rectified); }\n"
     )
