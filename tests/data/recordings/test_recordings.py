@@ -154,10 +154,12 @@ def test_tum_interpolates_between_poses_and_refuses_gaps(tmp_path):
     assert len(open_recording(folder, max_difference=0.01)) == 3
     with pytest.raises(DataFileError, match="no depth image has a colour image"):
         open_recording(folder, max_difference=0.001)
-    (folder / "rgb.txt").write_text("1.0 ../../outside.png\n")
-    (folder / "depth.txt").write_text("1.0 depth/a.png\n")
-    with pytest.raises(DataFileError, match="expected one inside"):
-        open_recording(folder)[0]
+    inside = (folder / "depth.txt").read_text().splitlines()[-1].split()[1]
+    (folder / "depth.txt").write_text(f"1.0 {inside}\n2.0 ../../outside.png\n")
+    (folder / "rgb.txt").write_text(f"1.0 ../../outside.png\n2.0 {inside}\n")
+    for index in range(2):
+        with pytest.raises(DataFileError, match="expected one inside"):
+            open_recording(folder)[index]
     (folder / "rgb.txt").write_text("now rgb/a.png\n")
     with pytest.raises(DataFileError, match=r"rgb\.txt \(line 1\)"):
         open_recording(folder)

@@ -14,7 +14,7 @@ from bifusion_hf.data.scannet.source import ScanNetSource
 POSES = [pose(), pose(0.2), pose(-0.2)]
 IDS = {"wall": 1, "chair": 2, "floor": 3, "stack of chairs": 2}
 BASE = {"label_ids": IDS, "frame_interval": 2}
-# Setting -> another value, and where its rows differ: in their number, their names, or a field of the first frame.
+# Setting -> another value, and where its rows differ: their number, names or columns, or a field of the first frame.
 CHANGES = {
     "label_ids": ({"wall": 2}, "semantic"),
     "labels": ("none", "instance"),
@@ -25,6 +25,7 @@ CHANGES = {
     "max_label_distance": (0.1, "instance"),
     "jpeg_quality": (None, "image"),
     "assume_registered": (True, "number"),
+    "sequences": (True, "columns"),
 }
 
 
@@ -60,7 +61,7 @@ def quick_labels(monkeypatch):
 
 
 def observe(folder, seen_in, **settings):
-    """A field of the first frame, the rows' number or names; or what is said where there are none."""
+    """A field of the first frame, the rows' number, names or columns; or what is said where there are none."""
     made = ScanNetSource(folder, **{**BASE, **settings})
     try:
         rows = [row for row in made.rows("scene0000_00") if isinstance(row, dict)]
@@ -70,6 +71,8 @@ def observe(folder, seen_in, **settings):
         return len(rows)
     if seen_in == "names":
         return [row["frame_id"] for row in rows]
+    if seen_in == "columns":
+        return sorted(rows[0])
     return rows[0][seen_in] if seen_in == "depth_scale" else getattr(frame_from_row(rows[0]), seen_in)
 
 
