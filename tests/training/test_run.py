@@ -308,6 +308,7 @@ def test_a_streamed_recipe_trains_and_resumes_identically(tmp_path):
     # Other readers would give rows twice and others never.
     for key, value in (("num_workers", 2), ("shuffle_buffer", 5), ("streaming", False)):
         setattr(arguments.data, key, value)
+        arguments.output_dir = str(tmp_path / f"other {key}")
         key = "num_workers" if key == "streaming" else key
         with pytest.raises(ValueError, match=rf"checkpoint-0000001 has data.{key} \d, this run"):
             build_trainer(arguments).train()
