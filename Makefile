@@ -7,7 +7,7 @@ OUT ?= outputs
 TEST_WORKERS ?= 2
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo train-demo test conformance test-openclip test-spconv test-demo lint format clean help
+.PHONY: demo train-demo test conformance test-openclip test-spconv test-demo test-sanitizers lint format clean help
 
 help:
 	@echo "make demo           install, run the sample checkpoint on the sample frames, print AP, write pictures"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-openclip  the tests that need open_clip, in an environment of their own"
 	@echo "make test-spconv    the tests that need spconv, in an environment of their own"
 	@echo "make test-demo      the tests of the demo page, in headless Chromium, in an environment of their own"
+	@echo "make test-sanitizers  the tests of the C kernels, built with the address and undefined behaviour sanitizers"
 	@echo "make lint           check style with ruff"
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
@@ -54,6 +55,12 @@ $(VENV)-spconv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-spconv
 	$(VENV)-spconv/bin/python -m pip install --quiet --constraint constraints.txt spconv-cu121 --editable ".[test]"
 	touch $@
+
+# Memory that is read or written outside of its bounds ends the run. The library has a cache folder of its own.
+test-sanitizers: $(VENV)/installed
+	OMP_NUM_THREADS=2 XDG_CACHE_HOME=$(CURDIR)/$(VENV)/sanitized CC="cc -g -fsanitize=address,undefined -fno-sanitize-recover" \
+		LD_PRELOAD=$$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest \
+		tests/superpoints/test_superpoint_backends.py tests/sparse/test_compiled_backend.py -m "not slow"
 
 test-spconv: $(VENV)-spconv/installed
 	$(VENV)-spconv/bin/python -m pytest tests/sparse

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import shlex
+import stat
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,8 +66,8 @@ class CompiledLibrary:
         """The library, built if need be.
 
         Raises:
-            KernelError: It is switched off (`BIFUSION_SPARSE_KERNEL=0`), there is no C compiler, or what it makes is
-                no library.
+            KernelError: It is switched off (`BIFUSION_SPARSE_KERNEL=0`), there is no C compiler, what it makes is no
+                library, or what is there could be another user's.
         """
         if self._library is not None:
             return self._library
@@ -76,6 +77,7 @@ class CompiledLibrary:
         try:
             if not path.exists():
                 self.build(path)
+            _check_owner(path)
             library = ctypes.CDLL(str(path))
             for name, (result, arguments) in self.signatures.items():
                 function = getattr(library, name)
@@ -122,6 +124,19 @@ class CompiledLibrary:
             *([runtime] if runtime else []),
             "-lm",
         ]
+
+
+def _check_owner(path: Path) -> None:
+    """Raises KernelError where someone else could have put the library there: it would run as this user."""
+    if not hasattr(os, "getuid"):
+        return
+    for place, is_right in ((path.parent, stat.S_ISDIR), (path, stat.S_ISREG)):
+        found = place.lstat()
+        if not is_right(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise KernelError(
+                f"{place} is not loaded, as it has owner {found.st_uid} and mode {stat.filemode(found.st_mode)}; "
+                f"expected owner {os.getuid()}, no link, and nobody else who may write. Remove it, or set XDG_CACHE_HOME"
+            )
 
 
 def _passed(argument: Any) -> Any:

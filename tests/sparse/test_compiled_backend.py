@@ -1,5 +1,6 @@
 import logging
 import multiprocessing
+import os
 import platform
 from pathlib import Path
 
@@ -260,6 +261,37 @@ def test_built_once(new_cache, monkeypatch):
     monkeypatch.setattr(KERNELS, "build", lambda path: pytest.fail("built again"))
     assert compiled_backend.kernels_unavailable_reason() is None
     assert library.stat().st_mtime_ns == made
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs owners of files")
+def test_a_library_that_someone_else_could_have_put_there(new_cache, tmp_path, monkeypatch, caplog):
+    assert compiled_backend.kernels_unavailable_reason() is None
+    library = KERNELS.path
+    loaded = []
+    monkeypatch.setattr(compiled_library.ctypes, "CDLL", lambda path: loaded.append(path))
+    new_cache.chmod(0o777)
+    forget()
+    caplog.clear()
+    assert_falls_back(caplog, "drwxrwxrwx; expected")
+    new_cache.chmod(0o700)
+    library.chmod(0o664)
+    forget()
+    caplog.clear()
+    assert_falls_back(caplog, "-rw-rw-r--; expected")
+    other = tmp_path / "other.so"
+    library.rename(other)
+    library.symlink_to(other)
+    forget()
+    caplog.clear()
+    assert_falls_back(caplog, "no link, and nobody else")
+    library.unlink()
+    other.rename(library)
+    library.chmod(0o600)
+    forget()
+    caplog.clear()
+    monkeypatch.setattr(compiled_library.os, "getuid", lambda: 12345)
+    assert_falls_back(caplog, "expected owner 12345")
+    assert loaded == []
 
 
 def test_another_source_or_processor_has_its_own_library(new_cache, tmp_path, monkeypatch):
