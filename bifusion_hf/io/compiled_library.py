@@ -134,8 +134,8 @@ def _check_owner(path: Path) -> None:
         found = place.lstat()
         if not is_right(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise KernelError(
-                f"{place} is not loaded, as it has owner {found.st_uid} and mode {stat.filemode(found.st_mode)}; "
-                f"expected owner {os.getuid()}, no link, and nobody else who may write. Remove it, or set XDG_CACHE_HOME"
+                f"{place} is not loaded: owner {found.st_uid}, mode {stat.filemode(found.st_mode)}; expected "
+                f"owner {os.getuid()}, no link, and nobody else who may write. Remove it, or set XDG_CACHE_HOME"
             )
 
 
