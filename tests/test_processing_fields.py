@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from frame_factory import make_frame
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from bifusion_hf import BiFusionProcessor
 
@@ -99,6 +100,12 @@ def same(first, second):
     if isinstance(first, torch.Tensor):
         return first.shape == second.shape and torch.equal(first, second)
     return first == second
+
+
+def test_images_have_the_statistics_of_clip():
+    processor = BiFusionProcessor()
+    assert tuple(processor.image_mean) == tuple(OPENAI_CLIP_MEAN)
+    assert tuple(processor.image_std) == tuple(OPENAI_CLIP_STD)
 
 
 def test_every_argument_is_looked_at():

@@ -24,7 +24,10 @@ PACKAGE = "bifusion_hf"
 # First folders or files below the package -> tests that belong to them beside the mirrored ones.
 NETWORK = ["tests/test_slow_network.py", "tests/test_initialisation.py"]
 NEIGHBOURS = {
-    "layers": ["tests/test_modeling_bifusion.py", "tests/test_configuration_fields.py", *NETWORK],
+    "layers": [
+        *("tests/test_modeling_bifusion.py", "tests/test_configuration_fields.py", *NETWORK),
+        *("tests/test_device_map.py", "tests/test_old_names.py"),
+    ],
     "losses": ["tests/test_modeling_bifusion.py", "tests/test_configuration_fields.py"],
     "sparse": NETWORK,
     "training": ["tests/recipe"],
