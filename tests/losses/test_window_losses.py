@@ -178,6 +178,18 @@ def test_a_window_is_its_frames_one_after_the_other(small_config, window):
         assert (first.point_features - losses[2].point_features).abs().max() > 1e-3
 
 
+def test_a_window_goes_on_from_the_memory_before_it(small_config, window):
+    model = network(small_config, merge_weight=0.0)
+    later = {name: value[2:] for name, value in window.items()}
+    with torch.no_grad():
+        whole = model(**window, window_frames=3)
+        before = model(**frame_of(window, 0), frame_memory=FrameMemory()).frame_memory
+        rest = model(**later, window_frames=2, frame_memory=before)
+        forgetful = model(**later, window_frames=2)
+    torch.testing.assert_close(rest.point_features, whole.point_features[2:])
+    assert (forgetful.point_features - rest.point_features).abs().max() > 1e-3
+
+
 def test_the_merge_loss_comes_once_a_window(small_config, window):
     model = network(small_config)
     with torch.no_grad():
