@@ -78,8 +78,8 @@ def choose_start(output_dir: str | Path, resume: str | None, overwrite: bool) ->
             )
         return checkpoint
     parts = parts_of_run(output_dir)
-    # Of a run that died before its first checkpoint there is nothing to go on with.
-    may_move = overwrite or (resume == AUTO and not set(parts) & set(WEIGHTS))
+    # Of a run that died before its first checkpoint was whole there is nothing to go on with.
+    may_move = overwrite or (resume == AUTO and checkpoint is None and not set(parts) & {"best", "final"})
     if parts and not may_move:
         has_checkpoint = bool(list_checkpoints(checkpoints_folder(output_dir)))
         raise ValueError(

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from augmentation_off import only
 from walk_rows import VIEWS, walk_data
 
 from bifusion_hf.data.augmentation import AugmentationConfig, JointAugmentation
@@ -13,7 +14,7 @@ from bifusion_hf.data.windows import Scenes, WindowCollator, WindowDataset
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 
 
-STILL = AugmentationConfig.disabled()
+STILL = only()
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_boxes_hold_the_points_of_their_objects_after_the_augmentation(scenes, p
 
 
 def test_the_images_of_a_window_are_changed_by_the_same_draws(scenes, processor):
-    config = AugmentationConfig.disabled(image_flip_probability=0.5, brightness=0.4)
+    config = only(image_flip_probability=0.5, brightness=0.4)
     flips = set()
     for epoch in range(8):
         plain = windows(scenes, processor)[epoch, 0]["frames"]

@@ -87,7 +87,9 @@ def test_pixels_have_to_lie_in_the_frame(saved, rows):
     small = [frame_to_row(readable_frame(seed)) for seed in range(5)]
     crop = {name: getattr(readable_frame(0), name)[:30] for name in ("image", "depth", "instance", "semantic")}
     frame = readable_frame(0)
-    small[0] = frame_to_row(RGBDFrame(**crop, intrinsics=frame.intrinsics, frame_id=frame.frame_id))
+    # The principal point of the lower half of another picture, so that it lies in this one.
+    intrinsics = frame.intrinsics - np.array([[0, 0, 0], [0, 0, 15], [0, 0, 0]])
+    small[0] = frame_to_row(RGBDFrame(**crop, intrinsics=intrinsics, frame_id=frame.frame_id))
     data = datasets.Dataset.from_list(small, features=frame_features())
     with pytest.raises(ValueError, match="synthetic 0 has pixels .* expected 0..2399"):
         evaluate_predictions(PredictionFile(path), data)

@@ -94,6 +94,11 @@ def test_auto_starts_anew_after_a_death_before_the_first_checkpoint(run):
     for name in WEIGHTS[1:]:
         shutil.rmtree(run / name)
     assert choose_start(run, "auto", False) is None
+    # A checkpoint that a kill cut short is none.
+    (run / "checkpoints" / "checkpoint-0000001.partial").mkdir(parents=True)
+    (run / "checkpoints" / "checkpoint-0000001.partial" / "model.safetensors").touch()
+    assert choose_start(run, "auto", False) is None
+    shutil.rmtree(run / "checkpoints")
     log = (run / "train.log").read_bytes()
     make_trainer(recipe(run, resume_from_checkpoint="auto", training={"max_updates": 2})).train()
     assert (run / "earlier-1" / "train.log").read_bytes() == log
