@@ -252,6 +252,11 @@ def test_an_unwritable_cache(new_cache, caplog):
     assert_falls_back(caplog, "cannot be built")
 
 
+def test_the_first_call_may_come_from_within_inference(new_cache):
+    with torch.inference_mode():
+        assert compiled_backend.kernels_unavailable_reason() is None
+
+
 def test_built_once(new_cache, monkeypatch):
     assert compiled_backend.kernels_unavailable_reason() is None
     (library,) = new_cache.iterdir()
