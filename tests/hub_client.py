@@ -107,6 +107,8 @@ def _run(code: str, arguments: Sequence[str], environment: Mapping[str, str]) ->
     os.environ.clear()
     os.environ.update(environment)
     read_environment_again()
+    # An earlier test may have switched them off, as the commands do.
+    transformers.utils.logging.enable_progress_bar()
     sys.argv = ["-c", *arguments]
     try:
         exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})

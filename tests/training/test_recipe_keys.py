@@ -77,7 +77,7 @@ ELSEWHERE = {
     "data.streaming": "test_recipe_keys.py::test_a_stream_is_shuffled_by_its_buffer",
     "data.shuffle_buffer": "test_recipe_keys.py::test_a_stream_is_shuffled_by_its_buffer",
     "data.skip_broken_rows": "test_run.py::test_broken_rows_are_named_and_skipped_only_if_asked",
-    "data.window_frames": "test_windows.py::test_windows_train_whole_scenes_are_evaluated_and_the_result_is_a_session",
+    "data.window_frames": "test_window_training.py::test_windows_train_and_scenes_are_evaluated",
     "optimizer.tower_learning_rate_scale": "test_recipe_keys.py::test_the_tower_has_its_own_rate",
     "training.find_batch_size": "test_trainer.py::test_batch_size_finder_keeps_the_frames_of_an_update",
     "training.mixed_precision": "test_trainer.py::test_bf16_trains_and_fp16_on_a_cpu_is_refused",

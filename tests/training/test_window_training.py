@@ -31,7 +31,7 @@ def online_recipe(folder, walks, *, losses=None, **sections):
     return small_recipe(folder, config=config, **sections)
 
 
-def test_windows_train_whole_scenes_are_evaluated_and_the_result_is_a_session(tmp_path, walks):
+def test_windows_train_and_scenes_are_evaluated(tmp_path, walks):
     trainer = build_trainer(online_recipe(tmp_path, walks))
     plan = describe_plan(trainer)
     assert "3 updates" in plan and "2 scenes of" in plan and "windows of 3 frames of an update: 2" in plan
