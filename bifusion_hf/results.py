@@ -16,7 +16,7 @@ from .data.augmentation import resize_image
 from .data.frames import RGBDFrame
 from .import_utils import require_package
 from .io.atomic import new_file
-from .visualization import color_by_instance, draw_instances, instance_colors, segments_to_json, write_ply
+from .visualization import color_by_instance, draw_instances, instance_color, segments_to_json, write_ply
 
 
 # Entries that are arrays, in the order of their file.
@@ -92,14 +92,13 @@ class InstanceSegmentation(dict):
         Args:
             extra: Further entries of the top level.
         """
-        posed = self.frame.camera_to_world is not None
         return segments_to_json(
             self.frame.frame_id,
             self["segmentation"],
-            [{**segment, "color": instance_colors(segment["id"] + 1)[-1]} for segment in self["segments_info"]],
+            [{**segment, "color": instance_color(segment["id"])} for segment in self["segments_info"]],
             **extra,
             up=self["up"],
-            coordinates="world" if posed else "camera axes relabelled x right, y forward, z up",
+            coordinates=self.frame.axes,
         )
 
     def save(self, folder: str | Path, name: str | None = None, **extra: Any) -> dict[str, Path]:
@@ -182,7 +181,7 @@ class InstanceSegmentation(dict):
         for segment in self["segments_info"]:
             box = {name: np.array(value) for name, value in segment["oriented_box_3d"].items()}
             drawn = open3d.geometry.OrientedBoundingBox(box["center"], box["rotation"], box["size"])
-            drawn.color = instance_colors(segment["id"] + 1)[-1] / 255
+            drawn.color = instance_color(segment["id"]) / 255
             shown.append(drawn)
         return shown
 
@@ -195,7 +194,7 @@ class InstanceSegmentation(dict):
         rerun = require_package("rerun")
         points, colors, _ = self.colored_points()
         segments = self["segments_info"]
-        tints = [instance_colors(segment["id"] + 1)[-1] for segment in segments]
+        tints = [instance_color(segment["id"]) for segment in segments]
         labels = [f"{segment['label']} {segment['score']:.2f}" for segment in segments]
         with new_file(path) as partial:
             stream = rerun.RecordingStream("bifusion_frame")

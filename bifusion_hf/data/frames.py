@@ -130,6 +130,11 @@ class RGBDFrame:
         """
         return CAMERA_TO_POINTS.copy() if self.camera_to_world is None else self.camera_to_world[:3, :3].copy()
 
+    @property
+    def axes(self) -> str:
+        """What the axes of its points are, in words."""
+        return "camera axes relabelled x right, y forward, z up" if self.camera_to_world is None else "world"
+
     def unproject(self, pixels: np.ndarray | None = None) -> np.ndarray:
         """Positions of pixels in metres, in point axes (the world's, or `CAMERA_TO_POINTS`).
 

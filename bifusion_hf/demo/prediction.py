@@ -208,7 +208,7 @@ def write_files(prediction: Prediction, selection: Selection, folder: Path) -> d
         checkpoint=prediction.checkpoint,
         threshold=selection.threshold,
         names=selection.names or None,
-        coordinates="camera axes relabelled x right, y forward, z up" if frame.camera_to_world is None else "world",
+        coordinates=frame.axes,
     )
     paths["json"].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return paths

@@ -12,7 +12,7 @@ import platform
 import shlex
 import stat
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,21 @@ class CompiledLibrary:
             raise KernelError(f"the {self.name} cannot be built in {path.parent}: {error}") from error
         self._library = library
         return library
+
+    def failure(self, test: Callable[[], None], otherwise: str) -> str | None:
+        """Why the library is not to be used here; None where it is built and passes its test.
+
+        Args:
+            test: Raises KernelError where results are wrong.
+            otherwise: What happens without it, for the log.
+        """
+        try:
+            self.load()
+            test()
+        except KernelError as error:
+            logger.warning("%s, which is slower: %s", otherwise, error)
+            return str(error)
+        return None
 
     def forget(self) -> None:
         """Loads the library anew at the next call."""

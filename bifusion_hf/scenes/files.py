@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, features
 
 from ..io.atomic import new_file
-from ..visualization.colors import instance_colors
+from ..visualization.colors import instance_color
 from ..visualization.overlay import draw_instances
 from ..visualization.ply import color_by_instance, write_ply
 
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from .session import SceneObject, SceneSession
 
 ANIMATION_FORMATS = ("webp", "gif", "none")
-
-
-def object_color(index: int) -> np.ndarray:
-    """The colour of an object in all files of its scene, uint8 [3]."""
-    return instance_colors(index + 1)[-1]
 
 
 def draw_scene_frame(image: np.ndarray, result: Mapping[str, Any]) -> Image.Image:
@@ -63,7 +58,7 @@ def object_to_json(item: "SceneObject") -> dict[str, Any]:
         "num_views": item.num_views,
         "num_points": len(item.points),
         "box_3d": np.round(item.box_3d, 4).tolist(),
-        "color": object_color(item.id).tolist(),
+        "color": instance_color(item.id).tolist(),
     }
 
 

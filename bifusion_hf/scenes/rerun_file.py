@@ -8,8 +8,8 @@ import numpy as np
 
 from ..import_utils import require_package
 from ..io.atomic import new_file
+from ..visualization.colors import instance_color
 from ..visualization.ply import color_by_instance
-from .files import object_color
 
 
 if TYPE_CHECKING:
@@ -48,12 +48,14 @@ def write_rerun(
                 rerun.Boxes3D(
                     mins=boxes[:, :3],
                     sizes=boxes[:, 3:] - boxes[:, :3],
-                    colors=np.array([object_color(item.id) for item in objects]),
+                    colors=np.array([instance_color(item.id) for item in objects]),
                     labels=[f"{item.label} {item.id} {item.score:.2f}" for item in objects],
                 ),
                 static=True,
             )
-        classes = [(item.id + 1, f"{item.label} {item.id}", tuple(object_color(item.id).tolist())) for item in objects]
+        classes = [
+            (item.id + 1, f"{item.label} {item.id}", tuple(instance_color(item.id).tolist())) for item in objects
+        ]
         stream.log("world/camera", rerun.AnnotationContext(classes), static=True)
         for number, (name, pose) in enumerate(zip(session.frame_ids, session.poses, strict=True)):
             frame = recording[places[name]]

@@ -22,6 +22,11 @@ def instance_colors(number: int) -> np.ndarray:
     return palette[np.arange(number) % len(palette)]
 
 
+def instance_color(index: int) -> np.ndarray:
+    """The colour of one instance, or of a scene's object, uint8 [3]."""
+    return instance_colors(index + 1)[-1]
+
+
 @lru_cache(maxsize=1)
 def _palette(size: int = 512) -> np.ndarray:
     level = np.linspace(0, 255, 16).round().astype(np.uint8)

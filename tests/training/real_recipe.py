@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import torch
 
 from bifusion_hf.data.frames import encode_png16, load_frames
 from bifusion_hf.recipe.arguments import TrainArguments
@@ -80,3 +81,18 @@ def small_recipe(folder, **sections):
     for name, section in sections.items():
         values.setdefault(name, {}).update(section)
     return TrainArguments.from_dict(values)
+
+
+def assert_all_trained(trainer):
+    """Trains; every trainable tensor must have had a gradient, but for those that a softmax makes blind."""
+    largest = torch.zeros(len(trainer.audit.names))
+    observe = trainer.audit.observe
+
+    def remember(update, counts):
+        observe(update, counts)
+        largest.copy_(torch.maximum(largest, trainer.audit._norms / trainer.audit._norms.max()))
+
+    trainer.audit.observe = remember
+    trainer.train()
+    dead = [name for name, value in zip(trainer.audit.names, largest, strict=True) if not value > 1e-6]
+    assert all("softmax" in trainer.audit.notes(name, trainer.network.get_parameter(name)) for name in dead), dead

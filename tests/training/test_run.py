@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from processes import join, run_processes
-from real_recipe import prepared_frames, small_recipe, write_frames
+from real_recipe import assert_all_trained, prepared_frames, small_recipe, write_frames
 from torch import nn
 from training_standin import RecordingTrainer, assert_same_updates
 
@@ -55,18 +55,7 @@ def test_every_trainable_tensor_has_a_gradient_after_three_updates(tmp_path, fus
         optimizer={"weight_decay": 0.0},
         training={"batch_size": 2, "max_updates": 3, "epochs": 2},
     )
-    trainer = build_trainer(arguments)
-    largest = torch.zeros(len(trainer.audit.names))
-    observe = trainer.audit.observe
-
-    def remember(update, counts):
-        observe(update, counts)
-        largest.copy_(torch.maximum(largest, trainer.audit._norms / trainer.audit._norms.max()))
-
-    trainer.audit.observe = remember
-    trainer.train()
-    dead = [name for name, value in zip(trainer.audit.names, largest, strict=True) if not value > 1e-6]
-    assert all("softmax" in trainer.audit.notes(name, trainer.network.get_parameter(name)) for name in dead), dead
+    assert_all_trained(build_trainer(arguments))
 
 
 def test_initial_weights_are_loaded_at_the_start_and_not_on_resume(tmp_path, monkeypatch):

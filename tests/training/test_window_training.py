@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from real_recipe import small_recipe
+from real_recipe import assert_all_trained, small_recipe
 from walk_rows import write_walks
 
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor, SceneSession
@@ -54,18 +54,7 @@ def test_windows_train_and_scenes_are_evaluated(tmp_path, walks):
 
 def test_every_trainable_tensor_has_a_gradient(tmp_path, walks):
     arguments = online_recipe(tmp_path, walks, data={"val": None}, optimizer={"weight_decay": 0.0})
-    trainer = build_trainer(arguments)
-    largest = torch.zeros(len(trainer.audit.names))
-    observe = trainer.audit.observe
-
-    def remember(update, counts):
-        observe(update, counts)
-        largest.copy_(torch.maximum(largest, trainer.audit._norms / trainer.audit._norms.max()))
-
-    trainer.audit.observe = remember
-    trainer.train()
-    dead = [name for name, value in zip(trainer.audit.names, largest, strict=True) if not value > 1e-6]
-    assert all("softmax" in trainer.audit.notes(name, trainer.network.get_parameter(name)) for name in dead), dead
+    assert_all_trained(build_trainer(arguments))
 
 
 @pytest.mark.parametrize(

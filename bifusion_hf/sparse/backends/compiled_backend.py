@@ -4,7 +4,6 @@ The pairs of a kernel map are listed by block of output rows and by offset. The 
 over the opposite map with the transposed kernels; the gradient of the kernel comes from the forward map's pairs.
 """
 
-import logging
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -19,8 +18,6 @@ from . import torch_backend
 from .folding import convolve_folded, is_foldable
 from .kernel_library import KERNELS
 
-
-logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16)
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 32, 256
@@ -65,13 +62,7 @@ def convolve_over(
 @cache
 def kernels_unavailable_reason() -> str | None:
     """Why the kernels do not work here; None where they do. Tried once, and logged."""
-    try:
-        KERNELS.load()
-        _test_kernels()
-    except KernelError as error:
-        logger.warning("sparse convolutions take the torch backend, which is slower: %s", error)
-        return str(error)
-    return None
+    return KERNELS.failure(_test_kernels, "sparse convolutions take the torch backend")
 
 
 def check_kernels() -> None:

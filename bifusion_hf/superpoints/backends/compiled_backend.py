@@ -1,7 +1,6 @@
 """The stages of the over-segmentation in C; each does what the function of its name in `numpy_backend` does."""
 
 import ctypes
-import logging
 import os
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,6 @@ from ..colour import LINEAR_LIGHT, TO_XYZ, gaussian_taps
 from ..geometry import EDGE_BASE, EDGE_QUANTISATION, EDGE_SLOPE, MIN_EDGE_LENGTH, camera_coordinates
 
 
-logger = logging.getLogger(__name__)
 Links = tuple[np.ndarray, np.ndarray]
 
 _FOLDER = Path(__file__).parent
@@ -68,13 +66,7 @@ if hasattr(os, "register_at_fork"):
 @cache
 def unavailable_reason() -> str | None:
     """Why the compiled stages do not work here; None where they do. Tried once, and logged."""
-    try:
-        KERNELS.load()
-        _test_kernels()
-    except KernelError as error:
-        logger.warning("superpoints are found by numpy, which is slower: %s", error)
-        return str(error)
-    return None
+    return KERNELS.failure(_test_kernels, "superpoints are found by numpy")
 
 
 def _test_kernels() -> None:
