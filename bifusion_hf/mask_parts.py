@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
+from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
@@ -46,11 +46,10 @@ def separate_parts(
         The same entries for the parts, in descending order of score.
     """
     masks = found["masks"].numpy()
-    first, second = touching_points(points.numpy(), gap).T
+    others, touching = touching_points(points.numpy(), gap, masks.any(axis=0))
     rows, factors, parts = [], [], []
     for row, mask in enumerate(masks):
-        kept = mask[first] & mask[second]
-        inside, labels = _connected(mask, first[kept], second[kept])
+        inside, labels = _connected(mask, others, touching)
         sizes = np.bincount(labels)
         for label in np.flatnonzero((sizes > min_points) & (sizes >= _SMALLEST_SHARE * sizes.max(initial=0))):
             part = np.zeros(len(mask), dtype=bool)
@@ -67,31 +66,42 @@ def separate_parts(
     return {name: value[order] for name, value in result.items()}
 
 
-def touching_points(points: np.ndarray, gap: float) -> np.ndarray:
-    """Pairs of points that touch, int64 [E, 2], each once.
+def touching_points(points: np.ndarray, gap: float, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest points of each point, and which of them touch it; see `separate_parts`.
 
     Args:
         points: [N, 3] metres.
-        gap: See `separate_parts`.
+        gap: Metres.
+        among: bool [N], the points that are asked about; the others touch nothing.
+
+    Returns:
+        Indices int64 [N, k], each point itself among them, and bool [N, k]. Of two points that touch one may name the
+        other alone.
     """
-    if len(points) < 2:
-        return np.zeros((0, 2), dtype=np.int64)
     count = min(_NEIGHBOURS, len(points) - 1)
+    others = np.zeros((len(points), max(count + 1, 0)), dtype=np.int64)
+    touching = np.zeros(others.shape, dtype=bool)
+    if count < 1 or not among.any():
+        return others, touching
     # The nearest is the point itself, or one in the same place.
-    distances, others = cKDTree(points).query(points, k=count + 1)
-    spacing = np.median(distances[:, 1 : 1 + (count + 1) // 2], axis=1, keepdims=True)
-    touching = distances <= np.maximum(gap, 2 * spacing)
-    first, second = np.nonzero(touching)[0], others[touching]
-    low, high = np.minimum(first, second), np.maximum(first, second)
-    # One number a pair: sorting rows takes ten times as long.
-    pairs = np.unique((low * len(points) + high)[low < high])
-    return np.stack(np.divmod(pairs, len(points)), axis=1)
+    workers = torch.get_num_threads()
+    distances, found = cKDTree(points).query(points[among], k=count + 1, workers=workers)
+    nearest = distances[:, 1 : 1 + (count + 1) // 2]
+    # The median of the nearer half, which comes sorted.
+    middle = nearest.shape[1] // 2
+    spacing = (nearest[:, -1 - middle] + nearest[:, middle]) / 2
+    others[among] = found
+    touching[among] = distances <= np.maximum(gap, 2 * spacing)[:, None]
+    return others, touching
 
 
-def _connected(mask: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _connected(mask: np.ndarray, others: np.ndarray, touching: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices [M] of the points of a mask [N] and the number [M] of the connected part of each."""
     inside = np.flatnonzero(mask)
-    place = np.cumsum(mask) - 1
-    ones = np.ones(len(first), dtype=bool)
-    graph = coo_matrix((ones, (place[first], place[second])), shape=(len(inside), len(inside)))
+    place = (np.cumsum(mask) - 1).astype(np.int32)
+    others = others[inside]
+    kept = touching[inside] & mask[others]
+    columns = place[others[kept]]
+    ends = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int32)
+    graph = csr_matrix((np.ones(len(columns), dtype=np.int8), columns, ends), shape=(len(inside), len(inside)))
     return inside, connected_components(graph, directed=False)[1]

@@ -80,12 +80,32 @@ def test_near_neighbours_touch_up_to_the_gap():
     assert counts == {0.05: 2, 0.2: 1}
 
 
-def test_pairs_are_symmetric_and_few_points_are_no_error():
-    pairs = touching_points(np.array([[0, 0, 0], [0.01, 0, 0], [0.01, 0, 0], [5, 0, 0]]), 0.05)
-    assert {(0, 1), (0, 2), (1, 2)} <= {tuple(pair) for pair in pairs.tolist()}
-    assert (pairs[:, 0] < pairs[:, 1]).all()
-    assert touching_points(np.zeros((1, 3)), 0.05).shape == (0, 2)
-    assert touching_points(np.zeros((0, 3)), 0.05).shape == (0, 2)
+def pairs_of(points, gap, among=None):
+    """Pairs of different points that touch, bool [N, N]."""
+    points = np.asarray(points, dtype=float)
+    others, touching = touching_points(points, gap, np.ones(len(points), bool) if among is None else among)
+    pairs = np.zeros((len(points), len(points)), bool)
+    rows = np.nonzero(touching)[0]
+    pairs[rows, others[touching]] = True
+    np.fill_diagonal(pairs, False)
+    return pairs | pairs.T
+
+
+def test_points_in_one_place_touch_and_few_points_are_no_error():
+    pairs = pairs_of([[0, 0, 0], [0.01, 0, 0], [0.01, 0, 0], [5, 0, 0]], 0.05)
+    assert pairs[0, 1] and pairs[0, 2] and pairs[1, 2]
+    assert pairs_of(np.zeros((40, 3)), 0.05).any(axis=1).all()
+    assert not pairs_of(np.zeros((1, 3)), 0.05).any()
+    assert pairs_of(np.zeros((0, 3)), 0.05).shape == (0, 0)
+
+
+def test_points_that_are_not_asked_about_do_not_change_the_others():
+    rng = np.random.default_rng(3)
+    points, among = rng.random((300, 3)), rng.random(300) < 0.4
+    every, some = pairs_of(points, 0.1), pairs_of(points, 0.1, among)
+    both = among[:, None] & among[None]
+    np.testing.assert_array_equal(some[both], every[both])
+    assert some[both].any() and not some[~among][:, ~among].any()
 
 
 def slow_touching(points, gap):
@@ -121,8 +141,7 @@ def test_parts_are_those_of_a_slow_search(gap):
     rng = np.random.default_rng(0)
     points = np.concatenate([rng.normal(3 * rng.random(3), size, (50, 3)) for size in (0.02, 0.05, 0.2, 0.5)])
     touches = slow_touching(points, gap)
-    pairs = touching_points(points, gap)
-    np.testing.assert_array_equal(pairs, np.stack(np.nonzero(np.triu(touches)), axis=1))
+    np.testing.assert_array_equal(pairs_of(points, gap), touches)
     masks = [rng.random(len(points)) < share for share in (0.2, 0.6)]
     scores = {7: 0.9, 8: 0.6}
     found = separate_parts(instances(masks, list(scores.values()), queries=torch.tensor([7, 8])),
