@@ -13,7 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .io.hub_files import checkpoint_place
+from .io.hub_files import checkpoint_place, naming
 from .labels import INSTANCE_CLASS_NAMES, SCANNET200_CLASS_NAMES
 from .old_names import MOVED_FIELDS, PROCESSOR_FIELDS, UNUSED_FIELDS, rename_fields
 from .presets import PRESETS, clip_tower
@@ -316,6 +316,16 @@ class BiFusionConfig(PreTrainedConfig):
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict]:
         """As in transformers, and `"sample"` is the checkpoint that the package carries."""
         return super().get_config_dict(checkpoint_place(pretrained_model_name_or_path), **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "BiFusionConfig":
+        """As in transformers.
+
+        Raises:
+            ValueError: A value is none that the field can have; the message begins with the checkpoint's name.
+        """
+        with naming(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "BiFusionConfig":

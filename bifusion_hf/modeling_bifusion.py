@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -14,6 +15,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_bifusion import BiFusionConfig
+from .io.files import DataFileError
 from .io.hub_files import checkpoint_place, verify_pulled_weights
 from .layers.encoder import BiFusionEncoder, PointEncoding, encode_windows
 from .layers.frame_batch import FrameBatch, superpoints_present
@@ -142,6 +144,8 @@ class BiFusionPreTrainedModel(PreTrainedModel):
         revision, cache_dir = kwargs.get("revision"), kwargs.get("cache_dir")
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise DataFileError(pretrained_model_name_or_path, f"its weights cannot be read ({error})") from error
         finally:
             if pretrained_model_name_or_path is not None:
                 verify_pulled_weights(pretrained_model_name_or_path, revision, cache_dir)

@@ -14,7 +14,7 @@ from .data.collator import FrameFeatures, Sample, collate_samples, to_numpy
 from .data.frames import RGBDFrame
 from .data.gravity import upright_axes
 from .data.inputs import frames_from_columns
-from .io.hub_files import checkpoint_place
+from .io.hub_files import checkpoint_place, naming
 from .io.sanity import check_fraction
 from .labels import IGNORE, NONE, point_instances_from_labels, thing_classes
 from .layers.frame_batch import FORWARD_INPUTS
@@ -193,6 +193,16 @@ class BiFusionProcessor(ProcessorMixin):
             raise ValueError(f"no preset {name!r}; there are {sorted(PROCESSOR_PRESETS)}")
         config = BiFusionConfig.from_preset(name) if config is None else config
         return cls.from_config(config, **{**PROCESSOR_PRESETS[name], **overrides})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "BiFusionProcessor":
+        """As in transformers.
+
+        Raises:
+            ValueError: A value is none that the argument can have; the message begins with the checkpoint's name.
+        """
+        with naming(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -81,7 +81,7 @@ def read_camera(source: str | Path | Sequence[float] | Mapping[str, Any]) -> Cam
         return _camera_of_mapping(content, str(source))
     matrix = as_matrix(content, source)
     # A single line.
-    flat = matrix.ravel() if matrix.ndim == 1 or matrix.shape[0] == 1 else np.zeros(0)
+    flat = matrix.ravel() if matrix.ndim < 2 or matrix.shape[0] == 1 else np.zeros(0)
     if flat.size == 4:
         return Camera(_matrix_of_four(flat), source=str(source))
     if flat.size in (9, 16):
@@ -194,7 +194,10 @@ def load_array(path: str | Path, wanted: Sequence[str] = ()) -> np.ndarray:
             names = [name for name in wanted if name in content.files] or content.files
             if len(names) != 1:
                 raise DataFileError(path, f"has the arrays {content.files}; expected one, or {' or '.join(wanted)}")
-            return content[names[0]]
+            values = content[names[0]]
+            if not isinstance(values, np.ndarray):
+                raise DataFileError(path, f"its {names[0]} is no array")
+            return values
     except DataFileError:
         raise
     except OSError as error:
@@ -212,12 +215,12 @@ def as_matrix(values: Any, path: str | Path) -> np.ndarray:
     """
     try:
         return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{path}: is no matrix of numbers (rows of different length, or something else)") from None
 
 
 def _number(value: Any, path: str | Path) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{path}: {value!r} is no number") from None

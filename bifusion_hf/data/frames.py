@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ..io.files import DataFileError
 from ..io.hub_files import refuse_nowhere, split_revision
 from ..io.images import read_color, read_values
 from ..io.sanity import check_camera, check_depth, check_stored_depth, saturated
@@ -174,13 +175,20 @@ def depth_in_metres(values: np.ndarray, depth_scale: float | None, name: str) ->
             f"{name}: depth has dtype {values.dtype} and depth_scale is None; expected depth_scale, the units per "
             "metre of integer depth (1000 for millimetres, 5000 for TUM RGB-D), or floating-point metres"
         )
-    if depth_scale is not None and not (np.isfinite(depth_scale) and depth_scale > 0):
-        raise ValueError(f"{name}: depth_scale is {depth_scale}; expected positive units per metre")
+    if depth_scale is not None and not _is_positive(depth_scale):
+        raise ValueError(f"{name}: depth_scale is {depth_scale}; expected one positive number, the units per metre")
     none = saturated(values, name)
     if none is not None:
         values = np.where(none, values.dtype.type(0), values)
     check_stored_depth(values, depth_scale, name)
     return values.astype(np.float64) / (1.0 if depth_scale is None else float(depth_scale))
+
+
+def _is_positive(value: Any) -> bool:
+    try:
+        return np.ndim(value) == 0 and bool(np.isfinite(value) and value > 0)
+    except TypeError:
+        return False
 
 
 def scale_intrinsics(intrinsics: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
@@ -335,6 +343,7 @@ def load_frames(source: str | Path, split: str, *, streaming: bool = False):
         FileNotFoundError: The Hub has no such data set or revision.
     """
     import datasets
+    import pyarrow
 
     if str(source) == "sample":
         from .. import assets
@@ -346,7 +355,11 @@ def load_frames(source: str | Path, split: str, *, streaming: bool = False):
         if not shards:
             found = sorted(path.name for path in folder.rglob("*.parquet"))
             raise ValueError(f"{folder}: no data/{split}-*.parquet; its shards: {found}")
-        data = datasets.load_dataset("parquet", data_files={split: shards}, split=split, streaming=streaming)
+        try:
+            data = datasets.load_dataset("parquet", data_files={split: shards}, split=split, streaming=streaming)
+        except (OSError, ValueError, TypeError, datasets.exceptions.DatasetsError, pyarrow.ArrowException) as error:
+            reason = error.__cause__ or error
+            raise DataFileError(folder, f"data/{split}-*.parquet cannot be read ({reason})") from error
     else:
         repository, revision = split_revision(source)
         refuse_nowhere(repository, source, "frames")

@@ -3,16 +3,24 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from safetensors import SafetensorError
 
 from ..assets import SAMPLE_CHECKPOINT
 from .files import DataFileError
 
 
+# What readers of JSON, configurations and weights raise where these are not what they expect.
+_MALFORMED = (
+    *(ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError),
+    *(StrictDataclassError, SafetensorError),
+)
 WEIGHTS_FILE = "model.safetensors"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _LFS_POINTER = b"version https://git-lfs"
@@ -80,6 +88,17 @@ def checkpoint_place(source: Any) -> Any:
     return str(SAMPLE_CHECKPOINT) if isinstance(source, str | Path) and str(source) == "sample" else source
 
 
+@contextmanager
+def naming(source: Any) -> Iterator[None]:
+    """Within, what is wrong with a checkpoint's content is a ValueError that begins with the checkpoint's name."""
+    try:
+        yield
+    except _MALFORMED as error:
+        if str(source) in str(error):
+            raise
+        raise ValueError(f"{source}: {' '.join(str(error).split())}") from error
+
+
 def explain_missing(source: str | Path, error: OSError) -> OSError:
     """An error of the Hub with what comes before it: that there is no such folder either."""
     if Path(source).exists() or isinstance(error, DataFileError):
@@ -134,7 +153,7 @@ def verify_safetensors(path: str | Path) -> None:
         try:
             ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
             needed = 8 + length + max(ends, default=0)
-        except (ValueError, AttributeError, LookupError, TypeError) as error:
+        except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
             raise DataFileError(path, "is no safetensors file: its header cannot be read") from error
     elif len(start) == 8 and length > _LONGEST_HEADER:
         raise DataFileError(path, "is no safetensors file: it does not begin as one")

@@ -31,10 +31,12 @@ _STORAGES = {
 
 def is_torchscript(path: str | Path) -> bool:
     """Whether a file is a TorchScript archive."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+    # No archive, or one whose table of contents is damaged: no TorchScript either way.
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, UnicodeDecodeError):
         return False
-    with zipfile.ZipFile(path) as archive:
-        names = {name.partition("/")[2] for name in archive.namelist()}
     return {"data.pkl", "constants.pkl"} <= names
 
 

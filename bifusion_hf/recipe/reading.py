@@ -4,6 +4,7 @@ One rule for both forms: an unknown key or a value of the wrong type is refused 
 `extends: OTHER`, a recipe of which it states only the differences.
 """
 
+import copy
 import inspect
 import re
 import textwrap
@@ -49,6 +50,7 @@ def load_arguments(recipe: str | Path | None, overrides: Sequence[str] = ()) -> 
         ValueError: No such recipe, an unknown key, a wrong type, or a value out of range.
     """
     values = {} if recipe is None else _read_recipe(_recipe_path(recipe))
+    alone = copy.deepcopy(values)
     for given, text in _parse_overrides(overrides):
         keys = _keys_of(given)
         for key in keys:
@@ -62,7 +64,22 @@ def load_arguments(recipe: str | Path | None, overrides: Sequence[str] = ()) -> 
                 if not isinstance(target, dict):
                     raise ValueError(f"{recipe}: {section} must be a mapping, got {target!r}")
             target[name] = value
-    return TrainArguments.from_dict(values)
+    try:
+        return TrainArguments.from_dict(values)
+    except ValueError as error:
+        # Whose mistake it is: the recipe's, if it is there without the overrides too.
+        if recipe is None or str(error) != _mistake_in(alone):
+            raise
+        raise ValueError(f"{recipe}: {error}") from error
+
+
+def _mistake_in(values: dict[str, Any]) -> str | None:
+    """What is wrong with the values of a recipe, None where nothing is."""
+    try:
+        TrainArguments.from_dict(values)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _keys_of(word: str) -> tuple[str, ...]:
@@ -115,6 +132,8 @@ def _read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]
     base = values.pop("extends", None)
     if base is None:
         return values
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: extends is {base!r}; expected the name of a recipe")
     beside = path.parent / f"{base}.yaml"
     found = beside if beside.is_file() else _recipe_path(base)
     return _overlaid(_read_recipe(found, (*extending, path)), values)

@@ -44,9 +44,12 @@ def read_scene(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         with safe_open(path, "numpy") as file:
             content = json.loads((file.metadata() or {}).get("scene", "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise DataFileError(path, f"is no readable scene ({error})") from error
-    if content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataFileError(path, "is not the file of a scene")
-    check_checkpoint_version(content["bifusion_hf_version"])
+    try:
+        check_checkpoint_version(content.get("bifusion_hf_version"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return arrays, content

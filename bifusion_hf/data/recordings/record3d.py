@@ -73,7 +73,8 @@ def open_r3d(path: Path, options: ReadOptions) -> Recording:
         image = decode_image(archive.read(f"rgbd/{index}.jpg"), f"{place}.jpg)")
         try:
             data = lzfse.decompress(archive.read(f"rgbd/{index}.depth"))
-        except lzfse.error as error:
+        # A damaged stream asks for an ever larger buffer, until there is none.
+        except (lzfse.error, MemoryError) as error:
             raise DataFileError(f"{place}.depth)", f"cannot be decompressed ({error})") from error
         depth = np.frombuffer(data, dtype="<f4") if len(data) % 4 == 0 else np.zeros(0)
         height, width = _depth_size(metadata, depth.size, image.shape, f"{place}.depth)")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...io.files import DataFileError
 from ..frames import RGBDFrame, frame_from_row, load_frames
 from .base import ReadOptions, Recording
 
@@ -30,7 +31,10 @@ def rows_recording(source: Any, data: Any, rows: Sequence[int], options: ReadOpt
     has_pose = "camera_to_world" in data.column_names
 
     def read(index: int) -> RGBDFrame:
-        frame = frame_from_row(data[rows[index]])
+        try:
+            frame = frame_from_row(data[rows[index]])
+        except (ValueError, TypeError, OSError) as error:  # Arrow's errors are of these kinds
+            raise DataFileError(source, str(error)) from error
         if frame.camera_to_world is not None:
             frame.camera_to_world = options.upright(frame.camera_to_world)
         return frame
@@ -68,7 +72,11 @@ def open_rows(source: Any, options: ReadOptions) -> Recording:
         ValueError: The data set has several scenes and `scene` names none of them.
     """
     data = load_frames(source, options.split)
+    if "frame_id" not in data.column_names:
+        raise DataFileError(source, f"has the columns {data.column_names}; expected frame_id and those of a frame")
     scenes = scenes_of(data)
+    if not scenes:
+        raise DataFileError(source, f"{options.split!r} has no frames")
     if options.scene is None and len(scenes) > 1:
         raise ValueError(f"{source}: {options.split!r} has {len(scenes)} scenes; give scene: {_some(scenes)}")
     scene = options.scene or next(iter(scenes))

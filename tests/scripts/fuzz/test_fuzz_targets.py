@@ -1,0 +1,61 @@
+import pytest
+
+from scripts.fuzz.runner import FAILURES, OK, make_input, try_input
+from scripts.fuzz.targets import all_targets
+
+
+TARGETS = all_targets()
+# Inputs of seed 1 that once ended in an error of a library, or worse.
+EARLIER_FAILURES = {
+    "depth.npz": (4, 56, 62),
+    "camera.npy": (29, 55, 62),
+    "camera.yaml": (14,),
+    "recipe.yaml": (4, 6, 15, 17, 18, 20, 53, 57, 61),
+    "r3d": (3, 52, 67),
+    "sens": (22, 43),
+    "rows": (0, 10, 12, 18, 20, 25, 33, 46, 53, 57),
+    "pickled weights": (31, 65),
+    "shards": (42,),
+    "checkpoint": (4, 6, 12, 16, 20, 33, 59, 63, 64, 66, 67),
+    "scene": (6,),
+    "arrays": (2, 53, 69),
+}
+
+
+@pytest.fixture(params=TARGETS)
+def target(request):
+    if request.param == "r3d":
+        pytest.importorskip("lzfse")
+    return TARGETS[request.param]
+
+
+def ends(target, folder, seed, number):
+    folder.mkdir()
+    make_input(target, seed, number, folder)
+    return try_input(target, folder)
+
+
+def test_without_damage_the_input_is_read(target, tmp_path):
+    """Else every refusal would be for another reason than the damage."""
+    target.write(tmp_path)
+    assert try_input(target, tmp_path) == (OK, "")
+
+
+def test_damage_depends_on_seed_and_number_alone(target, tmp_path):
+    def content(name, seed, number):
+        folder = tmp_path / name
+        folder.mkdir()
+        make_input(target, seed, number, folder)
+        # Archives hold the time at which they were written.
+        return {path.relative_to(folder): len(path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+    assert content("a", 3, 5) == content("b", 3, 5)
+    assert any(content(f"c{number}", 3, number) != content(f"d{number}", 4, number) for number in range(8))
+
+
+def test_damaged_inputs_are_read_or_refused_by_name(target, tmp_path):
+    for seed, number in [(11, number) for number in range(4)] + [
+        (1, n) for n in EARLIER_FAILURES.get(target.name, ())
+    ]:
+        outcome, error = ends(target, tmp_path / f"fuzzed_input_{seed}_{number}", seed, number)
+        assert outcome not in FAILURES, (seed, number, error)
