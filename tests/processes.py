@@ -1,7 +1,9 @@
 """Functions in several processes, as torchrun starts them."""
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import socket
 
 import torch
@@ -44,3 +46,27 @@ def join(processes, timeout=300):
         if process.exitcode is None:
             process.kill()
     assert [process.exitcode for process in processes] == [0] * len(processes)
+
+
+def _hold(folder, connection):
+    from bifusion_hf.io.locks import sole_use
+
+    with sole_use(folder):
+        connection.send(None)
+        connection.recv()
+
+
+@contextlib.contextmanager
+def another_in(folder):
+    """Another process works in a folder, as `sole_use` has it, until the block ends."""
+    here, there = multiprocessing.get_context("fork").Pipe()
+    process = multiprocessing.get_context("fork").Process(target=_hold, args=(folder, there), daemon=True)
+    process.start()
+    assert here.poll(60)
+    here.recv()
+    try:
+        yield process
+    finally:
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()

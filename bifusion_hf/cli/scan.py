@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import assets
 from ..io.atomic import new_file, write_text
+from ..io.locks import sole_use
 from ..io.sanity import check_fraction
 from ..stopping import Stopped, StopSignals
 from .entry import command
@@ -118,12 +119,13 @@ def run(arguments: argparse.Namespace) -> "SceneSession":
     recording = open_source(arguments.source, arguments)
     if not recording.posed:
         raise ValueError(f"{arguments.source}: {recording.kind} without poses; a scene needs the pose of each frame")
-    session = open_session(arguments, recording)
-    scan(session, recording, arguments)
-    if not session.num_frames:
-        skipped = session.notes["skipped"]
-        raise ValueError(f"{arguments.source}: none of {len(recording)} frames could be used; the first: {skipped[0]}")
-    write_results(session, recording, arguments)
+    with sole_use(arguments.output):
+        session = open_session(arguments, recording)
+        scan(session, recording, arguments)
+        if not session.num_frames:
+            first = session.notes["skipped"][0]
+            raise ValueError(f"{arguments.source}: none of {len(recording)} frames could be used; the first: {first}")
+        write_results(session, recording, arguments)
     return session
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..data.frames import frame_features, frame_from_row, frame_to_row, sequence_features
 from ..io.atomic import new_file, remove_unfinished, write_text
+from ..io.locks import sole_use
 from ..labels import SCANNET200_CLASS_NAMES
 from ..stopping import leave_interrupts_to_the_parent
 from .catalog import attribution
@@ -105,6 +106,7 @@ def build_dataset(
 
     Raises:
         ValueError: The folder holds a data set of other settings, or a split is unknown.
+        FolderInUseError: Another process writes there.
     """
     unknown = set(frames) - set(SPLITS)
     if unknown:
@@ -117,8 +119,16 @@ def build_dataset(
         "jpeg_quality": jpeg_quality,
         "generator": GENERATOR_VERSIONS[settings.world],
     }
-    _check_plan(out / SETTINGS_FILE, plan)
-    remove_unfinished(out / "data")
+    with sole_use(out):
+        _check_plan(out / SETTINGS_FILE, plan)
+        remove_unfinished(out / "data")
+        return _render(out, settings, plan, workers=workers, progress=progress)
+
+
+def _render(
+    out: Path, settings: RoomSettings, plan: dict[str, Any], *, workers: int, progress: bool
+) -> dict[str, Any]:
+    frames, jpeg_quality = plan["frames"], plan["jpeg_quality"]
     with _workers(workers, settings) as run:
         local = RoomGenerator(settings)
         models = {split: local.inventories[split].all_models() for split in SPLITS}

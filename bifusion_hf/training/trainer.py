@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.alignment import check_alignment
+from ..io.locks import sole_use
 from ..recipe.arguments import TrainArguments
 from ..stopping import SIGNALS, Stopped, StopRequested, StopSignals
 from . import checkpoints, run_folder
@@ -138,8 +139,14 @@ class BiFusionTrainer:
         Raises:
             ValueError: `output_dir` holds another run, or points and image are misaligned.
             NonFiniteError, OutOfMemoryError, LivenessError, CheckpointError: See there.
+            CheckpointError: Another process trains into `output_dir`.
             Stopped: SIGINT or SIGTERM came; there is a checkpoint of the last update.
         """
+        with contextlib.ExitStack() as held:
+            checkpoints.in_main_process(self.accelerator, lambda: held.enter_context(sole_use(self.output_dir)))
+            return self._train()
+
+    def _train(self) -> dict[str, float]:
         resumed = self._start()
         self.recorder = Recorder(
             self.accelerator, self.output_dir, self.total_updates, self.update, self.arguments.logging.progress_bar

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset, Features, Value
 from PIL import Image
 from ply_files import read_ply
+from processes import another_in
 from recording_files import make_frames, save_text, write_folders
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
@@ -194,3 +195,8 @@ def test_predict_takes_the_frames_of_a_recording_one_by_one(checkpoint, folder, 
     with pytest.raises(SystemExit) as error:
         predict.main(["--recording", str(folder), "--image", "a.png", *options])
     assert error.value.code == 2
+
+
+def test_a_scan_in_progress_is_not_joined(checkpoint, folder, tmp_path):
+    with another_in(tmp_path / "out"), pytest.raises(SystemExit, match="out is in use by process"):
+        scan.main(arguments(folder, tmp_path / "out", checkpoint))

@@ -3,9 +3,11 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
+from processes import another_in
 
 from bifusion_hf.cli.render_rooms import main
 from bifusion_hf.data.frames import frame_from_row, load_frames
+from bifusion_hf.io.locks import FolderInUseError
 from bifusion_hf.rooms.dataset import GENERATOR_VERSIONS, build_dataset, frames_hash, stored_rows
 from bifusion_hf.rooms.generate import RoomGenerator, RoomSettings
 from bifusion_hf.rooms.sensor import SENSORS
@@ -63,6 +65,12 @@ def test_an_interrupted_data_set_goes_on_and_any_number_of_workers_gives_the_sam
     assert whole["sha256"]["val"] in card and "$" not in card and "license: cc0-1.0" in card
     with pytest.raises(ValueError, match="seed is 0, asked for 1"):
         build_dataset(tmp_path / "a", settings(tmp_path, seed=1), plan, jpeg_quality=90, progress=False)
+
+
+def test_a_data_set_in_progress_is_not_joined(tmp_path):
+    with another_in(tmp_path / "a"), pytest.raises(FolderInUseError, match="a is in use by process"):
+        build_dataset(tmp_path / "a", settings(tmp_path), {"train": 1}, progress=False)
+    assert not list((tmp_path / "a" / "data").iterdir())
 
 
 def test_the_card_tells_the_world_and_its_sensors(tmp_path):

@@ -3,8 +3,10 @@
 import shutil
 
 import pytest
+from processes import another_in
 from training_standin import make_trainer, recipe
 
+from bifusion_hf.io.locks import LOCK_FILE
 from bifusion_hf.recipe.reading import load_arguments, recipe_names
 from bifusion_hf.training.checkpoints import CheckpointError, list_checkpoints
 from bifusion_hf.training.run_folder import WEIGHTS, choose_start
@@ -128,3 +130,10 @@ def test_a_saved_recipe_starts_a_run_of_its_own(tmp_path):
     arguments.save(tmp_path / "recipe.yaml")
     again = load_arguments(tmp_path / "recipe.yaml")
     assert (again.overwrite_output_dir, again.resume_from_checkpoint) == (False, None)
+
+
+def test_a_run_in_progress_is_not_joined(run):
+    before = contents(run)
+    with another_in(run) as process, pytest.raises(CheckpointError, match=f"in use by process {process.pid}"):
+        make_trainer(recipe(run, resume_from_checkpoint="auto")).train()
+    assert {path: content for path, content in contents(run).items() if path.name != LOCK_FILE} == before

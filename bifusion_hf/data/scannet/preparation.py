@@ -10,6 +10,7 @@ from typing import Any
 
 from ...io.atomic import write_text
 from ...io.files import DataFileError, read_text
+from ...io.locks import sole_use
 from .annotations import read_label_ids
 from .card import dataset_card
 from .mesh_labels import MAX_DISTANCE
@@ -160,8 +161,20 @@ def write_data_set(
 
     Raises:
         ValueError: A split has no frame (the report is written all the same), or see `write_shards`.
+        FolderInUseError: Another process writes there.
     """
     out = Path(out)
+    with sole_use(out):
+        return _write_data_set(source, splits, out, settings, options)
+
+
+def _write_data_set(
+    source: FrameSource,
+    splits: Mapping[str, Sequence[str]],
+    out: Path,
+    settings: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
     records = write_shards(source, splits, out, settings, **options)
     shown = {key: value for key, value in settings.items() if key != "frame_numbers"}
     report = {"settings": shown, "splits": {split: _summary(record) for split, record in records.items()}}

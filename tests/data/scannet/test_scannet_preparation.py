@@ -4,6 +4,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from processes import another_in
 from scannet_files import (
     BOX,
     COLOR_INTRINSICS,
@@ -28,6 +29,7 @@ from bifusion_hf.data.scannet import prepare_scannet200
 from bifusion_hf.data.scannet.preparation import read_split_list
 from bifusion_hf.data.scannet.registration import register_color
 from bifusion_hf.io.files import DataFileError
+from bifusion_hf.io.locks import FolderInUseError
 
 
 INVALID = np.full((4, 4), -np.inf)
@@ -80,6 +82,12 @@ def test_frames_are_those_of_the_scans(scans):
         assert (frame.semantic == CLASSES[ids]).mean() > 0.96
         assert frame.superpoints is None
     assert report["splits"]["train"]["notes"] == {"labels: mesh": 2}
+
+
+def test_a_preparation_in_progress_is_not_joined(scans):
+    with another_in(scans.parent / "out"), pytest.raises(FolderInUseError, match="out is in use by process"):
+        prepare(scans)
+    assert not list((scans.parent / "out").rglob("*.parquet"))
 
 
 def test_labels_of_the_2d_images_and_of_none(scans):
