@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .faults import Fault, find_faults
@@ -36,6 +36,8 @@ UNTESTED = () if importlib.util.find_spec("spconv") else ("spconv_backend",)
 UNCLEAR = "unclear"
 # Seconds that the tests of a file may take when they are run once without a fault.
 BASELINE_SECONDS = 1800
+# Faults that change no behaviour, each with its reason, by the text of its line: [{path, line, fault, reason}, ...].
+EQUIVALENTS = Path(__file__).with_name("equivalents.json")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,11 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("results", type=Path, metavar="RESULTS", help="JSON lines, one a fault; appended to")
     parser.add_argument("--count", type=int, default=60, help="faults of the sample, default: 60")
+    parser.add_argument("--per_file", type=int, help="faults of each file, in place of --count")
     parser.add_argument("--seed", type=int, default=0, help="of the sample, default: 0")
     parser.add_argument("--minutes", type=float, help="stop after so long")
     parser.add_argument("--only", nargs="+", default=TARGETS, metavar="PART", help=f"default: {' '.join(TARGETS)}")
     parser.add_argument("--tests_seconds", type=float, default=60, help="of tests for one fault, the fastest first")
-    parser.add_argument("--again", action="store_true", help="run the survivors of RESULTS again")
+    parser.add_argument("--again", action="store_true", help="run only the survivors of RESULTS, again")
     parser.add_argument("--report", action="store_true", help="run nothing, report RESULTS")
     arguments = parser.parse_args(argv)
     if not arguments.report:
@@ -66,8 +69,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(report(read_results(arguments.results), arguments.only))
 
 
-def sample_faults(parts: Sequence[str], seed: int, root: Path = ROOT) -> list[tuple[Fault, bytes]]:
-    """All faults of the parts in the order of the sample: one of each file in turn, each file's in a random order."""
+def sample_faults(
+    parts: Sequence[str], seed: int, per_file: int | None = None, root: Path = ROOT
+) -> list[tuple[Fault, bytes]]:
+    """The faults of the parts in the order of the sample: one of each file in turn, each file's in a random order.
+
+    Args:
+        parts: Files and folders below the package.
+        seed: Of the order.
+        per_file: Largest number of faults of a file; None = all.
+        root: Of the repository.
+    """
     files = []
     for part in parts:
         path = root / PACKAGE / part
@@ -78,7 +90,7 @@ def sample_faults(parts: Sequence[str], seed: int, root: Path = ROOT) -> list[tu
         source, name = path.read_bytes(), path.relative_to(root).as_posix()
         faults = find_faults(name, source)
         random.Random(f"{seed} {name}").shuffle(faults)
-        columns.append([(fault, source) for fault in faults])
+        columns.append([(fault, source) for fault in faults[:per_file]])
     random.Random(seed).shuffle(columns)
     longest = max((len(column) for column in columns), default=0)
     return [column[turn] for turn in range(longest) for column in columns if turn < len(column)]
@@ -95,9 +107,10 @@ def run(arguments: argparse.Namespace) -> None:
     deadline = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
     known = read_results(arguments.results)
     todo = []
-    for fault, source in sample_faults(arguments.only, arguments.seed)[: arguments.count]:
-        result = known.get(fault.key(source))
-        if result is None or result["outcome"] == UNCLEAR or (arguments.again and result["outcome"] == "survived"):
+    count = None if arguments.per_file else arguments.count
+    for fault, source in sample_faults(arguments.only, arguments.seed, arguments.per_file)[:count]:
+        outcome = known.get(fault.key(source), {}).get("outcome")
+        if outcome in (("survived",) if arguments.again else (None, UNCLEAR)):
             todo.append((fault, source))
     if not todo:
         return
@@ -127,6 +140,7 @@ def run(arguments: argparse.Namespace) -> None:
                 "outcome": outcome,
                 "tests": len(tests),
                 "seconds": round(time.monotonic() - start, 1),
+                "line": source.splitlines()[fault.line - 1].decode().strip(),
                 "fault": fault.describe(source),
             }
             file.write(json.dumps(result) + "\n")
@@ -135,7 +149,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class Baselines:
-    """Which lines each test reaches without a fault, kept in a file as long as nothing changes.
+    """Which lines each test reaches without a fault, kept as long as its file and those it reaches stay as they are.
 
     Args:
         runner: Runs the tests.
@@ -146,8 +160,6 @@ class Baselines:
         self.runner = runner
         self.path = path
         self.found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        files = sorted((runner.root / PACKAGE).rglob("*.py"))
-        self.package = hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
 
     def choose(self, fault: Fault, source: bytes, seconds: float) -> tuple[list[str], float]:
         """The tests of a fault, the fastest first, up to `seconds` of them, and how long they take."""
@@ -172,34 +184,62 @@ class Baselines:
         return chosen, total
 
     def _reached(self, test_file: str) -> dict:
-        content = (self.runner.root / test_file).read_bytes()
-        key = f"{test_file} {hashlib.sha256(self.package + content).hexdigest()[:16]}"
-        if key not in self.found:
+        digests = self.found.get(test_file, {}).get("digests", {})
+        if not digests or digests != self._digests(digests):
             print(f"without a fault: {test_file}", flush=True)
             reached = self.runner.reached(test_file, BASELINE_SECONDS)
             if reached is None or reached["failed"]:
                 names = [test_file] if reached is None else reached["failed"]
                 print(f"left out, as they fail without a fault: {' '.join(names)}", flush=True)
-            self.found[key] = reached or {"lines": {}, "seconds": {}, "failed": []}
+            found = reached or {"lines": {}, "seconds": {}, "failed": []}
+            names = {f"{PACKAGE}/{name}" for lines in found["lines"].values() for name, _ in lines}
+            self.found[test_file] = {**found, "digests": self._digests({test_file, *names})}
             self.path.write_text(json.dumps(self.found), encoding="utf-8")
-        return self.found[key]
+        return self.found[test_file]
+
+    def _digests(self, names: Iterable[str]) -> dict[str, str | None]:
+        files = {name: self.runner.root / name for name in names}
+        return {
+            name: hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
+            for name, file in files.items()
+        }
+
+
+def read_equivalents() -> dict[tuple[str, str, str], str]:
+    """The reason why each known fault changes no behaviour, by file, text of the line and fault."""
+    return {
+        (known["path"], known["line"], known["fault"]): known["reason"]
+        for known in json.loads(EQUIVALENTS.read_text(encoding="utf-8"))
+    }
 
 
 def report(results: dict[str, dict], parts: Sequence[str]) -> str:
-    """A table of files, worst first, and the survivors."""
-    by_file = defaultdict(list)
+    """A table of files, worst first, the scores with and without the equivalent faults, and the survivors."""
+    reasons = read_equivalents()
+    by_file, equivalent, survivors, every = defaultdict(list), [], [], 0
     for result in results.values():
-        if result["outcome"] != UNCLEAR and any(result["path"].startswith(f"{PACKAGE}/{part}") for part in parts):
-            by_file[result["path"]].append(result)
-    rows = sorted(
-        (sum(r["outcome"] == "noticed" for r in found) / len(found), path) for path, found in by_file.items()
+        if result["outcome"] == UNCLEAR or not any(result["path"].startswith(f"{PACKAGE}/{part}") for part in parts):
+            continue
+        every += 1
+        change = result["fault"].partition(" ")[2]
+        reason = reasons.get((result["path"], result["line"], change))
+        if result["outcome"] == "survived" and reason is not None:
+            equivalent.append(f"{result['fault']} ({reason})")
+            continue
+        by_file[result["path"]].append(result["outcome"] == "noticed")
+        if result["outcome"] == "survived":
+            survivors.append(result["fault"])
+    rows = sorted((sum(found) / len(found), path) for path, found in by_file.items())
+    noticed, asked = sum(map(sum, by_file.values())), sum(map(len, by_file.values()))
+    return "\n".join(
+        [
+            *(f"{share:6.1%} of {len(by_file[path]):>3}  {path}" for share, path in rows),
+            f"{noticed / max(asked, 1):.1%}: {noticed} of {asked} faults noticed",
+            f"{noticed / max(every, 1):.1%}: {noticed} of {every} with those that change no behaviour",
+            *("survivors:", *sorted(survivors)),
+            *("no behaviour changed:", *sorted(equivalent)),
+        ]
     )
-    lines = [f"{share:6.1%} of {len(by_file[path]):>3}  {path}" for share, path in rows]
-    every = [result for found in by_file.values() for result in found]
-    noticed = sum(result["outcome"] == "noticed" for result in every)
-    survivors = sorted(result["fault"] for result in every if result["outcome"] == "survived")
-    share = noticed / max(len(every), 1)
-    return "\n".join([*lines, f"{share:.1%}: {noticed} of {len(every)} faults noticed", "survivors:", *survivors])
 
 
 if __name__ == "__main__":

@@ -23,6 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "bifusion_hf"
 # First folders or files below the package -> tests that belong to them beside the mirrored ones.
 NETWORK = ["tests/test_slow_network.py", "tests/test_initialisation.py"]
+PROCESSING = [
+    *("tests/test_processing_bifusion.py", "tests/test_processing_inputs.py"),
+    *("tests/test_processing_results.py", "tests/test_processing_settings.py"),
+]
 NEIGHBOURS = {
     "layers": [
         *("tests/test_modeling_bifusion.py", "tests/test_configuration_fields.py", *NETWORK),
@@ -33,9 +37,12 @@ NEIGHBOURS = {
     "training": ["tests/recipe"],
     "evaluation": ["tests/cli/test_options.py"],
     "weights": ["tests/hub/test_revisions.py"],
-    "data": ["tests/training/test_recipe_keys.py", "tests/test_processing_bifusion.py", "tests/cli/test_options.py"],
-    "postprocessing.py": ["tests/test_processing_bifusion.py", "tests/test_processing_fields.py"],
-    "processing_bifusion.py": ["tests/test_processing_fields.py", "tests/test_configuration_fields.py"],
+    "data": ["tests/training/test_recipe_keys.py", *PROCESSING[:2], "tests/cli/test_options.py"],
+    "postprocessing.py": [*PROCESSING[2:], "tests/test_processing_fields.py"],
+    "processing_bifusion.py": [
+        *("tests/data/test_image_size.py", "tests/data/test_point_labels.py", "tests/test_configuration_fields.py"),
+        *(*PROCESSING, "tests/test_processing_fields.py"),
+    ],
     "mask_parts.py": ["tests/test_postprocessing.py", "tests/test_processing_fields.py"],
 }
 

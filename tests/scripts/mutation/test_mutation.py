@@ -4,7 +4,7 @@ import json
 import pytest
 
 from scripts.mutation import runner
-from scripts.mutation.__main__ import TARGETS, main, sample_faults
+from scripts.mutation.__main__ import TARGETS, main, read_equivalents, sample_faults
 from scripts.mutation.faults import find_faults
 
 
@@ -75,6 +75,7 @@ def test_a_sample_is_drawn_by_its_seed_and_takes_the_files_in_turn():
     first, again, other = (sample_faults(parts, seed) for seed in (1, 1, 2))
     assert first == again and first[:9] != other[:9] and set(first) == set(other)
     assert {fault.path for fault, _ in first[:2]} == {f"bifusion_hf/{part}" for part in parts}
+    assert sample_faults(parts, 1, per_file=3) == first[:6]
 
 
 def test_tests_mirror_the_source():
@@ -93,25 +94,71 @@ def test_a_neighbour_that_was_moved_is_told(tmp_path):
         runner.tests_of("bifusion_hf/losses/matcher.py", tmp_path)
 
 
-def test_report_has_the_worst_file_first_and_the_survivors(tmp_path, capsys):
-    results = tmp_path / "results.jsonl"
+@pytest.fixture
+def results(tmp_path):
+    path = tmp_path / "results.jsonl"
     lines = [
-        {"key": name, "path": f"bifusion_hf/losses/{file}.py", "outcome": outcome, "fault": f"fault {name}"}
+        {
+            "key": name,
+            "path": f"bifusion_hf/losses/{file}.py",
+            "outcome": outcome,
+            "line": f"line {name}",
+            "fault": f"bifusion_hf/losses/{file}.py:{name} constant: 0  ->  {name}",
+        }
         for name, file, outcome in (
             ("1", "good", "noticed"),
             ("2", "bad", "survived"),
             ("3", "bad", "noticed"),
             ("4", "bad", "unclear"),
+            ("5", "bad", "survived"),
             # Run again, after a test was written.
             ("1", "good", "noticed"),
         )
     ]
-    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_report_has_the_worst_file_first_and_the_survivors(results, capsys):
+    main([str(results), "--report"])
+    assert capsys.readouterr().out.splitlines() == [
+        " 33.3% of   3  bifusion_hf/losses/bad.py",
+        "100.0% of   1  bifusion_hf/losses/good.py",
+        "50.0%: 2 of 4 faults noticed",
+        "50.0%: 2 of 4 with those that change no behaviour",
+        "survivors:",
+        "bifusion_hf/losses/bad.py:2 constant: 0  ->  2",
+        "bifusion_hf/losses/bad.py:5 constant: 0  ->  5",
+        "no behaviour changed:",
+    ]
+
+
+def test_faults_known_to_change_nothing_stand_apart_wherever_their_line_has_moved(
+    results, tmp_path, capsys, monkeypatch
+):
+    known = {"path": "bifusion_hf/losses/bad.py", "line": "line 2", "fault": "constant: 0  ->  2", "reason": "unused"}
+    # The same change elsewhere is another fault.
+    other = {**known, "line": "another", "fault": "constant: 0  ->  5"}
+    (tmp_path / "equivalents.json").write_text(json.dumps([known, other]))
+    monkeypatch.setattr("scripts.mutation.__main__.EQUIVALENTS", tmp_path / "equivalents.json")
     main([str(results), "--report"])
     assert capsys.readouterr().out.splitlines() == [
         " 50.0% of   2  bifusion_hf/losses/bad.py",
         "100.0% of   1  bifusion_hf/losses/good.py",
         "66.7%: 2 of 3 faults noticed",
+        "50.0%: 2 of 4 with those that change no behaviour",
         "survivors:",
-        "fault 2",
+        "bifusion_hf/losses/bad.py:5 constant: 0  ->  5",
+        "no behaviour changed:",
+        "bifusion_hf/losses/bad.py:2 constant: 0  ->  2 (unused)",
     ]
+
+
+def test_every_fault_that_is_said_to_change_nothing_can_still_be_put_in():
+    for path, line, change in read_equivalents():
+        source = (runner.ROOT / path).read_bytes()
+        faults = {
+            (source.splitlines()[fault.line - 1].decode().strip(), fault.describe(source).partition(" ")[2])
+            for fault in find_faults(path, source)
+        }
+        assert (line, change) in faults, f"{path}: {line}"
