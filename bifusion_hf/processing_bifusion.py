@@ -13,18 +13,17 @@ from .data.augmentation import resize_image
 from .data.collator import FrameFeatures, Sample, collate_samples, to_numpy
 from .data.frames import RGBDFrame
 from .data.gravity import upright_axes
+from .data.image_size import fit_image
 from .data.inputs import frames_from_columns
+from .data.point_labels import labels_of_points
 from .io.hub_files import checkpoint_place, naming
 from .io.sanity import check_fraction
-from .labels import IGNORE, NONE, point_instances_from_labels, thing_classes
+from .labels import NONE
 from .layers.frame_batch import FORWARD_INPUTS
 from .postprocessing import instances_of_frame, semantics_of_frame, unpad_frames
 from .presets import PROCESSOR_PRESETS
 from .superpoints.numbering import renumber_superpoints
 
-
-# Sides of an image that is brought to a size of its shorter side.
-MAX_ASPECT = 10
 
 # The image statistics of CLIP's training.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -369,73 +368,24 @@ class BiFusionProcessor(ProcessorMixin):
         return candidates[np.sort(rng.choice(len(candidates), self.num_points, replace=False))]
 
     def resize(self, image: np.ndarray, frame_id: str = "frame") -> np.ndarray:
-        """The image at the network's size, uint8 [H, W, 3].
+        """The image at the network's size, uint8 [H, W, 3]; see `data.image_size.fit_image`.
 
         Raises:
-            ValueError: `image_size` is [height, width] of another aspect; `point_pixels` are fractions, so stretching
-                would keep them right, but the network would see objects of another shape. Or a strip of an image.
+            ValueError: `image_size` is [height, width] of another aspect, or the image is a strip.
         """
-        height, width = image.shape[:2]
-        if isinstance(self.image_size, int) and max(height, width) > MAX_ASPECT * min(height, width):
-            raise ValueError(
-                f"{frame_id}: image is {height}x{width} (height x width); with its shorter side at image_size "
-                f"{self.image_size} the other would be huge. Expected sides of at most {MAX_ASPECT} : 1; crop it"
-            )
-        if self.image_size is None or isinstance(self.image_size, int):
-            scale = 1 if self.image_size is None else self.image_size / min(height, width)
-            divisor = self.size_divisor
-            sides = (max(divisor, round(side * scale / divisor) * divisor) for side in (height, width))
-            return resize_image(image, tuple(sides))
-        target_height, target_width = self.image_size
-        # One pixel of rounding is allowed, at either size.
-        if abs(width * target_height - height * target_width) > max(width, height, target_width, target_height):
-            raise ValueError(
-                f"{frame_id}: image is {height}x{width} (height x width) while image_size is {self.image_size}; "
-                "expected the same aspect ratio. An image_size of one number, the shorter side, takes any aspect."
-            )
-        return resize_image(image, (target_height, target_width))
+        return fit_image(image, self.image_size, self.size_divisor, frame_id)
 
     def point_labels(
         self, instance: np.ndarray | None, semantic: np.ndarray | None, frame_id: str = "frame"
     ) -> dict[str, np.ndarray]:
-        """Labels of points in the form the losses take.
-
-        Points of stuff and points without a class belong to no instance; the rest is renumbered, and an instance has
-        the class of its first point.
-
-        Args:
-            instance: int [N], -1 = none, or None.
-            semantic: int [N], class index, -1 = unlabelled, or None.
-            frame_id: Name used in messages.
-
-        Returns:
-            `instance` int64 [N] (-1 = none, else 0..M-1) and `class_labels` int64 [M], `semantic` int64 [N] (-100 =
-            ignore); what there are no labels for is left out.
+        """Labels of points in the form the losses take; see `data.point_labels.labels_of_points`.
 
         Raises:
             ValueError: A class is out of range, or instances without classes where labels are not class-agnostic.
         """
-        labels = {}
-        if semantic is not None:
-            if semantic.max(initial=NONE) >= self.num_semantic_labels:
-                raise ValueError(
-                    f"{frame_id}: semantic has class {semantic.max()}; "
-                    f"expected classes below {self.num_semantic_labels}"
-                )
-            labels["semantic"] = np.where(semantic >= 0, semantic, IGNORE).astype(np.int64)
-        if instance is not None:
-            if semantic is None and self.class_to_label is not None:
-                raise ValueError(f"{frame_id}: semantic is missing; expected the classes of the instances")
-            # Without classes every instance is a thing.
-            things = np.zeros_like(instance)
-            if semantic is not None:
-                things = thing_classes(semantic, self.num_semantic_labels, self.stuff_classes, self.class_to_label)
-            labels["instance"], classes = point_instances_from_labels(instance, things, stuff_classes=())
-            if self.class_to_label is None:
-                labels["class_labels"] = np.zeros_like(classes)
-            else:
-                labels["class_labels"] = np.asarray(self.class_to_label, dtype=np.int64)[classes]
-        return labels
+        return labels_of_points(
+            instance, semantic, self.num_semantic_labels, self.stuff_classes, self.class_to_label, frame_id
+        )
 
     def _superpoints(self, frame: RGBDFrame) -> np.ndarray:
         """Integers [H, W]: the frame's own; measured pixels that they leave out, or all, are segmented here."""

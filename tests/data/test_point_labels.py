@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from frame_factory import BED, CHAIR, TABLE, make_frame
+from processing_examples import THING_LABELS, THING_NAMES
+
+from bifusion_hf.processing_bifusion import BiFusionProcessor
+
+
+@pytest.mark.parametrize("case", ["c0", "c1", "c2"])
+def test_point_labels_follow_the_reference_rule(reference, case):
+    data = np.load(reference / "sp_gt.npz")
+    semantic = data[f"{case}_in_semantic"].astype(int)
+    semantic = np.where(semantic == 200, -1, semantic)
+    instance = data[f"{case}_in_instance"].astype(int)
+    aware = BiFusionProcessor(class_to_label=THING_LABELS, label_names=THING_NAMES)
+    labels = aware.point_labels(instance, semantic)
+    np.testing.assert_array_equal(labels["instance"], data[f"{case}_correct_point_instance"])
+    np.testing.assert_array_equal(labels["class_labels"], data[f"{case}_correct_labels"])
+    np.testing.assert_array_equal(labels["semantic"], np.where(semantic >= 0, semantic, -100))
+    agnostic = BiFusionProcessor().point_labels(instance, semantic)
+    np.testing.assert_array_equal(agnostic["instance"], labels["instance"])
+    assert agnostic["class_labels"].tolist() == [0] * len(labels["class_labels"])
+
+
+def test_labels_of_a_chosen_set_of_classes():
+    mapping = [-1] * 200
+    mapping[CHAIR], mapping[BED] = 1, 0
+    processor = BiFusionProcessor(num_points=5000, class_to_label=mapping, label_names=["bed", "chair"])
+    frame = make_frame()
+    sample = processor.prepare_frame(frame)
+    truth = frame.semantic.flat[sample["pixel_indices"]]
+    assert sorted(sample["class_labels"].tolist()) == [0, 1]
+    for index, label in enumerate(sample["class_labels"]):
+        np.testing.assert_array_equal(sample["instance"] == index, truth == {0: BED, 1: CHAIR}[label])
+    assert (sample["instance"][truth == TABLE] == -1).all()
+    # Semantic supervision still has every class.
+    assert set(np.unique(sample["semantic"])) == {-100, 0, 1, CHAIR, TABLE, BED}
+
+
+def test_instances_without_classes_are_kept_class_agnostically():
+    frame = make_frame(semantic=None)
+    sample = BiFusionProcessor(num_points=2000).prepare_frame(frame)
+    assert "semantic" not in sample
+    assert sample["class_labels"].tolist() == [0] * 4
+    aware = BiFusionProcessor(class_to_label=THING_LABELS, label_names=THING_NAMES)
+    with pytest.raises(ValueError, match="synthetic 0: semantic is missing"):
+        aware.prepare_frame(frame)
+
+
+def test_a_class_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="synthetic 0: semantic has class 10; expected classes below 10"):
+        BiFusionProcessor(num_semantic_labels=10).prepare_frame(make_frame())
