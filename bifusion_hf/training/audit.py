@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 
@@ -297,6 +298,29 @@ class LivenessAudit:
             note = self.notes(self.names[index], self.parameters[index]) or "NO GRADIENT"
             notes[note] = notes.get(note, 0) + 1
         return "; ".join(f"{count} without gradient: {note}" for note, count in notes.items())
+
+
+def probe_terms(
+    terms: Mapping[str, torch.Tensor], counts: Mapping[str, int], accelerator: Accelerator
+) -> dict[str, float]:
+    """`probe_loss` of loss terms, the largest over processes; all of them call this together.
+
+    Args:
+        terms: Scalars.
+        counts: Samples of this process that each term applies to.
+        accelerator: Knows the processes, and the scale of losses under fp16.
+
+    Returns:
+        Of the terms that had something to select in any process.
+    """
+    # Under fp16 small gradients would vanish without the scale that the backward pass has too.
+    scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
+    # A value of exactly 0 means that the term selected nothing in this batch: no evidence.
+    evidence = [float(counts[name] > 0 and bool(term.detach() != 0)) for name, term in terms.items()]
+    norms = [has and probe_loss(scale * term) / scale for has, term in zip(evidence, terms.values(), strict=True)]
+    found = torch.tensor([[norms, evidence]], device=accelerator.device)
+    norms, evidence = accelerator.gather(found).amax(0).tolist()
+    return {name: norm for name, norm, has in zip(terms, norms, evidence, strict=True) if has}
 
 
 def probe_loss(loss: torch.Tensor) -> float:

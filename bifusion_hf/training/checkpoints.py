@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ..io.atomic import (
     WriteError,
@@ -119,6 +121,28 @@ def register_weights(accelerator: Accelerator, network: nn.Module, average: nn.M
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
+
+
+@torch.no_grad()
+def network_to_keep(network: nn.Module, average: AveragedModel | None, accelerator: Accelerator) -> nn.Module:
+    """The (averaged) network that is evaluated and saved, the same in every process; all of them call this together.
+
+    Args:
+        network: The network, unwrapped; its buffers become those of the first process.
+        average: Its moving average, which gets the network's buffers, or None.
+        accelerator: Of the run.
+    """
+    if accelerator.num_processes > 1:
+        # Without SyncBatchNorm each process has running statistics of its own; the first one's are saved.
+        for buffer in network.buffers():
+            buffer.copy_(broadcast(buffer))
+    if average is None:
+        return network
+    # Weights are averaged, buffers are not: progress and statistics are those of now. The average's own are from
+    # before the last update, and each process's own.
+    for kept, buffer in zip(average.module.buffers(), network.buffers(), strict=True):
+        kept.copy_(buffer)
+    return average.module
 
 
 def save_checkpoint(

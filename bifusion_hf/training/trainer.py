@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object, send_to_device, set_seed
+from accelerate.utils import gather_object, send_to_device, set_seed
 from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -23,7 +23,7 @@ from ..io.locks import sole_use
 from ..recipe.arguments import TrainArguments
 from ..stopping import SIGNALS, Stopped, StopRequested, StopSignals
 from . import checkpoints, run_folder
-from .audit import LivenessAudit, alpha_statistics, probe_loss
+from .audit import LivenessAudit, alpha_statistics, probe_terms
 from .data_loading import (
     UpdateSampler,
     check_readers,
@@ -259,7 +259,9 @@ class BiFusionTrainer:
                         outputs = self.model(**self._inputs(batch), loss_counts=loss_counts)
                     if last and probed:
                         with self.recorder.timer.part("audit"):
-                            self._probe(update, {name: outputs.loss_dict[name] for name in probed}, last_counts)
+                            terms = {name: outputs.loss_dict[name] for name in probed}
+                            for name, norm in probe_terms(terms, last_counts, self.accelerator).items():
+                                self.audit.record_probe(update, name, norm)
                     # DistributedDataParallel averages over processes; the counts are already sums over them.
                     with self.recorder.timer.part("compute"):
                         self.accelerator.backward(outputs.loss * self.accelerator.num_processes)
@@ -325,19 +327,6 @@ class BiFusionTrainer:
     def _inputs(self, batch: Batch) -> Batch:
         return {name: value for name, value in batch.items() if name in self.forward_names}
 
-    def _probe(self, update: int, terms: dict[str, torch.Tensor], counts: dict[str, int]) -> None:
-        """Measures the gradient of loss terms, the largest over processes, for the audit."""
-        # Under fp16 small gradients would vanish without the scale that the backward pass has too.
-        scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
-        # A value of exactly 0 means that the term selected nothing in this batch: no evidence.
-        evidence = [float(counts[name] > 0 and bool(term.detach() != 0)) for name, term in terms.items()]
-        norms = [has and probe_loss(scale * term) / scale for has, term in zip(evidence, terms.values(), strict=True)]
-        found = torch.tensor([[norms, evidence]], device=self.accelerator.device)
-        norms, evidence = self.accelerator.gather(found).amax(0).tolist()
-        for name, norm, has_evidence in zip(terms, norms, evidence, strict=True):
-            if has_evidence:
-                self.audit.record_probe(update, name, norm)
-
     def _finish_update(self, window: list[Batch], values: dict[str, float]) -> None:
         """Progress, reports and checks after an update."""
         self.update += 1
@@ -379,7 +368,7 @@ class BiFusionTrainer:
         if self.evaluate_model is None:
             return {}
         with self.recorder.timer.part("evaluation"):
-            network = self._network_to_keep()
+            network = checkpoints.network_to_keep(self.network, self.ema, self.accelerator)
             # Several processes would wait for the one that was interrupted.
             alone = self.accelerator.num_processes == 1
             interruptible = self.signals.interruptible() if alone else contextlib.nullcontext()
@@ -395,24 +384,9 @@ class BiFusionTrainer:
             self.recorder.record_evaluation(self.update, results, self.best)
         return results
 
-    def _network_to_keep(self) -> nn.Module:
-        """The (averaged) network, the same in every process; all of them call this together."""
-        if self.accelerator.num_processes > 1:
-            # Without SyncBatchNorm each process has running statistics of its own; the first one's are saved.
-            for buffer in self.network.buffers():
-                buffer.copy_(broadcast(buffer))
-        if self.ema is None:
-            return self.network
-        # Weights are averaged, buffers are not: progress and statistics are those of now. The average's own are from
-        # before the last update, and each process's own.
-        with torch.no_grad():
-            for average, buffer in zip(self.ema.module.buffers(), self.network.buffers(), strict=True):
-                average.copy_(buffer)
-        return self.ema.module
-
     def _write_model(self, folder: Path) -> None:
         """Saves network and processor for `from_pretrained`; all processes call this together."""
-        network = self._network_to_keep()
+        network = checkpoints.network_to_keep(self.network, self.ema, self.accelerator)
 
         def write(partial: Path) -> None:
             network.save_pretrained(partial)

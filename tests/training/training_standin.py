@@ -195,3 +195,11 @@ def make_trainer(
     if freeze_norm:
         model.norm.requires_grad_(False)
     return cls(arguments, model, None, frames or StandInFrames(), collate, evaluate=evaluate)
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.network.state_dict().items()}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
