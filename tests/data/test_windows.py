@@ -106,10 +106,13 @@ def test_one_augmentation_moves_the_whole_window(scenes, elastic):
 
 def test_boxes_hold_the_points_of_their_objects_after_the_augmentation(scenes, processor):
     config = AugmentationConfig(elastic_probability=0.0)
+    held = 0
     for sample in windows(scenes, processor, config)[0, 1]["frames"]:
         for number, box in enumerate(sample["object_boxes"]):
             points = sample["points"][sample["instance"] == number]
             assert (points >= box[:3] - 1e-3).all() and (points <= box[3:] + 1e-3).all()
+            held += len(points)
+    assert held > 100
 
 
 def test_the_images_of_a_window_are_changed_by_the_same_draws(scenes, processor):

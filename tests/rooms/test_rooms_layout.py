@@ -168,13 +168,13 @@ def test_rays_agree_with_the_intrinsics():
 
 def test_cameras_stand_at_human_height_in_free_space(rooms):
     rng = np.random.default_rng(0)
-    for room in rooms:
-        pose = random_pose(room, rng)
-        if pose is not None:
-            x, y, z = pose[:3, 3]
-            assert 0 < x < room.width and 0 < y < room.depth and 1.0 < z < 1.9
-            point = Box(pose[:2, 3], np.array([0.1, 0.1]), 0.0, (z - 0.1, z + 0.1))
-            assert not any(item.box.overlaps(point) for item in room.objects)
+    found = [(room, pose) for room in rooms if (pose := random_pose(room, rng)) is not None]
+    assert len(found) > len(rooms) / 2
+    for room, pose in found:
+        x, y, z = pose[:3, 3]
+        assert 0 < x < room.width and 0 < y < room.depth and 1.0 < z < 1.9
+        point = Box(pose[:2, 3], np.array([0.1, 0.1]), 0.0, (z - 0.1, z + 0.1))
+        assert not any(item.box.overlaps(point) for item in room.objects)
 
 
 def test_poses_do_not_depend_on_the_last_bits_of_a_processor(rooms, monkeypatch):

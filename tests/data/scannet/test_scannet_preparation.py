@@ -277,5 +277,7 @@ def test_scan_information_with_intrinsics_is_not_used_for_them(scans):
     (folder / f"{folder.name}.txt").write_text(scan_info(axis_alignment()))
     write_annotation(scans / "scene0001_00")
     prepare(scans)
-    for frame in frames_of(scans.parent / "out", "val").values():
+    frames = frames_of(scans.parent / "out", "val")
+    assert frames
+    for frame in frames.values():
         np.testing.assert_allclose(frame.intrinsics, DEPTH_INTRINSICS, rtol=1e-5)
