@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import importlib.util
+import itertools
 import json
 import random
 import signal
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .faults import Fault, find_faults
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def sample_faults(
     parts: Sequence[str], seed: int, per_file: int | None = None, root: Path = ROOT
-) -> list[tuple[Fault, bytes]]:
+) -> Iterator[tuple[Fault, bytes]]:
     """The faults of the parts in the order of the sample: one of each file in turn, each file's in a random order.
 
     Args:
@@ -79,21 +80,29 @@ def sample_faults(
         seed: Of the order.
         per_file: Largest number of faults of a file; None = all.
         root: Of the repository.
+
+    Yields:
+        A fault and its file's content.
     """
     files = []
     for part in parts:
         path = root / PACKAGE / part
         files += [path] if path.is_file() else sorted(path.rglob("*.py"))
     files = [path for path in files if path.stem not in UNTESTED]
-    columns = []
-    for path in files:
-        source, name = path.read_bytes(), path.relative_to(root).as_posix()
-        faults = find_faults(name, source)
-        random.Random(f"{seed} {name}").shuffle(faults)
-        columns.append([(fault, source) for fault in faults[:per_file]])
+    columns = [_shuffled_faults(path, seed, root) for path in files]
     random.Random(seed).shuffle(columns)
-    longest = max((len(column) for column in columns), default=0)
-    return [column[turn] for turn in range(longest) for column in columns if turn < len(column)]
+    for _ in itertools.count() if per_file is None else range(per_file):
+        row = [next(column, None) for column in columns]
+        if not any(row):
+            return
+        yield from filter(None, row)
+
+
+def _shuffled_faults(path: Path, seed: int, root: Path) -> Iterator[tuple[Fault, bytes]]:
+    source, name = path.read_bytes(), path.relative_to(root).as_posix()
+    faults = find_faults(name, source)
+    random.Random(f"{seed} {name}").shuffle(faults)
+    yield from ((fault, source) for fault in faults if fault.parses(source))
 
 
 def read_results(path: Path) -> dict[str, dict]:
@@ -108,7 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
     known = read_results(arguments.results)
     todo = []
     count = None if arguments.per_file else arguments.count
-    for fault, source in sample_faults(arguments.only, arguments.seed, arguments.per_file)[:count]:
+    for fault, source in itertools.islice(sample_faults(arguments.only, arguments.seed, arguments.per_file), count):
         outcome = known.get(fault.key(source), {}).get("outcome")
         if outcome in (("survived",) if arguments.again else (None, UNCLEAR)):
             todo.append((fault, source))

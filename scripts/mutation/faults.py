@@ -136,6 +136,14 @@ class Fault:
         """The file's content with the fault in it."""
         return source[: self.start] + self.text.encode() + source[self.end :]
 
+    def parses(self, source: bytes) -> bool:
+        """Whether the file is still Python with the fault in it; a look at all faults of a file takes seconds."""
+        try:
+            ast.parse(self.apply(source))
+        except SyntaxError:
+            return False
+        return True
+
     def key(self, source: bytes) -> str:
         """A name that stays the same as long as the file does."""
         digest = hashlib.sha256(self.apply(source)).hexdigest()[:12]
@@ -148,24 +156,19 @@ class Fault:
 
 
 def find_faults(path: str, source: bytes) -> list[Fault]:
-    """All faults that the operators of this module know for a file, without repetition, in its order."""
+    """All faults that the operators of this module know for a file, without repetition, in its order.
+
+    A few may be no Python any more; see `Fault.parses`.
+    """
     finder = _Finder(path, source)
     found = {}
     for node, kind, text in finder.body(ast.parse(source)):
         start, end = finder.span(node)
         fault = Fault(path, node.lineno, kind, start, end, text)
         changed = fault.apply(source)
-        if changed != source and _parses(changed):
+        if changed != source:
             found.setdefault(changed, fault)
     return sorted(found.values(), key=lambda fault: (fault.start, fault.end, fault.text))
-
-
-def _parses(source: bytes) -> bool:
-    try:
-        ast.parse(source)
-    except SyntaxError:
-        return False
-    return True
 
 
 class _Finder:
