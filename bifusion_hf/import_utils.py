@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from types import ModuleType
 OPTIONAL_PACKAGES = {
     "open_clip": "openclip",
     "spconv": "spconv",
+    "spconv_triton": "spconv",
     "embreex": "rooms",
     "gradio": "demo",
     "rerun": "rerun",
@@ -41,13 +43,27 @@ def require_package(package: str) -> ModuleType:
     Raises:
         ImportError: The package is missing; the message names the extra that brings it.
     """
-    extra = OPTIONAL_PACKAGES[package.split(".")[0]]
     if not is_available(package.split(".")[0]):
         raise ImportError(
-            f"This needs the optional package {package.split('.')[0]!r}. "
-            f'Install it with: pip install "bifusion_hf[{extra}]"'
+            f"This needs the optional package {package.split('.')[0]!r}. {how_to_install(package.split('.')[0])}"
         )
     return importlib.import_module(package)
+
+
+def how_to_install(package: str) -> str:
+    """What to tell a user who lacks an optional package, a key of `OPTIONAL_PACKAGES`."""
+    advice = f'Install it with: pip install "bifusion_hf[{OPTIONAL_PACKAGES[package]}]"'
+    if OPTIONAL_PACKAGES[package] != "spconv":
+        return advice
+    version, machine = sys.version_info[:2], platform.machine()
+    here = f"Python {version[0]}.{version[1]} on {sys.platform} {machine}"
+    if sys.platform != "linux":
+        return f"There is no package of it for {here}: the extra spconv is for Linux"
+    # As setup.cfg has it.
+    brought = "spconv-triton, which has spconv's interface"
+    if machine == "x86_64" and version < (3, 14):
+        brought = "spconv-cu120" if version < (3, 12) else "spconv-cu126"
+    return f"{advice}; for {here} that is {brought}"
 
 
 def torchvision_misfit() -> str | None:

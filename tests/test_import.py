@@ -1,12 +1,24 @@
 """What importing the package costs, and what a checkpoint says about the package."""
 
+import configparser
 import json
+import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from packaging.requirements import Requirement
 
-from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor, version
+from bifusion_hf import (
+    BiFusionConfig,
+    BiFusionForInstanceSegmentation,
+    BiFusionProcessor,
+    import_utils,
+    version,
+)
 from bifusion_hf.version import __version__, check_checkpoint_version
 
 
@@ -16,6 +28,7 @@ HEAVY = (
     "torchvision",
     "gradio",
     "spconv",
+    "spconv_triton",
     "skimage",
     "embreex",
     "rerun",
@@ -100,3 +113,25 @@ def test_other_classes_keep_the_backbone_and_get_new_heads(small_config, tmp_pat
     assert "incompatible" not in caplog.text
     processor = BiFusionProcessor.from_config(model.config, class_to_label=[-1] * 198 + [0, 1])
     assert processor.label_names == ["mug", "drill"]
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12), (3, 13), (3, 14)])
+def test_the_extra_spconv_brings_a_package_for_every_python(monkeypatch, machine, version):
+    """What the error message names is what the extra brings there."""
+    parser = configparser.ConfigParser()
+    parser.read(Path(__file__).parents[1] / "setup.cfg")
+    environment = {
+        "sys_platform": "linux",
+        "platform_machine": machine,
+        "python_version": ".".join(map(str, version)),
+    }
+    requirements = map(Requirement, parser["options.extras_require"]["spconv"].strip().splitlines())
+    (brought,) = [requirement.name for requirement in requirements if requirement.marker.evaluate(environment)]
+    monkeypatch.setattr(import_utils, "sys", SimpleNamespace(version_info=(*version, 0), platform="linux"))
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    for package in ("spconv", "spconv_triton"):
+        advice = import_utils.how_to_install(package)
+        assert re.findall(r"spconv-\w+", advice) == [brought] and "bifusion_hf[spconv]" in advice
+    monkeypatch.setattr(import_utils, "sys", SimpleNamespace(version_info=(*version, 0), platform="win32"))
+    assert "no package" in import_utils.how_to_install("spconv")

@@ -3,7 +3,7 @@
 Knows nothing of the networks that are built with it.
 """
 
-from .backends import kernels_unavailable_reason
+from .backends import kernels_unavailable_reason, working_backends
 from .convolution import (
     StridedConv3d,
     SubmanifoldConv3d,
@@ -28,4 +28,5 @@ __all__ = [
     "radius_neighbors",
     "set_sparse_backend",
     "voxelize",
+    "working_backends",
 ]

@@ -44,12 +44,12 @@ class _SparseConvolution(nn.Module):
     def output_grid(self, grid: VoxelGrid) -> VoxelGrid:
         return grid
 
-    def is_compiled_for(self, features: torch.Tensor) -> bool:
-        """Whether the compiled backend would take these features."""
+    def can_finish(self, features: torch.Tensor) -> bool:
+        """Whether the backend that would take these features applies a `Finish`."""
         device, dtype = features.device.type, features.dtype
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        return backends.choose_backend(self.backend, device, dtype) == "compiled"
+        return backends.can_finish(backends.choose_backend(self.backend, device, dtype))
 
     # Kernel maps depend on the data: torch.compile leaves the layer out and compiles what lies between.
     @torch.compiler.disable
@@ -138,7 +138,8 @@ def convolve_normalized(
 ) -> SparseTensor:
     """A convolution, its normalisation, a shortcut that is added, and a rectifier.
 
-    In evaluation without gradients, the compiled backend does all of it while it writes the convolution's outputs.
+    In evaluation without gradients, the compiled backend does all of it while it writes the convolution's outputs, as
+    does any other that can.
 
     Args:
         convolution: A sparse convolution, of this package or with its interface.
@@ -147,7 +148,7 @@ def convolve_normalized(
         shortcut: [V', C] on the output's grid, or None.
         is_rectified: Whether negative results become 0.
     """
-    if isinstance(convolution, _SparseConvolution) and can_finish(norm) and convolution.is_compiled_for(x.features):
+    if isinstance(convolution, _SparseConvolution) and can_finish(norm) and convolution.can_finish(x.features):
         return convolution(x, Finish(*norm(None), shortcut, is_rectified))
     out = convolution(x)
     features = norm(out.features)

@@ -29,7 +29,7 @@ from ..data.mixture import load_rows
 from ..import_utils import OPTIONAL_PACKAGES, is_available, torchvision_misfit
 from ..recipe.arguments import TrainArguments, check_names
 from ..recipe.reading import load_arguments
-from ..sparse import SparseTensor, SubmanifoldConv3d, kernels_unavailable_reason, voxelize
+from ..sparse import SparseTensor, SubmanifoldConv3d, voxelize, working_backends
 from .freezing import freeze_for_training, train_mode
 from .run import build_model, build_processor, load_initial_weights
 from .run_folder import find_checkpoint
@@ -174,13 +174,9 @@ class EnvironmentCheck:
         points, features = torch.rand(500, 3, generator=generator), torch.rand(500, 16, generator=generator)
         grid = voxelize(points.to(self.device), torch.zeros(500, dtype=torch.int64, device=self.device), 0.1, 1)
         layer = SubmanifoldConv3d(16, 16, kernel_size=3).to(self.device)
-        names, note = ["torch"], ""
-        if self.device.type == "cpu":
-            reason = kernels_unavailable_reason()
-            names += ["compiled"] * (reason is None)
-            note = f"; not compiled, which is faster: {reason}" if reason else ""
-        elif is_available("spconv"):
-            names.append("spconv")
+        reasons = working_backends(self.device.type)
+        names = [name for name, reason in reasons.items() if reason is None]
+        note = "".join(f"; not {name}, which is faster: {reason}" for name, reason in reasons.items() if reason)
         results = []
         for layer.backend in names:
             with torch.no_grad():

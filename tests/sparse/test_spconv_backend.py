@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from bifusion_hf.io.compiled_library import KernelError
 from bifusion_hf.sparse import (
     SparseTensor,
     StridedConv3d,
@@ -13,7 +14,127 @@ from bifusion_hf.sparse import (
     VoxelGrid,
     set_sparse_backend,
 )
-from bifusion_hf.sparse.backends import choose_backend
+from bifusion_hf.sparse.backends import choose_backend, spconv_backend, torch_backend
+from bifusion_hf.sparse.backends.self_test import check_against_torch
+
+
+def wrong_gradient(features, kernel, grid, layer):
+    return torch_backend.convolve(features, kernel + 0.01 * (kernel - kernel.detach()), grid, layer)
+
+
+def test_the_self_test_sees_wrong_results_and_wrong_gradients():
+    check_against_torch(torch_backend.convolve, "cpu", (torch.float32, torch.bfloat16))
+    with torch.inference_mode(), torch.autocast("cpu"):
+        check_against_torch(torch_backend.convolve, "cpu", (torch.float32,))
+    with pytest.raises(ArithmeticError, match="gradient of the kernel of a submanifold convolution in torch.float32"):
+        check_against_torch(wrong_gradient, "cpu", (torch.float32,))
+    with pytest.raises(ArithmeticError, match="result of a submanifold .* expected less than 2e-02"):
+        check_against_torch(lambda *args: 1.1 * torch_backend.convolve(*args), "cpu", (torch.bfloat16,))
+
+
+@pytest.mark.parametrize("kind", ["submanifold", "strided", "transposed"])
+def test_the_self_test_asks_every_kind_of_layer(kind):
+    def convolve(features, kernel, grid, layer):
+        out = torch_backend.convolve(features, kernel, grid, layer)
+        return out + 1 if layer.kind == kind else out
+
+    with pytest.raises(ArithmeticError, match=f"the result of a {kind} convolution"):
+        check_against_torch(convolve, "cpu", (torch.float32,))
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Packages with spconv's interface, by name: what computes in their place; the self-test runs on the CPU."""
+    found = {}
+
+    def convolve(*args, package):
+        return found[package](*args)
+
+    def forget():
+        spconv_backend._tried.cache_clear()
+        spconv_backend.spconv_unavailable_reason.cache_clear()
+
+    monkeypatch.setattr(spconv_backend, "is_available", found.__contains__)
+    monkeypatch.setattr(spconv_backend, "check_build", lambda package: None)
+    monkeypatch.setattr(spconv_backend, "_convolve", convolve)
+    monkeypatch.setattr(
+        spconv_backend, "check_against_torch", lambda function, _, dtypes: check_against_torch(function, "cpu", dtypes)
+    )
+    forget()
+    yield found
+    forget()
+
+
+def broken(*_):
+    raise OSError("libcudart.so.12: cannot open shared object file")
+
+
+def doubled(*args):
+    return 2 * torch_backend.convolve(*args)
+
+
+def wrong_in_half_precision(features, *args):
+    out = torch_backend.convolve(features, *args)
+    return out if features.dtype == torch.float32 else 2 * out
+
+
+def test_auto_takes_spconv_where_it_passes_its_test(packages):
+    packages["spconv"] = torch_backend.convolve
+    assert choose_backend("auto", "cuda", torch.float32) == choose_backend("auto", "cuda", torch.float16) == "spconv"
+    assert choose_backend("auto", "cuda", torch.bfloat16) == choose_backend("auto", "cuda", torch.float64) == "torch"
+    assert spconv_backend._package_for("cuda") == "spconv"
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (broken, r"spconv fails its test: libcudart\.so\.12"),
+        (doubled, r"spconv fails its test: the result of a submanifold convolution in torch\.float32 is wrong by"),
+        (wrong_in_half_precision, r"spconv fails its test: the result of .* in torch\.float16 is wrong by"),
+    ],
+)
+def test_auto_passes_over_an_spconv_that_does_not_work(packages, caplog, function, message):
+    packages["spconv"] = function
+    assert choose_backend("auto", "cuda", torch.float32) == choose_backend("auto", "cuda", torch.float32) == "torch"
+    (record,) = caplog.records
+    assert record.message.startswith("sparse convolutions on CUDA take the torch backend, which is slower: spconv ")
+    with pytest.raises(KernelError, match=message):
+        spconv_backend._package_for("cuda")
+
+
+def test_auto_says_what_would_be_faster(packages, caplog):
+    assert choose_backend("auto", "cuda", torch.float32) == "torch"
+    assert "spconv is not installed. " in caplog.text
+    assert choose_backend("auto", "cuda", torch.bfloat16) == "torch" and len(caplog.records) == 1
+
+
+def test_spconv_triton_stands_in(packages, caplog):
+    packages["spconv_triton"] = torch_backend.convolve
+    assert choose_backend("auto", "cuda", torch.float32) == "spconv" and not caplog.records
+    assert spconv_backend._package_for("cuda") == "spconv_triton"
+
+
+def test_spconv_triton_stands_in_for_an_spconv_that_does_not_work(packages, caplog):
+    packages.update(spconv=broken, spconv_triton=torch_backend.convolve)
+    assert choose_backend("auto", "cuda", torch.float32) == "spconv"
+    assert "take spconv_triton: spconv fails its test: libcudart" in caplog.text
+    assert spconv_backend._package_for("cuda") == "spconv_triton"
+
+
+def test_a_large_kernel_on_few_channels_is_folded(monkeypatch):
+    """spconv's own way with it needs a table of pairs as large as the kernel."""
+    seen = []
+
+    def submanifold(features, kernel, grid, dilation, package):
+        seen.append((grid.stride, tuple(kernel.shape), dilation, package))
+        return torch_backend.convolve_over(features, kernel, grid.kernel_maps("submanifold", 3))
+
+    monkeypatch.setattr(spconv_backend, "_submanifold", submanifold)
+    layer = SubmanifoldConv3d(3, 4, 5)
+    grid, features = grid_and_features()
+    out = spconv_backend._convolve(features, layer.kernel, grid, layer, package="spconv")
+    assert seen == [(2, (27, 24, 32), 1, "spconv")]
+    assert torch.allclose(out, torch_backend.convolve(features, layer.kernel, grid, layer), atol=1e-5)
 
 
 def test_auto_never_takes_spconv_on_a_cpu():

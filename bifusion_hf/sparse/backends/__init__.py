@@ -1,12 +1,15 @@
 """What computes a sparse convolution.
 
 `torch` runs everywhere that torch does. `compiled` is for CPUs, and needs a C compiler on first use. `spconv` needs
-the package of that name, and is made for CUDA devices.
+the package of that name, or `spconv_triton`, and is made for CUDA devices.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from ...import_utils import is_available
+from ...io.compiled_library import KernelError
 from ..finish import Finish
 from ..kernel_maps import ConvolutionLayer
 from ..voxels import VoxelGrid
@@ -14,7 +17,51 @@ from . import compiled_backend, spconv_backend, torch_backend
 from .compiled_backend import kernels_unavailable_reason
 
 
-BACKENDS = ("auto", "torch", "compiled", "spconv")
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute a sparse convolution.
+
+    Args:
+        convolve: (features [V, Cin], kernel, grid, layer) -> [V', Cout]; a `Finish` comes fifth where `can_finish`.
+        devices: Types of device that a layer which names the backend may be on; None = any.
+        dtypes: What it computes; None = all.
+        lends: Whether a layer that names it leaves other dtypes to torch. Otherwise `convolve` refuses them.
+        failure: Why it does not work on this machine, or None where it does; tried once, and logged.
+        can_finish: Whether it applies a `Finish`, and has kernels of size 1 of its own.
+    """
+
+    convolve: Callable[..., torch.Tensor]
+    devices: tuple[str, ...] | None = None
+    dtypes: tuple[torch.dtype, ...] | None = None
+    lends: bool = False
+    failure: Callable[[], str | None] = lambda: None
+    can_finish: bool = False
+
+    def has(self, dtype: torch.dtype) -> bool:
+        """Whether it computes this dtype."""
+        return self.dtypes is None or dtype in self.dtypes
+
+
+_BACKENDS = {
+    "torch": Backend(torch_backend.convolve),
+    "compiled": Backend(
+        compiled_backend.convolve,
+        devices=("cpu",),
+        dtypes=compiled_backend.DTYPES,
+        lends=True,
+        failure=kernels_unavailable_reason,
+        can_finish=True,
+    ),
+    "spconv": Backend(
+        spconv_backend.convolve, dtypes=spconv_backend.DTYPES, failure=spconv_backend.spconv_unavailable_reason
+    ),
+}
+# What "auto" tries for a type of device: the first that has the dtype and works. torch is behind all.
+_AUTO = {"cpu": ("compiled",), "cuda": ("spconv",)}
+
+_PLACES = {"cpu": "a CPU", "cuda": "a CUDA device"}
+
+BACKENDS = ("auto", *_BACKENDS)
 
 
 def check_backend(name: str) -> None:
@@ -23,30 +70,42 @@ def check_backend(name: str) -> None:
         raise ValueError(f"sparse backend is {name!r}; expected one of {', '.join(BACKENDS)}")
 
 
+def working_backends(device: str) -> dict[str, str | None]:
+    """The backends for a type of device, torch and what `"auto"` tries: why one does not work here, None = it does."""
+    return {name: _BACKENDS[name].failure() for name in ("torch", *_AUTO.get(device, ()))}
+
+
 def choose_backend(name: str, device: str, dtype: torch.dtype) -> str:
     """The backend for features of a device type and dtype where the layer asks for `name`: any but `"auto"`.
 
-    `"auto"` is each backend for what it is made for: on a CUDA device spconv, where it is installed, for its dtypes;
-    on a CPU the compiled kernels, where they can be built, for theirs; and torch for the rest. `"compiled"` leaves the
-    dtypes that it lacks to torch.
+    `"auto"` is each backend for what it is made for: on a CUDA device spconv, where it is installed and passes its
+    test, for its dtypes; on a CPU the compiled kernels, where they can be built, for theirs; and torch for the rest.
+    `"compiled"` leaves the dtypes that it lacks to torch.
 
     Raises:
-        ValueError: No such backend, or `"compiled"` for another device than a CPU.
+        ValueError: No such backend, or one for another device.
         KernelError: `"compiled"` where the kernels cannot be built.
     """
     check_backend(name)
-    if name == "compiled":
-        if device != "cpu":
-            raise ValueError(f"features are on {device}; the compiled sparse backend works on a CPU")
-        compiled_backend.check_kernels()
-        return name if dtype in compiled_backend.DTYPES else "torch"
-    if name != "auto":
+    if name == "auto":
+        for tried in _AUTO.get(device, ()):
+            if _BACKENDS[tried].has(dtype) and _BACKENDS[tried].failure() is None:
+                return tried
+        return "torch"
+    backend = _BACKENDS[name]
+    if backend.devices is not None and device not in backend.devices:
+        places = " or ".join(_PLACES.get(place, place) for place in backend.devices)
+        raise ValueError(f"features are on {device}; the {name} sparse backend works on {places}")
+    if not backend.lends:
         return name
-    if device == "cuda" and dtype in spconv_backend.DTYPES and is_available("spconv"):
-        return "spconv"
-    if device == "cpu" and dtype in compiled_backend.DTYPES and kernels_unavailable_reason() is None:
-        return "compiled"
-    return "torch"
+    if reason := backend.failure():
+        raise KernelError(reason)
+    return name if backend.has(dtype) else "torch"
+
+
+def can_finish(name: str) -> bool:
+    """Whether this backend, any but `"auto"`, applies a `Finish`."""
+    return _BACKENDS[name].can_finish
 
 
 def convolve(
@@ -58,13 +117,11 @@ def convolve(
 ) -> torch.Tensor:
     """Features [V, Cin] on `grid` -> [V', Cout] on the layer's output grid, by the layer's backend.
 
-    Only the compiled backend knows `finish`.
+    Only backends that `can_finish` know `finish`.
     """
-    chosen = choose_backend(layer.backend, features.device.type, features.dtype)
-    if chosen == "compiled":
-        return compiled_backend.convolve(features, kernel, grid, layer, finish)
+    backend = _BACKENDS[choose_backend(layer.backend, features.device.type, features.dtype)]
+    if backend.can_finish:
+        return backend.convolve(features, kernel, grid, layer, finish)
     if layer.kernel_size == 1:
         return features @ kernel
-    if chosen == "spconv" and len(grid):
-        return spconv_backend.convolve(features, kernel, grid, layer)
-    return torch_backend.convolve(features, kernel, grid, layer)
+    return backend.convolve(features, kernel, grid, layer)

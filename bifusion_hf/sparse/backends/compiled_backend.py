@@ -40,10 +40,16 @@ def convolve(
     if is_foldable(layer):
         if finish is not None:
             finish = finish.repeated(8)
-        return convolve_folded(features, kernel, grid, partial(convolve_over, finish=finish))
+        return convolve_folded(features, kernel, grid, partial(_convolve_coarse, finish=finish))
     maps = grid.kernel_maps(layer.kind, layer.kernel_size, layer.dilation)
     # A kernel of size 1 is stored as a matrix.
     return convolve_over(features, kernel.view(-1, *kernel.shape[-2:]), maps, finish)
+
+
+def _convolve_coarse(
+    features: torch.Tensor, kernel: torch.Tensor, grid: VoxelGrid, finish: Finish | None
+) -> torch.Tensor:
+    return convolve_over(features, kernel, grid.kernel_maps("submanifold", 3), finish)
 
 
 def convolve_over(
@@ -63,12 +69,6 @@ def convolve_over(
 def kernels_unavailable_reason() -> str | None:
     """Why the kernels do not work here; None where they do. Tried once, and logged."""
     return KERNELS.failure(_test_kernels, "sparse convolutions take the torch backend")
-
-
-def check_kernels() -> None:
-    """Raises KernelError where the kernels do not work."""
-    if reason := kernels_unavailable_reason():
-        raise KernelError(reason)
 
 
 @dataclass(eq=False)

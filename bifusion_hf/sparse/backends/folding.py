@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from ..kernel_maps import ConvolutionLayer, KernelMaps, kernel_offsets
+from ..kernel_maps import ConvolutionLayer, kernel_offsets
 from ..voxels import VoxelGrid
 
 
@@ -27,11 +27,11 @@ def convolve_folded(
     features: torch.Tensor,
     kernel: torch.Tensor,
     grid: VoxelGrid,
-    convolve_over: Callable[[torch.Tensor, torch.Tensor, KernelMaps], torch.Tensor],
+    convolve_coarse: Callable[[torch.Tensor, torch.Tensor, VoxelGrid], torch.Tensor],
 ) -> torch.Tensor:
     """Features [V, Cin] on `grid`, kernel [125, Cin, Cout] -> [V, Cout].
 
-    `convolve_over` does the 3x3x3 convolution.
+    `convolve_coarse` does the 3x3x3 convolution, of features and kernel on the coarser grid.
     """
     in_channels, out_channels = kernel.shape[1:]
     children = grid.kernel_maps("strided", 2).forward.table.T.reshape(-1)
@@ -40,7 +40,7 @@ def convolve_folded(
     places = _folded_offsets().to(kernel.device)
     folded = torch.nn.functional.pad(kernel, (0, 0, 0, 0, 0, 1)).index_select(0, places.reshape(-1))
     folded = folded.view(27, 8, 8, in_channels, out_channels).transpose(2, 3).reshape(27, 8 * in_channels, -1)
-    out = convolve_over(blocks, folded, grid.coarser().kernel_maps("submanifold", 3))
+    out = convolve_coarse(blocks, folded, grid.coarser())
     return out.view(-1, out_channels).index_select(0, 8 * grid.parents + grid.octants)
 
 

@@ -19,8 +19,12 @@ from .products import multiply
 def convolve(features: torch.Tensor, kernel: torch.Tensor, grid: VoxelGrid, layer: ConvolutionLayer) -> torch.Tensor:
     """Features [N_in, Cin] on `grid`, kernel [K, Cin, Cout] -> [N_out, Cout], differentiable once."""
     if is_foldable(layer):
-        return convolve_folded(features, kernel, grid, convolve_over)
+        return convolve_folded(features, kernel, grid, _convolve_coarse)
     return convolve_over(features, kernel, grid.kernel_maps(layer.kind, layer.kernel_size, layer.dilation))
+
+
+def _convolve_coarse(features: torch.Tensor, kernel: torch.Tensor, grid: VoxelGrid) -> torch.Tensor:
+    return convolve_over(features, kernel, grid.kernel_maps("submanifold", 3))
 
 
 def convolve_over(features: torch.Tensor, kernel: torch.Tensor, maps: KernelMaps) -> torch.Tensor:
