@@ -1,6 +1,7 @@
 """The transformers pipeline "rgbd-instance-segmentation": an RGB-D frame in, its object instances out."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from .data.frames import RGBDFrame, frame_from_row
 from .data.inputs import frame_from_arrays
 from .io.ahead import one_ahead
 from .io.sanity import check_fraction
+from .labeling import TextLabeler, read_labels
 from .layers.frame_batch import FORWARD_INPUTS
 from .modeling_bifusion import BiFusionForInstanceSegmentation
 from .postprocessing import unpad_frames
@@ -56,6 +58,13 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
     int32 [H, W] of the depth image (-1 = none), `segments_info`, `point_masks` bool [K, N], `scores` and `labels` [K],
     as `BiFusionProcessor.post_process_instance_segmentation` describes them, and the points that the masks are over:
     `points` float32 [N, 3] metres in the frame of the input, `pixel_indices` int64 [N], the flat pixel of each.
+
+    A segment's `name` is what to call it: its label; where all have the same one, the class that the network's
+    semantic head sees in its points, if that is probable enough; with `candidate_labels` and a `labeler` one of them:
+
+    ```python
+    result = segmenter(frame, candidate_labels=["mug", "keyboard"], labeler="google/siglip2-base-patch16-224")
+    ```
     """
 
     _load_processor = True
@@ -68,6 +77,7 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         # In training mode only a random part of the superpoints would be asked for.
         self.model.eval()
+        self._labelers: dict[str, TextLabeler] = {}
 
     def _sanitize_parameters(
         self,
@@ -76,17 +86,31 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         min_points: float | None = None,
         max_instances: int | None = None,
         part_gap: float | None = None,
+        name_threshold: float | None = None,
+        candidate_labels: str | Path | Sequence[str] | None = None,
+        labeler: str | TextLabeler | None = None,
+        top_k: int | None = None,
     ):
+        if (candidate_labels is None) != (labeler is None):
+            given, other = ("candidate_labels", "labeler")[:: 1 if labeler is None else -1]
+            raise ValueError(f"{given} is given without {other}; naming by text needs both")
+        if top_k is not None and labeler is None:
+            raise ValueError("top_k is given without candidate_labels and labeler")
         settings = {
             "threshold": threshold,
             "mask_threshold": mask_threshold,
             "min_points": min_points,
             "max_instances": max_instances,
             "part_gap": part_gap,
+            "name_threshold": name_threshold,
+            "candidate_labels": None if candidate_labels is None else read_labels(candidate_labels),
+            "labeler": labeler,
+            "top_k": top_k,
         }
         # Now, and not when the network has run.
         check_fraction("threshold", threshold)
         check_fraction("mask_threshold", mask_threshold)
+        check_fraction("name_threshold", name_threshold)
         return {}, {}, {name: value for name, value in settings.items() if value is not None}
 
     def __call__(self, inputs: Any, **kwargs) -> Any:
@@ -95,7 +119,9 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         Args:
             inputs: See the class.
             kwargs: `threshold` (instances need a higher score, 0.5), `mask_threshold`, `min_points`, `max_instances`,
-                `part_gap`, by default the processor's; `batch_size` and `num_workers` of transformers.
+                `part_gap`, `name_threshold`, by default the processor's; `candidate_labels` (see
+                `labeling.read_labels`) and `labeler`, a `TextLabeler` or the model for one that labels crops, and
+                `top_k` of the candidates to list (5); `batch_size` and `num_workers` of transformers.
 
         Returns:
             The `InstanceSegmentation` of a frame, or one for each frame.
@@ -122,12 +148,26 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         inputs = {name: batch[name] for name in FORWARD_INPUTS if name in batch}
         return {"outputs": self.model(**inputs), "batch": batch}
 
-    def postprocess(self, model_outputs: dict[str, Any], **settings) -> list[InstanceSegmentation]:
+    def postprocess(
+        self,
+        model_outputs: dict[str, Any],
+        candidate_labels: Sequence[str] | None = None,
+        labeler: str | TextLabeler | None = None,
+        top_k: int = 5,
+        **settings,
+    ) -> list[InstanceSegmentation]:
         """The results of the frames of a batch."""
         outputs, batch = model_outputs["outputs"], model_outputs["batch"]
         results = self.processor.post_process_instance_segmentation(
-            outputs, batch, label_names=self.model.config.id2label, **settings
+            outputs,
+            batch,
+            label_names=self.model.config.id2label,
+            semantic_names=self.model.config.semantic_id2label,
+            **settings,
         )
+        if labeler is not None:
+            for result, frame in zip(results, batch["frames"], strict=True):
+                self.get_labeler(labeler).label_segments(frame.image, result, candidate_labels, top_k)
         for result, frame in zip(results, unpad_frames(batch), strict=True):
             result["points"], result["pixel_indices"] = frame["points"], frame["pixel_indices"]
         arrays = (
@@ -135,6 +175,14 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
             for result in results
         )
         return list(map(InstanceSegmentation, arrays, batch["frames"]))
+
+    def get_labeler(self, labeler: str | TextLabeler) -> TextLabeler:
+        """The labeler of a model's name, loaded once, on the pipeline's device; a `TextLabeler` as it is."""
+        if isinstance(labeler, TextLabeler):
+            return labeler
+        if labeler not in self._labelers:
+            self._labelers[labeler] = TextLabeler(labeler, device=self.device)
+        return self._labelers[labeler]
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params) -> InstanceSegmentation:
         """One frame, as a batch of one."""

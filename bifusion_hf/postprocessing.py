@@ -4,7 +4,7 @@ Follows the inference of ESAM (Xu et al., "EmbodiedSAM", ICLR 2025), with matrix
 (Wang et al., NeurIPS 2020). Q queries, C labels, N real (unpadded) points, S superpoints, K instances.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -109,6 +109,28 @@ def _superpoint_majority(masks: torch.Tensor, superpoint_ids: torch.Tensor, num_
     return votes > 0.5 * counts
 
 
+def pixel_masks(
+    masks: torch.Tensor, superpoint_ids: torch.Tensor, pixel_indices: torch.Tensor, superpoint_map: torch.Tensor
+) -> torch.Tensor:
+    """Masks over points as masks over pixels: a pixel between points goes by the majority of its superpoint.
+
+    Args:
+        masks: bool [K, N].
+        superpoint_ids: int64 [N].
+        pixel_indices: int64 [N], flat pixel of each point.
+        superpoint_map: int [H, W], -1 = none.
+
+    Returns:
+        bool [K, H, W].
+    """
+    # A superpoint of the map may be larger than the last one with a point; the entry behind it answers for -1.
+    count = max(int(superpoint_ids.max()), int(superpoint_map.max())) + 1
+    inside = torch.cat([_superpoint_majority(masks, superpoint_ids, count), masks.new_zeros(len(masks), 1)], dim=1)
+    painted = inside[:, superpoint_map.long().flatten()]
+    painted[:, pixel_indices] = masks
+    return painted.unflatten(1, tuple(superpoint_map.shape))
+
+
 def _first_true(masks: torch.Tensor) -> torch.Tensor:
     """The first row of bool [K, X] that is true in each column, int64 [X], `NONE` where no row is."""
     if len(masks) == 0:
@@ -178,15 +200,78 @@ def superpoint_classes(
     Raises:
         ValueError: A superpoint has no query (the model was in training mode).
     """
-    classes = torch.full((num_superpoints,), NONE, dtype=torch.int64, device=semantic_logits.device)
-    classes[query_superpoints] = semantic_logits[:, :-1].argmax(dim=1)
-    missing = int((classes == NONE).sum())
+    return semantic_logits[_query_of_superpoint(query_superpoints, num_superpoints), :-1].argmax(dim=1)
+
+
+def _query_of_superpoint(query_superpoints: torch.Tensor, num_superpoints: int) -> torch.Tensor:
+    queries = torch.full((num_superpoints,), NONE, dtype=torch.int64, device=query_superpoints.device)
+    queries[query_superpoints] = torch.arange(len(query_superpoints), device=query_superpoints.device)
+    missing = int((queries == NONE).sum())
     if missing:
         raise ValueError(
             f"{missing} of {num_superpoints} superpoints have no query; a semantic map needs all, so run the model in "
             "eval mode"
         )
-    return classes
+    return queries
+
+
+def mask_classes(
+    masks: torch.Tensor,
+    semantic_logits: torch.Tensor,
+    query_superpoints: torch.Tensor,
+    superpoint_ids: torch.Tensor,
+    stuff_classes: Sequence[int],
+) -> torch.Tensor:
+    """How probable each semantic class is for each mask: the mean over its points of what their superpoints say.
+
+    Args:
+        masks: bool [K, N].
+        semantic_logits: [Q, C + 1]; the last column, which nothing trains, is left out.
+        query_superpoints: int64 [Q].
+        superpoint_ids: int64 [N].
+        stuff_classes: Classes that no instance has. They get 0 and keep their share, so that what looks like a wall
+            is surely nothing else.
+
+    Returns:
+        float32 [K, C], rows with a sum of at most 1.
+
+    Raises:
+        ValueError: A superpoint has no query.
+    """
+    num_superpoints = int(superpoint_ids.max()) + 1
+    queries = _query_of_superpoint(query_superpoints, num_superpoints)
+    probabilities = semantic_logits[queries, :-1].float().softmax(dim=1)
+    probabilities[:, list(stuff_classes)] = 0
+    weights = probabilities.new_zeros(len(masks), num_superpoints)
+    weights.index_add_(1, superpoint_ids, masks.float())
+    return weights / weights.sum(dim=1, keepdim=True).clamp(min=1) @ probabilities
+
+
+def describe_class(
+    probabilities: Sequence[float], names: Mapping[int, str], label: str, threshold: float, *, label_tells: bool
+) -> dict[str, Any]:
+    """The semantic entries of a segment.
+
+    Args:
+        probabilities: float [C], a row of `mask_classes`.
+        names: Of the semantic classes.
+        label: Of the instance.
+        threshold: A semantic class is taken for a name from this probability on.
+        label_tells: Labels tell classes apart; else all instances have the same one.
+
+    Returns:
+        `semantic_label_id`, `semantic_label` and `semantic_probability`, the most probable class; `name`, what to call
+        the segment: its label, or where that says nothing the semantic class, if it is probable enough.
+    """
+    probabilities = torch.as_tensor(probabilities)
+    index = int(probabilities.argmax())
+    probability = float(probabilities[index])
+    return {
+        "semantic_label_id": index,
+        "semantic_label": names[index],
+        "semantic_probability": probability,
+        "name": label if label_tells or probability < threshold else names[index],
+    }
 
 
 def unpad_frames(inputs: Mapping[str, Any]) -> list[dict[str, Any]]:

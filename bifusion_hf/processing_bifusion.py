@@ -20,10 +20,13 @@ from .io.hub_files import checkpoint_place, naming
 from .io.sanity import check_fraction
 from .labels import NONE
 from .layers.frame_batch import FORWARD_INPUTS
-from .postprocessing import instances_of_frame, semantics_of_frame, unpad_frames
+from .postprocessing import describe_class, instances_of_frame, mask_classes, semantics_of_frame, unpad_frames
 from .presets import PROCESSOR_PRESETS
 from .superpoints.numbering import renumber_superpoints
 
+
+# From here on most names of the sample checkpoint are right (model_cards/results/semantic_names.json).
+NAME_THRESHOLD = 0.4
 
 # The image statistics of CLIP's training.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -63,6 +66,8 @@ class BiFusionProcessor(ProcessorMixin):
         nms_sigma: Of the Gaussian kernel.
         part_gap: Metres by which parts of a mask lie apart that are instances of their own (`mask_parts`); 0 leaves
             masks whole, as do checkpoints whose files do not say.
+        name_threshold: Where labels do not tell classes apart, an instance is called by the semantic class of its
+            points from this probability on.
 
     Raises:
         ValueError: A value is malformed.
@@ -94,6 +99,7 @@ class BiFusionProcessor(ProcessorMixin):
         nms_kernel: str = "linear",
         nms_sigma: float = 2.0,
         part_gap: float = 0.05,
+        name_threshold: float = NAME_THRESHOLD,
     ):
         super().__init__()
         self.num_points = num_points
@@ -115,6 +121,7 @@ class BiFusionProcessor(ProcessorMixin):
         self.nms_kernel = nms_kernel
         self.nms_sigma = nms_sigma
         self.part_gap = part_gap
+        self.name_threshold = name_threshold
         self._check()
 
     def _check(self):
@@ -135,6 +142,7 @@ class BiFusionProcessor(ProcessorMixin):
         expect("reference_depth", self.reference_depth >= 0, "metres, at least 0")
         expect("stuff_classes", set(self.stuff_classes) <= set(range(self.num_semantic_labels)), "semantic classes")
         expect("part_gap", self.part_gap >= 0, "metres, at least 0")
+        expect("name_threshold", 0 <= self.name_threshold <= 1, "a probability")
         expect("nms_kernel", self.nms_kernel in ("linear", "gaussian"), "'linear' or 'gaussian'")
         labels = self.class_to_label
         if labels is not None:
@@ -418,6 +426,8 @@ class BiFusionProcessor(ProcessorMixin):
         max_instances: int | None = None,
         label_names: Mapping[int, str] | None = None,
         part_gap: float | None = None,
+        semantic_names: Mapping[int, str] | None = None,
+        name_threshold: float | None = None,
     ) -> list[dict[str, Any]]:
         """Scored instances of each frame.
 
@@ -431,6 +441,9 @@ class BiFusionProcessor(ProcessorMixin):
             max_instances: None = the processor's.
             label_names: Name of each label, for instance `model.config.id2label`; None = the processor's.
             part_gap: None = the processor's.
+            semantic_names: Names of the semantic classes, for instance `model.config.semantic_id2label`; adds the
+                entries of `postprocessing.describe_class` to the segments, where the network has a semantic head.
+            name_threshold: None = the processor's.
 
         Returns:
             For each frame a dict on the CPU, instances in descending order of score: `segmentation` int32 [H, W] of
@@ -463,13 +476,52 @@ class BiFusionProcessor(ProcessorMixin):
             "nms_sigma": self.nms_sigma,
             "part_gap": self.part_gap if part_gap is None else part_gap,
         }
-        return [
+        check_fraction("name_threshold", name_threshold)
+        results = [
             instances_of_frame(
                 outputs.class_queries_logits[index][outputs.query_mask[index]],
                 outputs.masks_queries_logits[index][outputs.query_mask[index]],
                 frame,
                 names,
                 **settings,
+            )
+            for index, frame in enumerate(unpad_frames(inputs))
+        ]
+        if semantic_names is not None and getattr(outputs, "semantic_queries_logits", None) is not None:
+            threshold = self.name_threshold if name_threshold is None else name_threshold
+            classes = self.post_process_mask_classes(outputs, inputs, [result["point_masks"] for result in results])
+            for result, rows in zip(results, classes, strict=True):
+                for segment in result["segments_info"]:
+                    entries = describe_class(
+                        rows[segment["id"]], semantic_names, segment["label"], threshold, label_tells=num_labels > 1
+                    )
+                    segment.update(entries)
+        return results
+
+    @torch.no_grad()
+    def post_process_mask_classes(
+        self, outputs: Any, inputs: Mapping[str, Any], masks: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """How probable each semantic class is for masks over the points of each frame.
+
+        Args:
+            outputs: As of `post_process_semantic_segmentation`.
+            inputs: The batch that the model was given, from this processor.
+            masks: For each frame bool [K, N].
+
+        Returns:
+            For each frame float32 [K, C] on the CPU, as `postprocessing.mask_classes` describes it.
+
+        Raises:
+            ValueError: A superpoint has no query.
+        """
+        return [
+            mask_classes(
+                torch.as_tensor(masks[index]),
+                outputs.semantic_queries_logits[index][outputs.query_mask[index]].cpu(),
+                outputs.query_superpoints[index][outputs.query_mask[index]].cpu(),
+                frame["superpoint_ids"],
+                self.stuff_classes,
             )
             for index, frame in enumerate(unpad_frames(inputs))
         ]

@@ -16,7 +16,14 @@ from .data.augmentation import resize_image
 from .data.frames import RGBDFrame
 from .import_utils import require_package
 from .io.atomic import new_file
-from .visualization import color_by_instance, draw_instances, instance_color, segments_to_json, write_ply
+from .visualization import (
+    color_by_instance,
+    draw_instances,
+    instance_color,
+    segment_name,
+    segments_to_json,
+    write_ply,
+)
 
 
 # Entries that are arrays, in the order of their file.
@@ -39,7 +46,7 @@ class InstanceSegmentation(dict):
 
     def __repr__(self) -> str:
         segments = self["segments_info"]
-        shown = ", ".join(f"{segment['label']} {segment['score']:.2f}" for segment in segments[:5])
+        shown = ", ".join(f"{segment_name(segment)} {segment['score']:.2f}" for segment in segments[:5])
         more = f" and {len(segments) - 5} more" if len(segments) > 5 else ""
         height, width = self["segmentation"].shape
         return f"<{self.frame.frame_id!r}, {height}x{width}: {len(segments)} segments: {shown}{more}>"
@@ -63,14 +70,14 @@ class InstanceSegmentation(dict):
         content = io.BytesIO()
         self.plot().save(content, format="PNG")
         rows = [
-            f"<tr><td>{segment['id']}</td><td>{html.escape(segment['label'])}</td><td>{segment['score']:.2f}</td>"
+            f"<tr><td>{segment['id']}</td><td>{html.escape(segment_name(segment))}</td><td>{segment['score']:.2f}</td>"
             f"<td>{' x '.join(f'{side:.2f}' for side in segment['oriented_box_3d']['size'])}</td></tr>"
             for segment in self["segments_info"][:_LISTED]
         ]
         more = len(self["segments_info"]) - _LISTED
         return (
             f'<img style="max-width:100%" src="data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}">'
-            f"<table><tr><th>id</th><th>label</th><th>score</th><th>size in m</th></tr>{''.join(rows)}</table>"
+            f"<table><tr><th>id</th><th>name</th><th>score</th><th>size in m</th></tr>{''.join(rows)}</table>"
             + (f"<p>and {more} more</p>" if more > 0 else "")
         )
 
@@ -120,7 +127,8 @@ class InstanceSegmentation(dict):
         with new_file(paths["overlay"]) as partial:
             self.plot().save(partial, format="PNG")
         points, colors, instance = self.colored_points()
-        write_ply(paths["ply"], points, colors, instance=instance)
+        names = {segment["id"]: segment_name(segment) for segment in self["segments_info"]}
+        write_ply(paths["ply"], points, colors, instance=instance, names=names)
         with new_file(paths["json"]) as partial:
             partial.write_text(json.dumps(self.to_json(**extra), indent=2) + "\n", encoding="utf-8")
         return paths
@@ -140,7 +148,7 @@ class InstanceSegmentation(dict):
             first_id: Of the first annotation.
 
         Returns:
-            `images`, `annotations` (with `score`) and `categories`.
+            `images`, `annotations` (with `score` and `name`) and `categories`.
         """
         height, width = self["segmentation"].shape
         annotations, categories = [], {}
@@ -159,6 +167,7 @@ class InstanceSegmentation(dict):
                     "bbox": [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top],
                     "iscrowd": 0,
                     "score": segment["score"],
+                    "name": segment_name(segment),
                 }
             )
         return {
@@ -195,7 +204,7 @@ class InstanceSegmentation(dict):
         points, colors, _ = self.colored_points()
         segments = self["segments_info"]
         tints = [instance_color(segment["id"]) for segment in segments]
-        labels = [f"{segment['label']} {segment['score']:.2f}" for segment in segments]
+        labels = [f"{segment_name(segment)} {segment['score']:.2f}" for segment in segments]
         with new_file(path) as partial:
             stream = rerun.RecordingStream("bifusion_frame")
             stream.save(partial)

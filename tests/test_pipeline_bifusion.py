@@ -74,7 +74,9 @@ def test_a_frame_gives_what_processor_and_model_give(segmenter, model, processor
     batch = processor.collate([processor.prepare_frame(frame)])
     with torch.no_grad():
         outputs = model(**{name: batch[name] for name in FORWARD_INPUTS})
-    expected = processor.post_process_instance_segmentation(outputs, batch, threshold=0.0, min_points=0)[0]
+    expected = processor.post_process_instance_segmentation(
+        outputs, batch, threshold=0.0, min_points=0, semantic_names=model.config.semantic_id2label
+    )[0]
     assert len(expected["scores"]) > 0
     for name in ("segmentation", "point_masks", "scores", "labels"):
         assert isinstance(result[name], np.ndarray)

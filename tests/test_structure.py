@@ -19,7 +19,7 @@ LEVELS = (
     {"import_utils", "io", "labels", "old_names", "stopping", "version"},
     {"boxes", "mask_parts", "presets", "recipe", "sparse", "superpoints"},
     {"configuration_bifusion", "data"},
-    {"layers", "postprocessing", "rooms", "visualization"},
+    {"labeling", "layers", "postprocessing", "rooms", "visualization"},
     {"losses", "results"},
     {"modeling_bifusion", "processing_bifusion"},
     {"pipeline_bifusion", "weights"},

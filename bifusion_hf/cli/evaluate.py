@@ -9,6 +9,7 @@ from typing import Any
 
 from ..io.sanity import check_fraction
 from .entry import command
+from .labeler_options import add_labeler_options, check_labeler_options, load_labeler
 from .parser import DEVICE_HELP, CommandParser, one_of, use_device
 
 
@@ -16,6 +17,7 @@ EXAMPLES = """examples:
   bifusion-evaluate sample --data sample --split val
   bifusion-evaluate runs/simple/best --data data/scannet200 --output results.json --save_predictions val.parquet
   bifusion-evaluate --predictions val.parquet --data data/scannet200
+  bifusion-evaluate sample --data rooms --candidate_labels scannet200 --labeler google/siglip2-base-patch16-224
   accelerate launch -m bifusion_hf.cli.evaluate runs/simple/best --data data/scannet200 --mixed_precision bf16
 """
 
@@ -34,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if (arguments.checkpoint is None) == (arguments.predictions is None):
         parser.error("expected either a CHECKPOINT or --predictions")
     check_fraction("--threshold", arguments.threshold)
+    check_fraction("--label_floor", arguments.label_floor)
+    check_labeler_options(parser, arguments, ("candidate_labels",))
+    if arguments.candidate_labels and (arguments.predictions or arguments.class_agnostic):
+        parser.error("--candidate_labels and --predictions, --class_agnostic exclude each other")
     if (arguments.meshes is None) != (arguments.label_map is None) or (arguments.meshes and not arguments.scenes):
         parser.error("--meshes needs --scenes and --label_map, and --label_map --meshes")
     if arguments.scenes and (arguments.predictions or arguments.save_predictions):
@@ -90,6 +96,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="with a folder for each scan: measure over the vertices of ScanNet's meshes, masks voted by segment",
     )
     scenes.add_argument("--label_map", type=Path, metavar="FILE", help="scannetv2-labels.combined.tsv, for --meshes")
+    naming = parser.add_argument_group("names by text")
+    naming.add_argument(
+        "--candidate_labels",
+        nargs="+",
+        metavar="LABEL",
+        help="name the instances of a class-agnostic checkpoint by text and measure them with their classes: "
+        "'scannet200', or names of its classes; instances of other classes are left out",
+    )
+    add_labeler_options(naming)
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="evaluate these instead of running a model")
     parser.add_argument("--save_predictions", type=Path, metavar="FILE", help="keep the predictions (Parquet)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
@@ -159,6 +174,16 @@ def evaluate_checkpoint(
         processor.sampling_seed = arguments.seed
     if arguments.part_gap is not None:
         processor.part_gap = arguments.part_gap
+    if arguments.candidate_labels is not None:
+        from ..evaluation.open_vocabulary import OpenVocabulary
+
+        words = arguments.candidate_labels
+        options["vocabulary"] = OpenVocabulary(
+            load_labeler(arguments, accelerator.device),
+            words[0] if len(words) == 1 else words,
+            processor,
+            model.config.semantic_id2label,
+        )
     measure = _measure_scenes if arguments.scenes else _measure_frames
     results = measure(model, processor, rows, accelerator, arguments, options)
     results["protocol"]["mixed_precision"] = accelerator.mixed_precision
@@ -171,20 +196,29 @@ def _measure_frames(model, processor, rows, accelerator, arguments, options) -> 
     from ..data.dataset import FrameDataset
     from ..evaluation import PredictionWriter, evaluate_model
 
+    vocabulary, naming, truth_processor = options.pop("vocabulary", None), {}, processor
+    if vocabulary is not None:
+        truth_processor = vocabulary.processor
+        naming = {
+            "name_instances": vocabulary.namer(rows),
+            "truth_processor": truth_processor,
+            "extra_protocol": vocabulary.protocol,
+        }
     with contextlib.ExitStack() as stack:
         on_prediction = None
         if arguments.save_predictions is not None:
-            writer = PredictionWriter(arguments.save_predictions, processor, model.config.semantic_id2label)
+            writer = PredictionWriter(arguments.save_predictions, truth_processor, model.config.semantic_id2label)
             on_prediction = stack.enter_context(writer).write
         return evaluate_model(
             model,
             processor,
-            FrameDataset(rows, processor),
+            FrameDataset(rows, truth_processor),
             batch_size=arguments.batch_size,
             num_workers=arguments.num_workers,
             accelerator=accelerator,
             progress=True,
             on_prediction=on_prediction,
+            **naming,
             **options,
         )
 

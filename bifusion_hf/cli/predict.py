@@ -12,6 +12,7 @@ from ..io.atomic import new_file
 from ..io.sanity import check_fraction
 from ..superpoints.masks import load_mask_generator, superpoints_from_mask_generator
 from .entry import command
+from .labeler_options import LABELS_HELP, add_labeler_options, check_labeler_options, given_labels, load_labeler
 from .output_names import name_for_input
 from .parser import DEVICE_HELP, CommandParser
 from .recording_options import add_recording_options, open_source, parse_intrinsics
@@ -19,6 +20,7 @@ from .recording_options import add_recording_options, open_source, parse_intrins
 
 if TYPE_CHECKING:
     from ..data.frames import RGBDFrame
+    from ..labeling import TextLabeler
     from ..pipeline_bifusion import RGBDInstanceSegmentationPipeline
 
 EXAMPLES = """examples:
@@ -27,6 +29,8 @@ EXAMPLES = """examples:
   bifusion-predict --image color.jpg --depth depth.npy --intrinsics camera.json --pose pose.txt --output out
   bifusion-predict --data sample --split val --rows 0 1 2 --output out
   bifusion-predict --recording rgbd_dataset_freiburg2_desk --every 50 --output out
+  bifusion-predict --data sample --rows 0 --labels mug keyboard chair --labeler google/siglip2-base-patch16-224 \\
+      --output out
 """
 
 
@@ -44,11 +48,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     segmenter.processor.estimate_up &= not arguments.camera_up
     if arguments.part_gap is not None:
         segmenter.processor.part_gap = arguments.part_gap
+    arguments.labels = given_labels(arguments.labels)
+    labeler = load_labeler(arguments, segmenter.device)
     generator = None if arguments.mask_generator is None else load_mask_generator(arguments.mask_generator)
     for frame, source in read_frames(arguments):
         if generator is not None:
             frame.superpoints = superpoints_from_mask_generator(generator, frame.image, frame.depth, frame.intrinsics)
-        predict(segmenter, frame, source, arguments)
+        predict(segmenter, frame, source, arguments, labeler)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -106,6 +112,17 @@ def build_parser() -> argparse.ArgumentParser:
         "package",
     )
     parser.add_argument("--threshold", type=float, default=0.5, help="keep instances of a higher score, default: 0.5")
+    naming = parser.add_argument_group("names in your own words")
+    naming.add_argument("--labels", nargs="+", metavar="LABEL", help=LABELS_HELP)
+    add_labeler_options(naming)
+    naming.add_argument("--top_k", type=int, default=5, help="candidates listed in NAME.json, default: 5")
+    parser.add_argument(
+        "--name_threshold",
+        type=float,
+        metavar="PROBABILITY",
+        help="without --labels, call an instance by the semantic head's class from this probability on; default: "
+        "processor's",
+    )
     parser.add_argument(
         "--mask_generator",
         metavar="MODEL",
@@ -144,6 +161,9 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error("--superpoints and --mask_generator exclude each other")
     parse_intrinsics(parser, arguments)
     check_fraction("--threshold", arguments.threshold)
+    check_fraction("--name_threshold", arguments.name_threshold)
+    check_fraction("--label_floor", arguments.label_floor)
+    check_labeler_options(parser, arguments, ("labels",))
     if arguments.output.exists() and not arguments.output.is_dir():
         parser.error(f"--output {arguments.output} is a file; expected a folder")
 
@@ -201,7 +221,11 @@ def _place(source: str | Path) -> str:
 
 
 def predict(
-    segmenter: "RGBDInstanceSegmentationPipeline", frame: "RGBDFrame", source: str, arguments: argparse.Namespace
+    segmenter: "RGBDInstanceSegmentationPipeline",
+    frame: "RGBDFrame",
+    source: str,
+    arguments: argparse.Namespace,
+    labeler: "TextLabeler | None" = None,
 ) -> None:
     """Predicts a frame, writes the results and says where.
 
@@ -210,10 +234,15 @@ def predict(
         frame: The frame.
         source: What tells it from all others.
         arguments: Of the command line.
+        labeler: Names the instances.
     """
     from ..visualization import draw_comparison
 
-    result = segmenter(frame, threshold=arguments.threshold)
+    naming, extra = {"name_threshold": arguments.name_threshold}, {}
+    if labeler is not None:
+        naming.update(candidate_labels=arguments.labels, labeler=labeler, top_k=arguments.top_k)
+        extra = {"labeler": {**labeler.settings, "templates": labeler.templates}, "labels": arguments.labels}
+    result = segmenter(frame, threshold=arguments.threshold, **naming)
     name = name_for_input(arguments.output, frame.frame_id, source)
     paths = list(
         result.save(
@@ -222,6 +251,7 @@ def predict(
             input=source,
             checkpoint=arguments.checkpoint,
             threshold=arguments.threshold,
+            **extra,
         ).values()
     )
     if frame.instance is not None:

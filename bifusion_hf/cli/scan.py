@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ..io.locks import sole_use
 from ..io.sanity import check_fraction
 from ..stopping import Stopped, StopSignals
 from .entry import command
+from .labeler_options import LABELS_HELP, add_labeler_options, check_labeler_options, given_labels, load_labeler
 from .output_names import file_name, unique_names
 from .parser import DEVICE_HELP, CommandParser, one_of
 from .recording_options import add_camera_options, add_recording_options, open_source, parse_intrinsics
@@ -21,7 +23,7 @@ from .recording_options import add_camera_options, add_recording_options, open_s
 
 if TYPE_CHECKING:
     from ..data.recordings import Recording
-    from ..scenes import SceneSession
+    from ..scenes import SceneObject, SceneSession
 
 SESSION_FILE = "session.safetensors"
 MAX_ANIMATED = 300
@@ -30,8 +32,10 @@ EXAMPLES = """examples:
   bifusion-scan rgbd_dataset_freiburg2_desk --every 10 --output out
   bifusion-scan recording.r3d --every 10 --output out --rerun
   bifusion-scan rooms --split val --scene rooms-0-val-00000-path --output out
+  bifusion-scan recording.r3d --every 10 --output out --find "red mug" --labeler google/siglip2-base-patch16-224
 
-A run that was stopped goes on where it was when it is started again with the same arguments.
+A run that was stopped goes on where it was when it is started again with the same arguments. With other --find or
+--labels, a scan that has ended with --labeler only answers.
 """
 
 
@@ -48,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parse_intrinsics(parser, arguments)
     check_fraction("--threshold", arguments.threshold)
     check_fraction("--min_score", arguments.min_score)
+    check_fraction("--label_floor", arguments.label_floor)
+    check_labeler_options(parser, arguments, ("find", "labels"))
     if arguments.output.exists() and not arguments.output.is_dir():
         parser.error(f"--output {arguments.output} is a file; expected a folder")
     if arguments.save_every < 1:
@@ -97,6 +103,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--min_score", type=float, default=0.3, help="of the objects in the results, default: 0.3")
     parser.add_argument("--min_views", type=int, default=2, help="frames that found an object, default: 2")
     parser.add_argument("--voxel_size", type=float, default=0.04, help="metres, of the scene's map, default: 0.04")
+    naming = parser.add_argument_group("names in your own words")
+    naming.add_argument("--labels", nargs="+", metavar="LABEL", help=LABELS_HELP)
+    naming.add_argument(
+        "--find", action="append", metavar="TEXT", help="print the objects that a text fits best; needs --labeler"
+    )
+    naming.add_argument(
+        "--top_k", type=int, default=5, help="objects of --find, and candidates of --labels; default: 5"
+    )
+    add_labeler_options(naming)
     parser.add_argument("--animation", choices=("webp", "gif", "none"), help="default: webp where Pillow writes it")
     parser.add_argument("--rerun", action="store_true", help="also write scene.rrd for the Rerun viewer (extra rerun)")
     parser.add_argument("--save_every", type=int, default=20, metavar="N", help="frames between saves, default: 20")
@@ -116,6 +131,7 @@ def run(arguments: argparse.Namespace) -> "SceneSession":
 
     if arguments.rerun:
         require_package("rerun")
+    arguments.labels = given_labels(arguments.labels)
     recording = open_source(arguments.source, arguments)
     if not recording.posed:
         raise ValueError(f"{arguments.source}: {recording.kind} without poses; a scene needs the pose of each frame")
@@ -132,6 +148,8 @@ def run(arguments: argparse.Namespace) -> "SceneSession":
 def plan_of(arguments: argparse.Namespace, recording: "Recording") -> dict[str, Any]:
     """What the content of a scan follows from."""
     names = ("checkpoint", "merging", "threshold", "voxel_size", "intrinsics", "depth_scale", "up")
+    # Templates and floor are asked at the end, and a scan without a labeler is as those of earlier releases.
+    names += () if arguments.labeler is None else ("labeler", "labeler_mode")
     return {
         "source": str(arguments.source),
         "frames": [len(recording), recording.ids[0], recording.ids[-1]],
@@ -155,9 +173,10 @@ def open_session(arguments: argparse.Namespace, recording: "Recording") -> "Scen
     model, processor = load_pretrained(arguments.checkpoint)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.eval().to(device)
+    labeler = load_labeler(arguments, device)
     plan, path = plan_of(arguments, recording), arguments.output / SESSION_FILE
     if path.exists() and not arguments.overwrite:
-        session = SceneSession.load(path, model, processor)
+        session = SceneSession.load(path, model, processor, labeler)
         found = session.notes.get("plan", {})
         differing = [
             f"{key} was {found.get(key)}, is {value}" for key, value in plan.items() if found.get(key) != value
@@ -177,6 +196,7 @@ def open_session(arguments: argparse.Namespace, recording: "Recording") -> "Scen
         merging=arguments.merging,
         threshold=arguments.threshold,
         voxel_size=arguments.voxel_size,
+        labeler=labeler,
     )
     session.notes = {"plan": plan, "next": 0, "skipped": [], "pictured": []}
     return session
@@ -228,6 +248,7 @@ def write_results(session: "SceneSession", recording: "Recording", arguments: ar
     from ..scenes.files import animation_format, object_to_json, write_animation, write_scene_cloud
 
     objects = [item for item in session.objects(min_views=arguments.min_views) if item.score > arguments.min_score]
+    objects, extra = name_objects(session, objects, arguments)
     out = arguments.output
     write_scene_cloud(out / "scene.ply", session, objects)
     skipped = session.notes["skipped"]
@@ -244,6 +265,7 @@ def write_results(session: "SceneSession", recording: "Recording", arguments: ar
         "num_frames": session.num_frames,
         "skipped": skipped,
         "objects": [object_to_json(item) for item in objects],
+        **extra,
     }
     write_text(out / "objects.json", json.dumps(content, indent=2) + "\n")
     written = [out / "scene.ply", out / "objects.json", out / "frames"]
@@ -262,6 +284,38 @@ def write_results(session: "SceneSession", recording: "Recording", arguments: ar
     if skipped:
         print(f"{len(skipped)} of {len(recording)} frames were skipped; objects.json says why")
     print(f"{session.num_frames} frames, {len(objects)} objects -> {', '.join(str(path) for path in written)}")
+    for text, matches in extra.get("found", {}).items():
+        print(
+            f"{text}:"
+            + "".join(f"\n  object {item['id']} ({item['name']}) {item['similarity']:.3f}" for item in matches)
+        )
+
+
+def name_objects(
+    session: "SceneSession", objects: list["SceneObject"], arguments: argparse.Namespace
+) -> tuple[list["SceneObject"], dict[str, Any]]:
+    """The objects with their names in the user's words, and what objects.json says of the questions."""
+    if session.labeler is None or arguments.labeler is None:
+        return objects, {}
+    extra: dict[str, Any] = {"labeler": {**session.labeler.settings, "templates": session.labeler.templates}}
+    if arguments.labels is not None:
+        labels = session.label(arguments.labels, arguments.top_k)
+        objects = [replace(item, name=labels[item.id]["label"]) if item.id in labels else item for item in objects]
+        extra.update(
+            labels=arguments.labels,
+            text_labels=[{"id": item.id, **labels[item.id]} for item in objects if item.id in labels],
+        )
+    names = {item.id: item.name for item in objects}
+    if arguments.find is not None:
+        extra["found"] = {}
+        for text in arguments.find:
+            # Of the objects in the results alone.
+            matches = [match for match in session.find(text, len(session.bank)) if match.item.id in names]
+            extra["found"][text] = [
+                {"id": match.item.id, "name": names[match.item.id], "similarity": match.similarity}
+                for match in matches[: arguments.top_k]
+            ]
+    return objects, extra
 
 
 if __name__ == "__main__":

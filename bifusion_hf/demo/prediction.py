@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from ..data.augmentation import resize_image
 from ..data.frames import RGBDFrame
-from ..postprocessing import describe_instances, instance_map, unpad_frames
+from ..postprocessing import describe_class, describe_instances, instance_map, unpad_frames
 from ..visualization.colors import instance_colors
 from ..visualization.overlay import without_specks
 from ..visualization.ply import color_by_instance, write_ply
@@ -59,7 +59,8 @@ class Prediction:
         frame: The frame.
         checkpoint: Name of the checkpoint, for the JSON file.
         segments: Of all instances, in descending order of score; each with `name`, which the page shows and filters
-            by: its label, or where the network has one label for all, the semantic class of most of its points.
+            by: its label; where the network has one label for all, the semantic class of its points if that is
+            probable enough; or what the visitor's own words call it.
         masks: bool [K, N] over the sampled points.
         superpoint_ids: int64 [N] of the sampled points.
         pixel_indices: int64 [N], flat pixel of each.
@@ -121,33 +122,24 @@ def predict(segmenter: "RGBDInstanceSegmentationPipeline", frame: RGBDFrame, che
     # Also what better instances cover: a filter may take those away.
     found = {name: torch.from_numpy(result[key]) for name, key in KEYS.items()}
     segments = describe_instances(found, points["points"], segmenter.model.config.id2label)
-    names = _names(segmenter, segments, found["masks"], outputs["outputs"], batch)
+    classes = segmenter.processor.post_process_mask_classes(outputs["outputs"], batch, [found["masks"]])[0]
+    config, threshold = segmenter.model.config, segmenter.processor.name_threshold
+    for segment, row in zip(segments, classes, strict=True):
+        if config.semantic_id2label is None:
+            segment["name"] = segment["label"]
+            continue
+        tells = config.num_labels > 1
+        entries = describe_class(row, config.semantic_id2label, segment["label"], threshold, label_tells=tells)
+        segment.update(entries)
     return Prediction(
         frame,
         checkpoint,
-        [{**segment, "name": name} for segment, name in zip(segments, names, strict=True)],
+        segments,
         found["masks"],
         points["superpoint_ids"],
         points["pixel_indices"],
         points["superpoint_map"],
     )
-
-
-def _names(
-    segmenter: "RGBDInstanceSegmentationPipeline",
-    segments: list[dict[str, Any]],
-    masks: torch.Tensor,
-    outputs: Any,
-    batch: Mapping[str, Any],
-) -> list[str]:
-    """`name` of each segment, see `Prediction`."""
-    config, processor = segmenter.model.config, segmenter.processor
-    if config.num_labels > 1 or config.semantic_id2label is None:
-        return [segment["label"] for segment in segments]
-    classes = processor.post_process_semantic_segmentation(outputs, batch)[0]["point_labels"].numpy()
-    things = np.setdiff1d(np.arange(config.num_semantic_labels), processor.stuff_classes)
-    counts = [np.bincount(classes[mask], minlength=config.num_semantic_labels) for mask in masks.numpy()]
-    return [config.semantic_id2label[int(things[count[things].argmax()])] for count in counts]
 
 
 def annotated_image(
@@ -193,10 +185,11 @@ def write_files(prediction: Prediction, selection: Selection, folder: Path) -> d
     paths = {name: folder / file for name, file in FILE_NAMES.items()}
     measured = frame.depth > 0
     instance = selection.segmentation[measured]
+    names = {segment["id"]: segment["name"] for segment in selection.segments}
     pixels = resize_image(frame.image, frame.depth.shape)[measured]
     colors = color_by_instance(pixels, instance, prediction.colors)
     points = frame.unproject(np.flatnonzero(measured))
-    write_ply(paths["ply"], points, colors, instance=instance)
+    write_ply(paths["ply"], points, colors, instance=instance, names=names)
 
     step = -(-len(points) // VIEWER_POINTS)
     write_ply(paths["viewer"], seen_from_camera(frame, points[::step]), colors[::step])

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..data.collator import BiFusionCollator
 from ..labels import IGNORE
 from ..layers.frame_batch import FORWARD_INPUTS
+from ..postprocessing import unpad_frames
 from .arrays import mean_without_nan, to_array
 from .instance_average_precision import InstanceAveragePrecision
 from .semantic_mean_iou import SemanticMeanIoU
@@ -269,6 +270,9 @@ def evaluate_model(
     groups: Mapping[str, Sequence[str]] | None = None,
     on_prediction: Callable[[FramePrediction], None] | None = None,
     on_frame: Callable[[FramePrediction, FrameEvaluator], None] | None = None,
+    name_instances: Callable[[FramePrediction, Mapping[str, Any]], FramePrediction] | None = None,
+    truth_processor: "BiFusionProcessor | None" = None,
+    extra_protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measures a network on labelled frames.
 
@@ -290,6 +294,10 @@ def evaluate_model(
         groups: See `EvaluationProtocol`; adds `"groups"` to the result.
         on_prediction: Called with the prediction of every frame of this process.
         on_frame: Called with the prediction and the metrics of every frame of this process alone.
+        name_instances: Gives the prediction of a frame other labels; it is called with the prediction and the frame's
+            part of `unpad_frames` (see `OpenVocabulary`).
+        truth_processor: The processor of `dataset`, where the ground truth has other labels than the network.
+        extra_protocol: Further entries of the result's `"protocol"`.
 
     Returns:
         The result in the form that `evaluation.results` describes; `evaluation.headline` picks the few main numbers.
@@ -302,7 +310,7 @@ def evaluate_model(
     if model.training:
         raise ValueError("model is in training mode; expected eval mode (call model.eval())")
     protocol = EvaluationProtocol.of_model(
-        processor,
+        processor if truth_processor is None else truth_processor,
         model.config.semantic_id2label,
         class_agnostic=class_agnostic,
         include_95=include_95,
@@ -324,7 +332,10 @@ def evaluate_model(
                 continue
             if "mask_labels" not in batch:
                 raise ValueError(f"{', '.join(batch['frame_ids'])}: no instance labels; expected them for evaluation")
+            unpadded = [] if name_instances is None else unpad_frames(batch)
             for index, prediction in enumerate(predict_batch(model, processor, batch)):
+                if name_instances is not None:
+                    prediction = name_instances(prediction, unpadded[index])
                 points = len(prediction.pixel_indices)
                 frame = FrameEvaluator(protocol)
                 frame.update(
@@ -340,7 +351,8 @@ def evaluate_model(
                     on_frame(prediction, frame)
     if processes > 1:
         evaluator = _merged(evaluator)
-    return evaluator.compute({**processor_protocol(processor), **_skipped(evaluator, count, tell=rank == 0)})
+    skipped = _skipped(evaluator, count, tell=rank == 0)
+    return evaluator.compute({**processor_protocol(processor), **(extra_protocol or {}), **skipped})
 
 
 def processor_protocol(processor: "BiFusionProcessor") -> dict[str, Any]:

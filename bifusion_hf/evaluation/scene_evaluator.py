@@ -13,6 +13,7 @@ from ..data.scannet.scan_mesh import ScanMesh
 from ..labels import NONE, raw_id_to_index, thing_classes
 from ..scenes.session import SceneSession
 from ..scenes.voxel_map import SceneMap, frame_voxels, voxel_keys
+from .open_vocabulary import OpenVocabulary
 from .scene_average_precision import SceneAveragePrecision, masks_at_vertices, vote_segments
 
 
@@ -103,6 +104,7 @@ class SceneEvaluator:
         class_agnostic: Leave the labels of a class-aware network out.
         include_95: See `InstanceAveragePrecision`.
         min_points: Smallest object that takes part, in voxels of 2 cm.
+        vocabulary: Names the objects by text; the session has its labeler.
         masks: What an object's mask is: `"votes"`, the voxels that it owns in the session's map; `"union"`, all that
             one of its views covered, so that masks may overlap.
     """
@@ -115,11 +117,15 @@ class SceneEvaluator:
         include_95: bool = False,
         min_points: int = 100,
         masks: str = "votes",
+        vocabulary: OpenVocabulary | None = None,
     ):
         if masks not in ("votes", "union"):
             raise ValueError(f"masks is {masks!r}; expected 'votes' or 'union'")
+        if vocabulary is not None:
+            processor = vocabulary.processor
         names = tuple(processor.label_names)
         self.processor, self.masks, self.min_points = processor, masks, min_points
+        self.vocabulary = vocabulary
         names = None if class_agnostic or len(names) == 1 else names
         self.metric = SceneAveragePrecision(names, min_points, include_95=include_95)
         self.on_mesh = False
@@ -165,7 +171,10 @@ class SceneEvaluator:
             found = self.processor.point_labels(mesh.labels.instance, raw_id_to_index(mesh.labels.raw_ids))
             truth_ids, truth_labels = found["instance"], found["class_labels"]
         self.on_mesh = mesh is not None
-        self.metric.update(masks, scores, [item.label_id for item in objects], truth_ids, truth_labels)
+        labels = [item.label_id for item in objects]
+        if self.vocabulary is not None:
+            labels = self.vocabulary.name_objects(session, [item.id for item in objects])
+        self.metric.update(masks, scores, labels, truth_ids, truth_labels)
 
     def compute(self, extra_protocol: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The result in the form that `evaluation.results` describes, with `"identity"`."""
@@ -217,6 +226,7 @@ def evaluate_scenes(
     meshes: Mapping[str, ScanMesh] | None = None,
     accelerator: "Accelerator | None" = None,
     progress: bool = False,
+    vocabulary: OpenVocabulary | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Measures a network on whole scenes.
@@ -234,15 +244,17 @@ def evaluate_scenes(
         meshes: The mesh of each scene, of `SceneEvaluator.run`; None = measure over the points of the frames.
         accelerator: Of the run; None = this process alone.
         progress: Show a bar on the main process.
+        vocabulary: Names the objects by text.
         settings: Of `SceneSession`.
 
     Raises:
         ValueError: A frame has no pose or no labels, or a setting does not fit.
     """
-    session = SceneSession(model, processor, keep_frames=False, **settings)
+    labeler = None if vocabulary is None else vocabulary.labeler
+    session = SceneSession(model, processor, keep_frames=False, labeler=labeler, **settings)
     masks = masks or ("union" if session.merging.name == "none" else "votes")
     options = {"class_agnostic": class_agnostic, "include_95": include_95, "min_points": min_points, "masks": masks}
-    evaluator = SceneEvaluator(processor, **options)
+    evaluator = SceneEvaluator(processor, vocabulary=vocabulary, **options)
     names = list(scenes)
     if accelerator is not None:
         names = names[accelerator.process_index :: accelerator.num_processes]
@@ -263,5 +275,6 @@ def evaluate_scenes(
             "score_threshold": session.threshold,
             "voxel_size": session.voxel_size,
             "max_objects": session.max_objects,
+            **({} if vocabulary is None else {**vocabulary.protocol, "views_per_object": session.views_per_object}),
         }
     )

@@ -22,6 +22,8 @@ _MALFORMED = (
     *(StrictDataclassError, SafetensorError),
 )
 WEIGHTS_FILE = "model.safetensors"
+# open_clip's architecture and tag: "ViT-B-16/openai", "coca_ViT-L-14/laion2b_s13b_b90k", or with its own ":".
+OPEN_CLIP_NAME = re.compile(r"((?:[\w-]+[-_])?ViT-[A-Za-z0-9]+-\d+[\w-]*|nllb-clip-[\w-]+)[/:]([\w-]+)")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _LFS_POINTER = b"version https://git-lfs"
 # Safetensors itself refuses longer ones.
@@ -71,16 +73,18 @@ def refuse_nowhere(name: str, source: str | Path, what: str) -> None:
     Args:
         name: Of `split_revision`.
         source: What the user gave.
-        what: `"checkpoint"` or `"frames"`.
+        what: `"checkpoint"`, `"frames"` or `"labeler"`.
 
     Raises:
         FileNotFoundError: It is such a name.
     """
     if not Path(name).exists() and not _HUB_ID.fullmatch(name):
-        carried = {"checkpoint": "the checkpoint", "frames": "the frames"}[what]
-        raise FileNotFoundError(
-            f"{source}: no such folder, and no id of the Hub, 'org/name'; 'sample' is {carried} of the package"
-        )
+        other = {
+            "checkpoint": "'sample' is the checkpoint of the package",
+            "frames": "'sample' is the frames of the package",
+            "labeler": "or open_clip's 'architecture/tag'",
+        }[what]
+        raise FileNotFoundError(f"{source}: no such folder, and no id of the Hub, 'org/name'; {other}")
 
 
 def checkpoint_place(source: Any) -> Any:

@@ -1,7 +1,8 @@
 """From posed frames to a room: persistent objects, merged frame by frame."""
 
 from .merging import GeometricMerging, LearnedMerging, NoMerging
-from .session import SceneObject, SceneSession
+from .objects import SceneMatch, SceneObject
+from .session import SceneSession
 
 
-__all__ = ["GeometricMerging", "LearnedMerging", "NoMerging", "SceneObject", "SceneSession"]
+__all__ = ["GeometricMerging", "LearnedMerging", "NoMerging", "SceneMatch", "SceneObject", "SceneSession"]

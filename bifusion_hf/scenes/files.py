@@ -9,12 +9,13 @@ from PIL import Image, features
 
 from ..io.atomic import new_file
 from ..visualization.colors import instance_color
-from ..visualization.overlay import draw_instances
+from ..visualization.overlay import draw_instances, segment_name
 from ..visualization.ply import color_by_instance, write_ply
 
 
 if TYPE_CHECKING:
-    from .session import SceneObject, SceneSession
+    from .objects import SceneObject
+    from .session import SceneSession
 
 ANIMATION_FORMATS = ("webp", "gif", "none")
 
@@ -27,7 +28,7 @@ def draw_scene_frame(image: np.ndarray, result: Mapping[str, Any]) -> Image.Imag
         result: Of `SceneSession.update`.
     """
     segments = [
-        {**segment, "label": f"{segment['label']} {segment['id']}"}
+        {**segment, "name": f"{segment_name(segment)} {segment['id']}"}
         for segment in result["segments_info"]
         if np.any(result["segmentation"] == segment["id"])
     ]
@@ -45,7 +46,8 @@ def write_scene_cloud(path: str | Path, session: "SceneSession", objects: Sequen
     points, colors, ids = session.cloud()
     ids = np.where(np.isin(ids, [item.id for item in objects]), ids, -1)
     with new_file(path) as partial:
-        write_ply(partial, points, color_by_instance(colors, ids), instance=ids)
+        names = {item.id: item.name for item in objects}
+        write_ply(partial, points, color_by_instance(colors, ids), instance=ids, names=names)
 
 
 def object_to_json(item: "SceneObject") -> dict[str, Any]:
@@ -54,6 +56,9 @@ def object_to_json(item: "SceneObject") -> dict[str, Any]:
         "id": item.id,
         "label_id": item.label_id,
         "label": item.label,
+        "name": item.name,
+        "semantic_label": item.semantic_label,
+        "semantic_probability": item.semantic_probability,
         "score": item.score,
         "num_views": item.num_views,
         "num_points": len(item.points),

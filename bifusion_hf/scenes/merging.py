@@ -27,6 +27,7 @@ class FrameInstances:
         class_logits: [K, C + 1], the last column is "no object".
         features: [K, D]; the merge head's, or the mean of the fused point features, of unit length.
         queries: [K, E], the decoder's, or [K, 0].
+        semantics: [K, C], how probable each semantic class is for each, or [K, 0].
     """
 
     scores: np.ndarray
@@ -35,6 +36,7 @@ class FrameInstances:
     class_logits: np.ndarray
     features: np.ndarray
     queries: np.ndarray
+    semantics: np.ndarray
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -81,10 +83,11 @@ class ObjectBank:
     """The objects of a scene: running means over the frames that saw each, in rows.
 
     `bank[name]` is a column of N rows: `ids` int64, ascending; `views` int64, frames merged into each; `labels` int64,
-    that of the first; and the means, as in `FrameInstances`: `scores`, `boxes`, `class_logits`, `features`, `queries`.
+    that of the first; and the means, as in `FrameInstances`: `scores`, `boxes`, `class_logits`, `features`, `queries`,
+    `semantics`.
     """
 
-    MEANS: ClassVar = ("scores", "boxes", "class_logits", "features", "queries")
+    MEANS: ClassVar = ("scores", "boxes", "class_logits", "features", "queries", "semantics")
 
     def __init__(self):
         self.next_id = 0

@@ -13,7 +13,16 @@ from .session import SceneSession
 
 
 TASK = "rgbd-scene-segmentation"
-SETTINGS = ("merging", "threshold", "max_instances", "voxel_size", "max_objects", "keep_frames")
+SETTINGS = (
+    "merging",
+    "threshold",
+    "max_instances",
+    "voxel_size",
+    "max_objects",
+    "keep_frames",
+    "labeler",
+    "views_per_object",
+)
 
 
 class RGBDSceneSegmentationPipeline(Pipeline):
@@ -62,7 +71,7 @@ class RGBDSceneSegmentationPipeline(Pipeline):
             inputs: See the class.
             session: Go on with this one; None starts a new scene.
             settings: Of `SceneSession`, for a new scene: `merging`, `threshold`, `max_instances`, `voxel_size`,
-                `max_objects`, `keep_frames`.
+                `max_objects`, `keep_frames`, `labeler` (a `TextLabeler`, for `session.find`), `views_per_object`.
 
         Returns:
             An iterator over the results of the frames.

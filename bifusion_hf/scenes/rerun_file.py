@@ -14,7 +14,8 @@ from ..visualization.ply import color_by_instance
 
 if TYPE_CHECKING:
     from ..data.recordings import Recording
-    from .session import SceneObject, SceneSession
+    from .objects import SceneObject
+    from .session import SceneSession
 
 
 def write_rerun(
@@ -49,12 +50,12 @@ def write_rerun(
                     mins=boxes[:, :3],
                     sizes=boxes[:, 3:] - boxes[:, :3],
                     colors=np.array([instance_color(item.id) for item in objects]),
-                    labels=[f"{item.label} {item.id} {item.score:.2f}" for item in objects],
+                    labels=[f"{item.name} {item.id} {item.score:.2f}" for item in objects],
                 ),
                 static=True,
             )
         classes = [
-            (item.id + 1, f"{item.label} {item.id}", tuple(instance_color(item.id).tolist())) for item in objects
+            (item.id + 1, f"{item.name} {item.id}", tuple(instance_color(item.id).tolist())) for item in objects
         ]
         stream.log("world/camera", rerun.AnnotationContext(classes), static=True)
         for number, (name, pose) in enumerate(zip(session.frame_ids, session.poses, strict=True)):

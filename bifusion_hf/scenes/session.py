@@ -1,8 +1,8 @@
 """A scene from posed frames, one at a time: the segmentation of each with ids that persist, and the objects so far."""
 
 import zlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,10 @@ import torch
 from ..data.augmentation import resize_image
 from ..data.frames import NONE, RGBDFrame
 from ..io.sanity import check_fraction
+from ..labeling import TextLabeler
 from ..layers.frame_batch import FORWARD_INPUTS
 from ..layers.frame_memory import FrameMemory
+from ..postprocessing import describe_class
 from .merging import (
     STRATEGIES,
     CoveredObjects,
@@ -23,7 +25,9 @@ from .merging import (
     NoMerging,
     ObjectBank,
 )
+from .objects import SceneMatch, SceneObject
 from .storage import read_scene, write_scene
+from .view_features import ViewFeatures
 from .voxel_map import SceneMap, frame_voxels, voxel_keys
 
 
@@ -32,34 +36,17 @@ if TYPE_CHECKING:
     from ..processing_bifusion import BiFusionProcessor
 
 # Arguments of a session that it keeps under their names.
-SAVED_SETTINGS = ("threshold", "max_instances", "voxel_size", "max_objects", "memory", "keep_frames")
+SAVED_SETTINGS = (
+    "threshold",
+    "max_instances",
+    "voxel_size",
+    "max_objects",
+    "memory",
+    "keep_frames",
+    "views_per_object",
+)
 
 Merging = NoMerging | GeometricMerging | LearnedMerging
-
-
-@dataclass(frozen=True, eq=False)
-class SceneObject:
-    """One object of a scene.
-
-    Args:
-        id: Its id in the maps of all frames.
-        label_id: Label of the network.
-        label: Its name.
-        score: In [0, 1]: the mean score of its views times the share of the frames that saw its voxels and agreed.
-        box_3d: float64 [6], min x, y, z, max x, y, z in metres of the world.
-        num_views: Frames in which it was found.
-        points: float32 [P, 3] metres, one for each voxel that it owns.
-        colors: uint8 [P, 3] RGB.
-    """
-
-    id: int
-    label_id: int
-    label: str
-    score: float
-    box_3d: np.ndarray
-    num_views: int
-    points: np.ndarray
-    colors: np.ndarray
 
 
 class SceneSession:
@@ -91,6 +78,9 @@ class SceneSession:
         memory: Of a network with frame adapters: `"scene"` remembers all frames, `"frame"` is reset at every frame, as
             the original's streaming demonstration does.
         keep_frames: Keep each frame's map of ids for `frame_segmentation`, a few KB each.
+        labeler: Keep for each object the image-text features of its most visible views, for `find` and `label`. They
+            are stored with the session.
+        views_per_object: So many views.
 
     Raises:
         ValueError: An unknown strategy, learned merging without the heads, or a processor that enlarges frames for a
@@ -109,12 +99,16 @@ class SceneSession:
         max_objects: int = 2000,
         memory: str = "scene",
         keep_frames: bool = True,
+        labeler: TextLabeler | None = None,
+        views_per_object: int = 3,
     ):
         self.model, self.processor = model, processor
         self.merging = _strategy(merging, model)
         check_fraction("threshold", threshold)
         if not voxel_size > 0:
             raise ValueError(f"voxel_size is {voxel_size}; expected metres above 0")
+        if views_per_object < 1:
+            raise ValueError(f"views_per_object is {views_per_object}; expected at least 1")
         if max_objects < 1:
             raise ValueError(f"max_objects is {max_objects}; expected at least 1")
         if memory not in ("scene", "frame"):
@@ -129,6 +123,7 @@ class SceneSession:
             max_instances = 20
         self.threshold, self.max_instances = float(threshold), max_instances
         self.voxel_size, self.max_objects, self.keep_frames = float(voxel_size), int(max_objects), keep_frames
+        self.labeler, self.views_per_object = labeler, int(views_per_object)
         self.reset()
 
     def reset(self) -> None:
@@ -138,6 +133,9 @@ class SceneSession:
         self.frame_memory = FrameMemory() if self._has_adapters and self.memory == "scene" else None
         self.frame_ids: list[str] = []
         self.notes: dict[str, Any] = {}
+        self.views = ViewFeatures(self.views_per_object)
+        # Settings of the labeler that made them, in a session that was loaded without it.
+        self._made_with: dict[str, Any] | None = None
         # Pose of each frame, and its map of ids: height, width and the deflated values.
         self._poses: list[np.ndarray] = []
         self._maps: list[tuple[int, int, bytes]] = []
@@ -164,9 +162,9 @@ class SceneSession:
 
         Returns:
             A dict of numpy arrays: `segmentation` int32 [H, W] of the depth image, ids of objects, -1 = none;
-            `segments_info` as of the processor with these ids, `num_views` and `is_new`; for the K instances `ids`
-            int64, `point_masks` bool [K, N], `scores`, `labels`; for the N points `points` float32 [N, 3] metres of
-            the world and `pixel_indices` int64.
+            `segments_info` as of the processor with these ids, the object's `name` so far, `num_views` and `is_new`;
+            for the K instances `ids` int64, `point_masks` bool [K, N], `scores`, `labels`; for the N points `points`
+            float32 [N, 3] metres of the world and `pixel_indices` int64.
 
         Raises:
             ValueError: The frame has no pose, or is malformed; the message names it. The session is as it was.
@@ -192,20 +190,48 @@ class SceneSession:
         owners, _ = self.map.owners(known[known >= 0])
         covered = CoveredObjects.count(owners, rows[known >= 0], len(instances))
         objects = self.merging.match(self.bank, instances, covered)
+        views = self._view_features(frame, result["segmentation"], objects)
 
         # From here on nothing can fail.
         self.frame_memory = frame_memory
         ids = self.bank.merge(instances, objects)
         self.map.add(*voxels[:3], _look_up(ids, rows))
+        for row, pixels, feature in views:
+            self.views.add(int(ids[row]), pixels, feature)
         result["segmentation"] = _look_up(ids, result["segmentation"]).astype(np.int32)
         result["ids"] = ids
-        views = self.bank["views"][self.bank.rows(ids)]
+        places = self.bank.rows(ids)
         for segment in result["segments_info"]:
             row = segment["id"]
-            segment.update(id=int(ids[row]), num_views=int(views[row]), is_new=bool(objects[row] < 0))
+            segment.update(
+                id=int(ids[row]),
+                num_views=int(self.bank["views"][places[row]]),
+                is_new=bool(objects[row] < 0),
+                **self._semantic_entries(places[row], segment["label"]),
+            )
         self._record(frame, result["segmentation"])
         self._forget_weakest(ids)
         return result
+
+    def _view_features(
+        self, frame: RGBDFrame, segmentation: np.ndarray, objects: np.ndarray
+    ) -> list[tuple[int, int, np.ndarray]]:
+        """Row, pixels and feature of the instances of a frame whose object is seen better than in earlier ones."""
+        if self.labeler is None:
+            return []
+        counts = np.bincount(segmentation[segmentation >= 0], minlength=len(objects))
+        rows = [row for row, index in enumerate(objects.tolist()) if self.views.wanted(index, int(counts[row]))]
+        masks = np.array([segmentation == row for row in rows], dtype=bool)
+        features = self.labeler.instance_features(frame.image, masks)
+        return [(row, int(counts[row]), feature) for row, feature in zip(rows, features, strict=True)]
+
+    def _semantic_entries(self, place: int, label: str) -> dict[str, Any]:
+        """The entries of `describe_class` for the object in a row of the bank; without a semantic head the label."""
+        names, values = self.model.config.semantic_id2label, self.bank["semantics"][place]
+        if names is None or not len(values):
+            return {"name": label}
+        label_tells = self.model.config.num_labels > 1
+        return describe_class(values, names, label, self.processor.name_threshold, label_tells=label_tells)
 
     @torch.no_grad()
     def _predict(self, frame: RGBDFrame) -> tuple[dict[str, Any], FrameInstances, FrameMemory | None]:
@@ -229,8 +255,7 @@ class SceneSession:
             outputs, batch, threshold=self.threshold, label_names=self.model.config.id2label, **settings
         )[0]
         queries, masks = result.pop("queries"), result["point_masks"]
-        offset = batch["point_offsets"][0]
-        points = batch["points"][0] / batch["point_scales"][0] + offset
+        points = batch["points"][0] / batch["point_scales"][0] + batch["point_offsets"][0]
         if self.merging.visible_only:
             kept = torch.tensor([segment["id"] for segment in result["segments_info"]], dtype=torch.int64)
             queries, masks = queries[kept], masks[kept]
@@ -238,7 +263,7 @@ class SceneSession:
             result["segmentation"] = _rows_of(kept, result["segmentation"])
             for row, segment in enumerate(result["segments_info"]):
                 segment["id"] = row
-        instances = self._instances(outputs, queries, masks, points, offset, result)
+        instances = self._instances(outputs, batch, queries, masks, points, result)
         result.update(points=points, pixel_indices=batch["pixel_indices"][0])
         return (
             {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in result.items()},
@@ -249,10 +274,10 @@ class SceneSession:
     def _instances(
         self,
         outputs: Any,
+        batch: Mapping[str, Any],
         queries: torch.Tensor,
         masks: torch.Tensor,
         points: torch.Tensor,
-        offset: torch.Tensor,
         result: Mapping[str, Any],
     ) -> FrameInstances:
         on_device = queries.to(outputs.class_queries_logits.device)
@@ -261,13 +286,16 @@ class SceneSession:
             return values[0][on_device].double().cpu().numpy()
 
         if isinstance(self.merging, LearnedMerging):
-            boxes = of_queries(outputs.pred_boxes) + np.tile(offset.double().numpy(), 2)
+            boxes = of_queries(outputs.pred_boxes) + np.tile(batch["point_offsets"][0].double().numpy(), 2)
             features = of_queries(outputs.merge_embeddings)
         else:
             boxes = np.array([_bounds(points[mask]) for mask in masks]).reshape(-1, 6)
             weights = masks.double() / masks.sum(dim=1, keepdim=True).clamp(min=1)
             features = (weights @ outputs.point_features[0].double().cpu()).numpy()
             features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        semantics = np.zeros((len(queries), 0))
+        if getattr(outputs, "semantic_queries_logits", None) is not None:
+            semantics = self.processor.post_process_mask_classes(outputs, batch, [masks])[0].double().numpy()
         return FrameInstances(
             scores=result["scores"].double().numpy(),
             labels=result["labels"].numpy(),
@@ -275,6 +303,7 @@ class SceneSession:
             class_logits=of_queries(outputs.class_queries_logits),
             features=features,
             queries=np.zeros((len(queries), 0)),
+            semantics=semantics,
         )
 
     def _record(self, frame: RGBDFrame, segmentation: np.ndarray) -> None:
@@ -292,6 +321,7 @@ class SceneSession:
         rank = rank[~np.isin(self.bank["ids"][rank], protected)]
         gone = np.sort(rank[: len(self.bank) - int(0.9 * self.max_objects)])
         self.map.forget(self.bank["ids"][gone])
+        self.views.forget(self.bank["ids"][gone])
         self.bank.keep(np.setdiff1d(np.arange(len(self.bank)), gone))
 
     def objects(self, min_views: int = 1, min_points: int = 1) -> list[SceneObject]:
@@ -320,6 +350,7 @@ class SceneSession:
         learned = isinstance(self.merging, LearnedMerging)
         label = int(self.bank["labels"][row] if learned else self.bank["class_logits"][row][:-1].argmax())
         score = float(self.bank["scores"][row])
+        semantic = self._semantic_entries(row, self.model.config.id2label[label])
         return SceneObject(
             id=int(self.bank["ids"][row]),
             label_id=label,
@@ -329,7 +360,49 @@ class SceneSession:
             num_views=int(self.bank["views"][row]),
             points=points,
             colors=self.map.colors[voxels],
+            **{name: value for name, value in semantic.items() if name != "semantic_label_id"},
         )
+
+    def find(self, text: str, top_k: int = 5, min_views: int = 1) -> list[SceneMatch]:
+        """The objects that a text fits best, in descending order.
+
+        Args:
+            text: What to look for, such as "red mug".
+            top_k: Number of objects.
+            min_views: Only those found in as many frames.
+
+        Raises:
+            ValueError: The session has no labeler, or the text is empty.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}; expected at least 1")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"text is {text!r}; expected what to look for")
+        labeler, objects = self._needed_labeler(), {item.id: item for item in self.objects(min_views)}
+        ids, features = self.views.mean(np.array(list(objects), dtype=np.int64))
+        if not len(ids):
+            return []
+        similarities = features @ labeler.text_features([" ".join(text.split())])[0]
+        best = np.argsort(-similarities, kind="stable")[:top_k]
+        return [SceneMatch(objects[int(ids[row])], float(similarities[row])) for row in best]
+
+    def label(self, candidate_labels: str | Path | Sequence[str], top_k: int = 5) -> dict[int, dict[str, Any]]:
+        """The labels of all objects that have views, by id, as `TextLabeler.label` gives them.
+
+        Raises:
+            ValueError: The session has no labeler, or the labels are malformed.
+        """
+        labeler = self._needed_labeler()
+        ids, features = self.views.mean(self._ids())
+        return dict(zip(ids.tolist(), labeler.label(features, candidate_labels, top_k), strict=True))
+
+    def _needed_labeler(self) -> TextLabeler:
+        if self.labeler is None:
+            raise ValueError(
+                "the session has no labeler, so nothing of its objects was kept that a text compares with; expected "
+                "SceneSession(..., labeler=TextLabeler(...)), or the one it was made with in SceneSession.load"
+            )
+        return self.labeler
 
     def cloud(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The whole scene, a point for each voxel: positions float32 [V, 3], colours uint8 [V, 3], ids int64 [V]."""
@@ -359,6 +432,7 @@ class SceneSession:
             **{f"bank.{name}": value for name, value in self.bank.state().items()},
             **{f"map.{name}": value for name, value in self.map.state().items()},
             **({} if self.frame_memory is None else _to_arrays("memory.", self.frame_memory.state())),
+            **{f"views.{name}": value for name, value in self.views.state().items()},
             "frames.poses": self.poses,
             "frames.sizes": np.array([heights, widths, [len(part) for part in data]], dtype=np.int64),
             "frames.maps": np.frombuffer(b"".join(data), dtype=np.uint8),
@@ -367,6 +441,7 @@ class SceneSession:
         content = {
             "merging": {"name": self.merging.name, **merging},
             "settings": {name: getattr(self, name) for name in SAVED_SETTINGS},
+            "labeler": self._made_with if self.labeler is None else self.labeler.settings,
             "next_id": self.bank.next_id,
             "frame_ids": self.frame_ids,
             "notes": self.notes,
@@ -375,7 +450,11 @@ class SceneSession:
 
     @classmethod
     def load(
-        cls, path: str | Path, model: "BiFusionForInstanceSegmentation", processor: "BiFusionProcessor"
+        cls,
+        path: str | Path,
+        model: "BiFusionForInstanceSegmentation",
+        processor: "BiFusionProcessor",
+        labeler: TextLabeler | None = None,
     ) -> "SceneSession":
         """The session of a file that `save` wrote; it goes on as if it had never stopped.
 
@@ -383,10 +462,11 @@ class SceneSession:
             path: The file.
             model: The network that it was made with.
             processor: Of the model.
+            labeler: The one that it was made with, or one for a session that had none.
 
         Raises:
             DataFileError: The file is missing, damaged, or not of a session.
-            ValueError: The network lacks what the session's merging needs.
+            ValueError: The network lacks what the session's merging needs, or the labeler is another one.
         """
         arrays, content = read_scene(path)
         merging = dict(content["merging"])
@@ -395,8 +475,16 @@ class SceneSession:
         def part(prefix: str) -> dict[str, np.ndarray]:
             return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
-        session.bank = ObjectBank.from_state(content["next_id"], part("bank."))
+        bank = part("bank.")
+        if "ids" in bank:
+            # Sessions of release 0.1 have none: an object's name then waits for what further frames say.
+            bank.setdefault("semantics", np.zeros((len(bank["ids"]), model.config.num_semantic_labels)))
+        session.bank = ObjectBank.from_state(content["next_id"], bank)
         session.map = SceneMap.from_state(session.voxel_size, part("map."))
+        session.views = ViewFeatures.from_state(session.views_per_object, part("views."))
+        session._made_with, session.labeler = content.get("labeler"), labeler
+        if labeler is not None and session._made_with not in (None, labeler.settings):
+            raise ValueError(f"{path} was made with the labeler {session._made_with}; this one is {labeler.settings}")
         if session.frame_memory is not None:
             device = model.device
             tensors = {name: torch.from_numpy(value).to(device) for name, value in part("memory.").items()}

@@ -1,7 +1,7 @@
 """Looking at frames and predictions: overlay pictures, coloured point clouds, segments as JSON."""
 
 from .colors import instance_color, instance_colors
-from .overlay import draw_comparison, draw_instances, side_by_side
+from .overlay import draw_comparison, draw_instances, segment_name, side_by_side
 from .ply import color_by_instance, write_ply
 from .segments import segments_to_json
 
@@ -12,6 +12,7 @@ __all__ = [
     "draw_instances",
     "instance_color",
     "instance_colors",
+    "segment_name",
     "segments_to_json",
     "side_by_side",
     "write_ply",

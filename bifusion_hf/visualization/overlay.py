@@ -33,8 +33,8 @@ def draw_instances(
         image: uint8 [Hc, Wc, 3] RGB.
         segmentation: int [H, W], ids of `segments_info`, -1 = none; of the same aspect as the image.
         segments_info: As `BiFusionProcessor.post_process_instance_segmentation` gives them; `id` is needed, `score`
-            and `label` (or `label_id` with `id2label`) are written.
-        id2label: Names of label ids; they go before the segments' own `label`.
+            and `name`, or where there is none `label` (or `label_id` with `id2label`), are written.
+        id2label: Names of label ids; they go before the segments' own `name` and `label`.
         colors: uint8 [K, 3], the colour of the k-th segment; by default that of its id in `instance_colors`.
 
     Returns:
@@ -105,8 +105,13 @@ def _padded(array: np.ndarray, box: tuple[slice, slice], margin: int) -> np.ndar
     return array[tuple(slice(max(0, part.start - margin), part.stop + margin) for part in box)]
 
 
+def segment_name(segment: Mapping[str, Any]) -> str | None:
+    """What a segment is called: its `name`, else its `label`."""
+    return segment.get("name", segment.get("label"))
+
+
 def _segment_text(segment: Mapping[str, Any], id2label: Mapping[int, str] | None) -> str:
-    label = segment.get("label")
+    label = segment_name(segment)
     if id2label is not None and segment.get("label_id") in id2label:
         label = id2label[segment["label_id"]]
     score = segment.get("score")

@@ -1,5 +1,6 @@
 """Point clouds as binary little-endian PLY, which MeshLab, CloudCompare, Blender and Open3D read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ from .colors import instance_colors
 _TYPES = {"uchar": "u1", "int": "<i4", "float": "<f4"}
 
 
-def write_ply(path: str | Path, points: np.ndarray, colors: np.ndarray, *, instance: np.ndarray | None = None) -> None:
+def write_ply(
+    path: str | Path,
+    points: np.ndarray,
+    colors: np.ndarray,
+    *,
+    instance: np.ndarray | None = None,
+    names: Mapping[int, str] | None = None,
+) -> None:
     """Writes coloured points.
 
     Args:
@@ -19,6 +27,7 @@ def write_ply(path: str | Path, points: np.ndarray, colors: np.ndarray, *, insta
         points: float [N, 3] metres; stored as float32.
         colors: uint8 [N, 3] RGB.
         instance: int [N], -1 = none; stored as the vertex property `instance`.
+        names: Of instances; stored as comments `instance ID NAME`, in ASCII, other characters by number.
 
     Raises:
         ValueError: An array is malformed.
@@ -40,7 +49,13 @@ def write_ply(path: str | Path, points: np.ndarray, colors: np.ndarray, *, insta
     vertices = np.empty(len(points), dtype=[(name, _TYPES[kind]) for name, kind, _ in columns])
     for name, _, values in columns:
         vertices[name] = values
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
+    header = ["ply", "format binary_little_endian 1.0"]
+    for index, name in (names or {}).items():
+        # A line break would end the comment.
+        header.append(
+            f"comment instance {index} {' '.join(name.split())}".encode("ascii", "backslashreplace").decode()
+        )
+    header.append(f"element vertex {len(points)}")
     header += [f"property {kind} {name}" for name, kind, _ in columns]
     with new_file(path) as partial:
         partial.write_bytes(("\n".join([*header, "end_header"]) + "\n").encode("ascii") + vertices.tobytes())

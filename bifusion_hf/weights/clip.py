@@ -20,14 +20,13 @@ from transformers.activations import ACT2FN
 from ..import_utils import require_package
 from ..io.checkpoint_files import read_state_dict, resolve_file
 from ..io.files import DataFileError
+from ..io.hub_files import OPEN_CLIP_NAME
 from .report import WeightLoadReport, assign, module_counts
 from .vision import image_tower
 
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 HUB_PREFIX = "hf-hub:"
-# open_clip's architecture and tag: "ViT-B-16/openai", "coca_ViT-L-14/laion2b_s13b_b90k", or with its own ":".
-OPEN_CLIP_NAME = re.compile(r"((?:[\w-]+[-_])?ViT-[A-Za-z0-9]+-\d+[\w-]*|nllb-clip-[\w-]+)[/:]([\w-]+)")
 # File names tried first in a folder or repository. Some hold the tower in timm's layout too, in `model.safetensors`.
 FILE_NAMES = (
     "open_clip_model.safetensors",

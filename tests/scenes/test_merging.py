@@ -38,6 +38,7 @@ def random_sequence(rng):
                 class_logits=rng.normal(size=(count, 3)),
                 features=rng.normal(size=(count, WIDTH)) + 0.7,
                 queries=rng.normal(size=(count, 2)),
+                semantics=rng.random((count, 4)),
             ),
             seen.astype(np.int64),
             rows,

@@ -1,0 +1,1 @@
+"""Do names by the semantic head, and by an image-text model, fit what they are given to?"""
