@@ -192,7 +192,7 @@ class BiFusionConfig(PreTrainedConfig):
         point_config (`dict` or `BiFusionPointConfig`, *optional*): Sparse U-Net of the point branch.
         loss_config (`dict` or `BiFusionLossConfig`, *optional*): Weights and settings of the losses.
         voxel_size (`float`): Edge of a voxel in metres.
-        sparse_backend (`str`): `"auto"`, `"torch"`, `"compiled"` or `"spconv"`.
+        sparse_backend (`str`): `"auto"`, `"torch"`, `"compiled"`, `"spconv"` or `"triton"`.
         hidden_size (`int`): Width of the fused point features, input of pooling and decoder. `none` and `residual`
             keep the point branch's own width.
         projection_dim (`int`): Width of the space that both branches share before the gate.
@@ -237,7 +237,7 @@ class BiFusionConfig(PreTrainedConfig):
     loss_config: dict | PreTrainedConfig | None = None
 
     voxel_size: float = 0.02
-    sparse_backend: Literal["auto", "torch", "compiled", "spconv"] = "auto"
+    sparse_backend: Literal["auto", "torch", "compiled", "spconv", "triton"] = "auto"
     hidden_size: int = 256
     projection_dim: int = 256
     projection_hidden_size: int = 512

@@ -17,6 +17,7 @@ OPTIONAL_PACKAGES = {
     "open_clip": "openclip",
     "spconv": "spconv",
     "spconv_triton": "spconv",
+    "triton": "triton",
     "embreex": "rooms",
     "gradio": "demo",
     "rerun": "rerun",

@@ -163,8 +163,8 @@ def set_sparse_backend(module: nn.Module, name: str) -> None:
 
     Args:
         module: Any module.
-        name: `"auto"` (on CUDA tensors spconv where it is installed, on a CPU the compiled kernels where they can be
-            built, torch otherwise), `"torch"`, `"compiled"` or `"spconv"`.
+        name: `"auto"` (on CUDA tensors spconv or triton where they work, on a CPU the compiled kernels where they can
+            be built, torch otherwise), `"torch"`, `"compiled"`, `"spconv"` or `"triton"`.
 
     Raises:
         ValueError: No such backend.

@@ -88,7 +88,7 @@ class GatherPlan:
         on_cpu = table.device.type == "cpu"
         size = CPU_CHUNK_ROWS if on_cpu else CUDA_CHUNK_ROWS
         present = table < num_inputs
-        order = _offset_set_order(present)
+        order = offset_set_order(present)
         # Rows that use no offset of this part are the first in that order.
         order = order[self.num_outputs - int(present.any(0).sum()) :]
         is_first = not self.chunks and len(order) == self.num_outputs
@@ -125,7 +125,7 @@ def _evened(flags: list[bool]) -> list[int]:
     return used
 
 
-def _offset_set_order(present: torch.Tensor) -> torch.Tensor:
+def offset_set_order(present: torch.Tensor) -> torch.Tensor:
     """Order of the columns of bool [K, N] described in `GatherPlan`, int64 [N]."""
     volume, count = present.shape
     if volume > 31:

@@ -12,6 +12,7 @@ from bifusion_hf.sparse import (
     SubmanifoldConv3d,
     TransposedConv3d,
     VoxelGrid,
+    backends,
     set_sparse_backend,
 )
 from bifusion_hf.sparse.backends import choose_backend, spconv_backend, torch_backend
@@ -60,6 +61,7 @@ def packages(monkeypatch):
     monkeypatch.setattr(
         spconv_backend, "check_against_torch", lambda function, _, dtypes: check_against_torch(function, "cpu", dtypes)
     )
+    monkeypatch.setitem(backends._AUTO, "cuda", ("spconv",))
     forget()
     yield found
     forget()
@@ -97,7 +99,7 @@ def test_auto_passes_over_an_spconv_that_does_not_work(packages, caplog, functio
     packages["spconv"] = function
     assert choose_backend("auto", "cuda", torch.float32) == choose_backend("auto", "cuda", torch.float32) == "torch"
     (record,) = caplog.records
-    assert record.message.startswith("sparse convolutions on CUDA take the torch backend, which is slower: spconv ")
+    assert record.message.startswith("sparse convolutions on CUDA do without spconv: spconv ")
     with pytest.raises(KernelError, match=message):
         spconv_backend._package_for("cuda")
 

@@ -1,7 +1,8 @@
 """What computes a sparse convolution.
 
 `torch` runs everywhere that torch does. `compiled` is for CPUs, and needs a C compiler on first use. `spconv` needs
-the package of that name, or `spconv_triton`, and is made for CUDA devices.
+the package of that name, or `spconv_triton`, and is made for CUDA devices, as is `triton`: kernels of our own that
+Triton, which comes with torch for CUDA on Linux, compiles on first use.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from ...io.compiled_library import KernelError
 from ..finish import Finish
 from ..kernel_maps import ConvolutionLayer
 from ..voxels import VoxelGrid
-from . import compiled_backend, spconv_backend, torch_backend
+from . import compiled_backend, spconv_backend, torch_backend, triton_backend
 from .compiled_backend import kernels_unavailable_reason
 
 
@@ -55,9 +56,17 @@ _BACKENDS = {
     "spconv": Backend(
         spconv_backend.convolve, dtypes=spconv_backend.DTYPES, failure=spconv_backend.spconv_unavailable_reason
     ),
+    "triton": Backend(
+        triton_backend.convolve,
+        devices=triton_backend.DEVICES,
+        dtypes=triton_backend.DTYPES,
+        lends=True,
+        failure=triton_backend.triton_unavailable_reason,
+        can_finish=True,
+    ),
 }
 # What "auto" tries for a type of device: the first that has the dtype and works. torch is behind all.
-_AUTO = {"cpu": ("compiled",), "cuda": ("spconv",)}
+_AUTO = {"cpu": ("compiled",), "cuda": ("spconv", "triton")}
 
 _PLACES = {"cpu": "a CPU", "cuda": "a CUDA device"}
 
@@ -79,12 +88,13 @@ def choose_backend(name: str, device: str, dtype: torch.dtype) -> str:
     """The backend for features of a device type and dtype where the layer asks for `name`: any but `"auto"`.
 
     `"auto"` is each backend for what it is made for: on a CUDA device spconv, where it is installed and passes its
-    test, for its dtypes; on a CPU the compiled kernels, where they can be built, for theirs; and torch for the rest.
-    `"compiled"` leaves the dtypes that it lacks to torch.
+    test, for its dtypes, and triton, where that does, for the others and without spconv; on a CPU the compiled
+    kernels, where they can be built, for theirs; and torch for the rest. `"compiled"` and `"triton"` leave the dtypes
+    that they lack to torch.
 
     Raises:
         ValueError: No such backend, or one for another device.
-        KernelError: `"compiled"` where the kernels cannot be built.
+        KernelError: `"compiled"` or `"triton"` where the kernels cannot be built or fail their test.
     """
     check_backend(name)
     if name == "auto":

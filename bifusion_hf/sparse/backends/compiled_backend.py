@@ -5,17 +5,17 @@ over the opposite map with the transposed kernels; the gradient of the kernel co
 """
 
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ...io.compiled_library import KernelError
 from ..finish import Finish
 from ..kernel_maps import ConvolutionLayer, KernelMap, KernelMaps
 from ..voxels import VoxelGrid
 from . import torch_backend
-from .folding import convolve_folded, is_foldable
+from .differentiation import Products, differentiable
+from .folding import convolve_by_maps
 from .kernel_library import KERNELS
 
 
@@ -37,19 +37,7 @@ def convolve(
 
     Differentiable once; with `finish`, which is applied to the outputs as they are written, not at all.
     """
-    if is_foldable(layer):
-        if finish is not None:
-            finish = finish.repeated(8)
-        return convolve_folded(features, kernel, grid, partial(_convolve_coarse, finish=finish))
-    maps = grid.kernel_maps(layer.kind, layer.kernel_size, layer.dilation)
-    # A kernel of size 1 is stored as a matrix.
-    return convolve_over(features, kernel.view(-1, *kernel.shape[-2:]), maps, finish)
-
-
-def _convolve_coarse(
-    features: torch.Tensor, kernel: torch.Tensor, grid: VoxelGrid, finish: Finish | None
-) -> torch.Tensor:
-    return convolve_over(features, kernel, grid.kernel_maps("submanifold", 3), finish)
+    return convolve_by_maps(features, kernel, grid, layer, convolve_over, finish)
 
 
 def convolve_over(
@@ -62,7 +50,7 @@ def convolve_over(
         return convolve_over(features.float(), kernel.float(), maps, finish).bfloat16()
     if finish is not None:
         return _multiply(features, kernel, maps.forward, finish=finish)
-    return _Convolution.apply(features, kernel, maps)
+    return differentiable(features, kernel, maps, _PRODUCTS)
 
 
 @cache
@@ -107,27 +95,6 @@ class PairLists:
         return cls(starts, reads, writes, block_rows)
 
 
-class _Convolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, features, kernel, maps):
-        ctx.save_for_backward(features, kernel)
-        ctx.maps = maps
-        return _multiply(features, kernel, maps.forward)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        features, kernel = ctx.saved_tensors
-        needs_features, needs_kernel, _ = ctx.needs_input_grad
-        maps = ctx.maps
-        grad_features = grad_kernel = None
-        if needs_features:
-            grad_features = _multiply(grad, kernel, maps.backward, is_transposed=True, is_mirrored=maps.is_mirrored)
-        if needs_kernel:
-            grad_kernel = _kernel_gradient(features, grad, kernel.shape, maps.forward).to(kernel.dtype)
-        return grad_features, grad_kernel, None
-
-
 def _multiply(
     inputs: torch.Tensor,
     kernel: torch.Tensor,
@@ -166,11 +133,10 @@ def _multiply(
     return outputs
 
 
-def _kernel_gradient(
-    features: torch.Tensor, grad: torch.Tensor, shape: torch.Size, kernel_map: KernelMap
-) -> torch.Tensor:
+def _kernel_gradient(features: torch.Tensor, grad: torch.Tensor, kernel_map: KernelMap) -> torch.Tensor:
     """For each offset the sum over its pairs of feature x gradient, float32 [K, Cin, Cout]."""
     pairs = PairLists.of(kernel_map)
+    shape = kernel_map.volume, features.shape[1], grad.shape[1]
     sums = torch.zeros(shape)
     lists = pairs.starts, pairs.reads, pairs.writes
     sizes = kernel_map.num_outputs, pairs.block_rows, *shape
@@ -179,6 +145,9 @@ def _kernel_gradient(
     if KERNELS.call("kernel_gradient", inputs, grad, sums, *lists, *sizes, is_half, torch.get_num_threads()):
         raise MemoryError("the gradient of a sparse convolution's kernel found no memory")
     return sums
+
+
+_PRODUCTS = Products(_multiply, _kernel_gradient)
 
 
 # The first call may come from within inference, whose tensors have no gradients.

@@ -11,6 +11,7 @@ from functools import cache
 
 import torch
 
+from ..finish import Finish
 from ..kernel_maps import ConvolutionLayer, kernel_offsets
 from ..voxels import VoxelGrid
 
@@ -21,6 +22,26 @@ MAX_FOLDED_CHANNELS = 8
 def is_foldable(layer: ConvolutionLayer) -> bool:
     """Whether a layer is better computed on the coarser grid."""
     return layer.kernel_size == 5 and layer.dilation == 1 and layer.in_channels <= MAX_FOLDED_CHANNELS
+
+
+def convolve_by_maps(
+    features: torch.Tensor,
+    kernel: torch.Tensor,
+    grid: VoxelGrid,
+    layer: ConvolutionLayer,
+    convolve_over: Callable[..., torch.Tensor],
+    finish: Finish | None = None,
+) -> torch.Tensor:
+    """A layer by `convolve_over(features, kernel, maps, finish)`, folded where that is better -> [N_out, Cout]."""
+    if is_foldable(layer):
+        finish = None if finish is None else finish.repeated(8)
+        return convolve_folded(
+            *(features, kernel, grid),
+            lambda blocks, folded, coarse: convolve_over(blocks, folded, coarse.kernel_maps("submanifold", 3), finish),
+        )
+    maps = grid.kernel_maps(layer.kind, layer.kernel_size, layer.dilation)
+    # A kernel of size 1 is stored as a matrix.
+    return convolve_over(features, kernel.view(-1, *kernel.shape[-2:]), maps, finish)
 
 
 def convolve_folded(

@@ -57,7 +57,7 @@ def spconv_unavailable_reason() -> str | None:
     """Why no package with spconv's interface works on CUDA here; None where one does. Tried once, and logged."""
     reason = _tried()[1]
     if reason is not None:
-        logger.warning("sparse convolutions on CUDA take the torch backend, which is slower: %s", reason)
+        logger.warning("sparse convolutions on CUDA do without spconv: %s", reason)
     return reason
 
 
