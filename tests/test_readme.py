@@ -32,6 +32,8 @@ READMES = ["README.md", "README.zh-CN.md"]
 DOCUMENTS = [*READMES, "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 # Commands whose arguments are a recipe and its keys, instead of a parser's.
 RECIPE_COMMANDS = ("train", "check")
+# Commands whose module has another name.
+MODULES = {"demo": "demo_app", "import": "import_data"}
 
 
 def blocks(name: str) -> list[tuple[str, str]]:
@@ -73,7 +75,7 @@ def accept(words: list[str]) -> None:
             recipe, *overrides = arguments or ["tiny"]
             load_arguments(recipe, overrides)
             return
-        command = importlib.import_module(f"bifusion_hf.cli.{'demo_app' if module == 'demo' else module}")
+        command = importlib.import_module(f"bifusion_hf.cli.{MODULES.get(module, module)}")
         parser: argparse.ArgumentParser = command.build_parser()
         parsed = parser.parse_args(arguments)
         if module == "predict":

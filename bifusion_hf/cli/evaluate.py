@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +148,13 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         launched = int(os.environ.get("WORLD_SIZE", 1))
         if launched > 1:
             raise ValueError(f"--predictions needs one process; {launched} were launched")
-        results, is_main = evaluate_predictions(PredictionFile(arguments.predictions), rows, **options), True
+        predictions = PredictionFile(arguments.predictions)
+        names = predictions.processor().label_names, predictions.semantic_names
+        has_same_classes = compare_classes(arguments, *names)
+        results, is_main = evaluate_predictions(predictions, rows, **options), True
         source = {"predictions": str(arguments.predictions)}
+        if not has_same_classes:
+            results.pop("semantic", None)
     else:
         results, is_main = evaluate_checkpoint(arguments, rows, options)
         source = {"checkpoint": arguments.checkpoint, "superpoints": superpoint_source(rows)}
@@ -169,6 +174,7 @@ def evaluate_checkpoint(
     if arguments.save_predictions is not None and accelerator.num_processes > 1:
         raise ValueError(f"--save_predictions needs one process; there are {accelerator.num_processes}")
     model, processor = load_pretrained(arguments.checkpoint)
+    has_same_classes = compare_classes(arguments, processor.label_names, model.config.semantic_id2label)
     model = model.eval().to(accelerator.device)
     if arguments.seed is not None:
         processor.sampling_seed = arguments.seed
@@ -187,9 +193,38 @@ def evaluate_checkpoint(
     measure = _measure_scenes if arguments.scenes else _measure_frames
     results = measure(model, processor, rows, accelerator, arguments, options)
     results["protocol"]["mixed_precision"] = accelerator.mixed_precision
+    if not has_same_classes:
+        results.pop("semantic", None)
     is_main = accelerator.is_main_process
     accelerator.end_training()
     return results, is_main
+
+
+def compare_classes(
+    arguments: argparse.Namespace, label_names: Sequence[str], semantic_names: Mapping[int, str] | None
+) -> bool:
+    """Whether the numbers in the data set's class images mean what they mean to the network.
+
+    Args:
+        arguments: Of the command.
+        label_names: Of the network's instances.
+        semantic_names: Of its semantic classes; None = it does not say.
+
+    Raises:
+        ValueError: They do not, and the labels of instances were to be compared.
+    """
+    from ..data.class_names import read_classes
+
+    classes = read_classes(arguments.data)
+    if semantic_names is None or dict(enumerate(classes)) == dict(semantic_names):
+        return True
+    known = [semantic_names[index] for index in sorted(semantic_names)]
+    theirs, ours = (f"{len(names)} ({', '.join(names[2:5])}, ...)" for names in (classes, known))
+    told = f"{arguments.data} has {theirs} classes of its own, the network {ours}"
+    if len(label_names) > 1 and not arguments.class_agnostic:
+        raise ValueError(f"{told}; --class_agnostic measures the instances without their labels")
+    print(f"{told}: semantic classes are not compared")
+    return False
 
 
 def _measure_frames(model, processor, rows, accelerator, arguments, options) -> dict[str, Any]:

@@ -94,15 +94,21 @@ def read_pose(path: str | Path) -> np.ndarray:
     return matrix
 
 
-def read_label_map(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
+def read_label_map(path: str | Path, shape: tuple[int, int] | None = None) -> np.ndarray:
     """Ids, int32 [H, W], -1 = none: of a `.npy` array as they are, of a picture with one added (0 = none).
+
+    Args:
+        path: The file.
+        shape: (H, W) that it must have; None = any.
 
     Raises:
         ValueError: Not integers of that shape.
     """
     values = _read_array(path, palette=True)
-    if values.shape != shape or not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(f"{path}: has shape {values.shape} and dtype {values.dtype}; expected integers {shape}")
+    fits = values.ndim == 2 if shape is None else values.shape == shape
+    if not fits or not np.issubdtype(values.dtype, np.integer):
+        expected = "[H, W]" if shape is None else shape
+        raise ValueError(f"{path}: has shape {values.shape} and dtype {values.dtype}; expected integers {expected}")
     return values.astype(np.int32) + (0 if Path(path).suffix == ".npy" else NONE)
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import datasets
 import numpy as np
@@ -63,6 +64,27 @@ def test_numbers_protocol_and_saved_predictions(folder, capsys):
         part: results[part] for part in results if part != "protocol"
     }
     assert again["protocol"]["points_per_frame"] == 2000
+
+
+def test_classes_of_another_list_are_not_compared(folder, tmp_path, capsys):
+    """The numbers of a data set with classes of its own are others than the network's."""
+    shutil.copytree(folder / "frames", tmp_path / "frames")
+    for name in ("agnostic", "aware"):
+        (tmp_path / name).symlink_to(folder / name)
+    own = ["wall", "floor", *(f"thing {index}" for index in range(20))]
+    (tmp_path / "frames" / "classes.json").write_text(json.dumps(own))
+    saved = ["--limit", "1", "--save_predictions", str(tmp_path / "saved.parquet")]
+    results = evaluate(tmp_path, *saved)
+    assert (
+        "22 (thing 0, thing 1, thing 2, ...) classes of its own, the network 200 (chair, table"
+        in capsys.readouterr().out
+    )
+    assert "semantic" not in results and results["class_agnostic"]["num_instances"] == 3
+    again = evaluate(tmp_path, "--limit", "1", "--predictions", str(tmp_path / "saved.parquet"))
+    assert again["class_agnostic"] == results["class_agnostic"] and "semantic" not in again
+    with pytest.raises(SystemExit, match="--class_agnostic measures the instances without their labels"):
+        evaluate(tmp_path, "--limit", "1", checkpoint="aware")
+    assert "class_aware" not in evaluate(tmp_path, "--limit", "1", "--class_agnostic", checkpoint="aware")
 
 
 def test_points_follow_the_seed_and_nothing_else(folder):

@@ -36,6 +36,30 @@ OPTIONS = {
         "--assume_registered": (["--assume_registered"], []),
         "--sequences": (["--sequences"], []),
     },
+    "import_data": {
+        "source": (["other"], None),
+        "--output": (["--output", "other"], []),
+        "--annotations": (["--annotations", "labels.json"], []),
+        "--format": (["--format", "yolo"], []),
+        "--instances": (["--instances", "instance"], []),
+        "--semantics": (["--semantics", "semantic"], ["--instances", "instance", "--classes", "names.txt"]),
+        "--classes": (["--classes", "names.txt"], ["--annotations", "labels.json"]),
+        "--unannotated": (["--unannotated", "keep"], []),
+        "--skip_unmatched": (["--skip_unmatched"], []),
+        "--val": (["--val", "0.5"], []),
+        "--val_frames": (["--val_frames", "val.txt"], []),
+        "--jpeg_quality": (["--jpeg_quality", "0"], []),
+        "--frames_per_shard": (["--frames_per_shard", "7"], []),
+        "--workers": (["--workers", "3"], []),
+        "--every": (["--every", "3"], []),
+        "--limit": (["--limit", "3"], []),
+        "--scene": (["--scene", "room"], []),
+        "--up": (["--up=-y"], []),
+        "--max_difference": (["--max_difference", "0.5"], []),
+        "--depth_scale": (["--depth_scale", "5000"], []),
+        "--intrinsics": (["--intrinsics", "1", "2", "3", "4"], []),
+        "--split": (["--split", "train"], []),
+    },
     "render_rooms": {
         "--furniture": (["--furniture", "chairs.sh3f"], []),
         "--output": (["--output", "other"], []),
@@ -180,6 +204,7 @@ OPTIONS = {
 # What both runs have; None beside an option's words: those words alone against these.
 BASES = {
     "prepare_scannet200": ["--scans", "scans", "--output", "out", "--split", "train=train.txt"],
+    "import_data": ["source", "--output", "out"],
     "render_rooms": ["--output", "out", "--train", "2", "--workers", "1"],
     "push_to_hub": ["checkpoint", "me/repo"],
     "convert_sv3d": ["source.pth", "dest", "--allow_partial"],
@@ -194,6 +219,7 @@ BASES = {
 # The words of options that take the place of the whole base.
 INSTEAD = {
     ("prepare_scannet200", "--esam"): ["--esam", "folder", "--output", "out", "--split", "train"],
+    ("import_data", "source"): ["other", "--output", "out"],
     ("push_to_hub", "checkpoint"): ["other", "me/repo", "--metrics", "metrics.json"],
     ("push_to_hub", "repo"): ["checkpoint", "me/other", "--metrics", "metrics.json"],
     ("push_to_hub", "--type"): ["checkpoint", "me/repo", "--type", "dataset"],
@@ -279,7 +305,7 @@ class Model:
 class Processor:
     def __init__(self):
         self.sampling_seed, self.num_points, self.estimate_up, self.stuff_classes = 0, 5, True, ()
-        self.part_gap = 0.05
+        self.part_gap, self.label_names = 0.05, ("object",)
 
     @property
     def shown(self):
@@ -336,6 +362,9 @@ def prepare(command, calls):
         for name in ("prepare_scannet200", "prepare_esam"):
             calls.replace(f"cli.prepare_scannet200.{name}", {"splits": {}})
         calls.replace("cli.prepare_scannet200.report_summary", "")
+    elif command == "import_data":
+        calls.replace("cli.import_data.import_recording", {"splits": {}})
+        calls.replace("cli.import_data.report_text", "")
     elif command == "render_rooms":
         calls.replace("cli.render_rooms.require_package")
         calls.replace("cli.render_rooms.build_dataset", {"sha256": {}})
@@ -369,6 +398,7 @@ def prepare(command, calls):
         accelerator = mock.MagicMock(num_processes=1, is_main_process=True, device="cpu", mixed_precision="no")
         calls.replace("training.setup.launched_accelerator", accelerator)
         calls.replace("cli.evaluate.use_device")
+        calls.replace("cli.evaluate.compare_classes", True)
         calls.replace("hub.pretrained.load_pretrained", lambda name: (Model(calls), Processor()))
         calls.replace("data.frames.load_frames", rows)
         calls.replace("data.dataset.FrameDataset")
@@ -377,7 +407,7 @@ def prepare(command, calls):
         for name in ("evaluate_model", "evaluate_predictions"):
             calls.replace(f"evaluation.{name}", lambda *args, **options: {"protocol": {}})
         calls.replace("evaluation.scene_evaluator.evaluate_scenes", lambda *args, **options: {"protocol": {}})
-        calls.replace("evaluation.PredictionFile")
+        calls.replace("evaluation.PredictionFile", mock.MagicMock(shown="predictions"))
         calls.replace("evaluation.PredictionWriter", mock.MagicMock())
         calls.replace("evaluation.format_results", "")
         calls.replace("evaluation.headline", {})

@@ -77,6 +77,8 @@ class Recording(Sequence):
         ids: Name of each frame.
         posed: The layout has a pose for each frame. A single one may still be broken: its frame is then refused.
         read: Gives the frame of a number.
+        numbers: Numbers of the frames, of a part of a recording.
+        images: Where in the recording the colour image of each frame is, a path without ending; None = the ids.
 
     A frame that is missing, damaged or malformed raises a ValueError (a `DataFileError` where a file is at fault); the
     message names frame or file.
@@ -88,6 +90,7 @@ class Recording(Sequence):
     posed: bool
     read: Callable[[int], RGBDFrame]
     numbers: Sequence[int] | None = None
+    images: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,7 +98,8 @@ class Recording(Sequence):
     def __getitem__(self, index: int | slice) -> "RGBDFrame | Recording":
         if isinstance(index, slice):
             numbers = range(len(self.ids)) if self.numbers is None else self.numbers
-            return replace(self, ids=self.ids[index], numbers=numbers[index])
+            images = None if self.images is None else self.images[index]
+            return replace(self, ids=self.ids[index], numbers=numbers[index], images=images)
         place = range(len(self))[index]
         return self.read(place if self.numbers is None else self.numbers[place])
 

@@ -62,7 +62,8 @@ def _scan_recording(kind: str, scan: SensScan | ExportedScan, name: str, options
         except ValueError as error:
             raise _at(error, frame_id) from error
 
-    return Recording(kind, scan.path, [f"{name}_{number}" for number in numbers], True, read)
+    ids, images = ([f"{start}{number}" for number in numbers] for start in (f"{name}_", "color/"))
+    return Recording(kind, scan.path, ids, True, read, images=images)
 
 
 def _at(error: ValueError, frame_id: str) -> ValueError:
@@ -101,7 +102,9 @@ def open_color_depth(folder: Path, options: ReadOptions) -> Recording:
         )
 
     kind = "color and depth folders" if up == "z" else "trajectory"
-    return Recording(kind, folder, [f"{folder.name}_{name}" for name in names], poses is not None, read)
+    ids = [f"{folder.name}_{name}" for name in names]
+    images = [_without_ending(colors[name].relative_to(folder)) for name in names]
+    return Recording(kind, folder, ids, poses is not None, read, images=images)
 
 
 def _pairs(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -220,7 +223,12 @@ def open_frame_folders(folder: Path, options: ReadOptions) -> Recording:
         return frame
 
     ids = [f"{folder.name}_{place.name}" for place in folders]
-    return Recording("a folder for each frame", folder, ids, posed, read)
+    images = [_without_ending(_one_of(place, FRAME_COLORS).relative_to(folder)) for place in folders]
+    return Recording("a folder for each frame", folder, ids, posed, read, images=images)
+
+
+def _without_ending(path: Path) -> str:
+    return path.with_suffix("").as_posix()
 
 
 def _pose_file(folder: Path) -> Path | None:

@@ -91,7 +91,8 @@ def open_r3d(path: Path, options: ReadOptions) -> Recording:
             frame_id=f"{path.stem}_{index}",
         )
 
-    return Recording("Record3D", path, [f"{path.stem}_{index}" for index in range(len(poses))], True, read)
+    ids, images = ([f"{start}{index}" for index in range(len(poses))] for start in (f"{path.stem}_", "rgbd/"))
+    return Recording("Record3D", path, ids, True, read, images=images)
 
 
 def _entry(metadata: Any, name: str, path: Path) -> Any:

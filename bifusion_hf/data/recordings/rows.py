@@ -8,6 +8,9 @@ from ..frames import RGBDFrame, frame_from_row, load_frames
 from .base import ReadOptions, Recording
 
 
+ROWS_KIND = "data set"
+
+
 def scene_of(row: dict[str, Any]) -> str:
     """The scene that a row's frame belongs to: its `scene_id`, else its name without the number at the end."""
     if row.get("scene_id"):
@@ -39,7 +42,7 @@ def rows_recording(source: Any, data: Any, rows: Sequence[int], options: ReadOpt
             frame.camera_to_world = options.upright(frame.camera_to_world)
         return frame
 
-    return Recording("data set", source, [str(names[row] or f"row {row}") for row in rows], has_pose, read)
+    return Recording(ROWS_KIND, source, [str(names[row] or f"row {row}") for row in rows], has_pose, read)
 
 
 class RowScenes(Mapping):

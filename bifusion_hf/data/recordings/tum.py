@@ -73,7 +73,9 @@ def open_tum(folder: Path, options: ReadOptions) -> Recording:
             frame_id=f"{folder.name}_{time:.6f}",
         )
 
-    return Recording("TUM RGB-D", folder, [f"{folder.name}_{time:.6f}" for time, *_ in pairs], poses is not None, read)
+    ids = [f"{folder.name}_{time:.6f}" for time, *_ in pairs]
+    images = [Path(color_name).with_suffix("").as_posix() for *_, color_name in pairs]
+    return Recording("TUM RGB-D", folder, ids, poses is not None, read, images=images)
 
 
 def _camera(folder: Path, options: ReadOptions) -> Camera:

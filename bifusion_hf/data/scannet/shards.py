@@ -101,6 +101,8 @@ def write_shards(
     units_per_shard: int = 16,
     workers: int = 1,
     progress: bool = True,
+    unit: str = "scan",
+    beside: Mapping[str, str] | None = None,
 ) -> dict[str, ShardRecord]:
     """Writes `data/{split}-{i:05d}-of-{n:05d}.parquet` for the units of each split.
 
@@ -112,6 +114,8 @@ def write_shards(
         units_per_shard: Units of a shard. An interruption loses at most one shard of work for each worker.
         workers: Number of processes.
         progress: Show a progress bar over the units.
+        unit: What a unit is, for the bar.
+        beside: Text files that belong to the shards, by name; there before the first shard is.
 
     Returns:
         The record of each split.
@@ -127,6 +131,8 @@ def write_shards(
     _check_settings(out, {**settings, "units_per_shard": units_per_shard, "splits": splits})
     for folder in (out / "data", out / _WORK_FOLDER):
         remove_unfinished(folder)
+    for name, text in (beside or {}).items():
+        write_text(out / name, text)
 
     names, jobs = {split: [] for split in splits}, {}
     for split, units in splits.items():
@@ -137,7 +143,7 @@ def write_shards(
             if not _is_complete(out, name):
                 jobs[name] = group
     total = sum(len(units) for units in splits.values())
-    with tqdm(total=total, unit="scan", disable=not progress) as bar:
+    with tqdm(total=total, unit=unit, disable=not progress) as bar:
         bar.update(total - sum(map(len, jobs.values())))
         for name in _run(source, jobs, out, workers):
             bar.update(len(jobs[name]))

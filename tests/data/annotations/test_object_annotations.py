@@ -1,0 +1,324 @@
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bifusion_hf.data.annotations import open_annotations
+from bifusion_hf.data.annotations.base import resample, runs_of
+from bifusion_hf.data.annotations.coco import read_runs
+from bifusion_hf.io.files import DataFileError
+
+
+WIDTH, HEIGHT = 32, 24
+SQUARE = [4, 6, 12, 6, 12, 16, 4, 16]
+CLASSES = {"cup": 7, "mug": 8}
+
+
+def square_mask():
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask[6:16, 4:12] = True
+    return mask
+
+
+def png(mask):
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def coco(*annotations, **changes):
+    content = {
+        "images": [{"id": 5, "file_name": "color/10.jpg", "width": WIDTH, "height": HEIGHT}],
+        "categories": [{"id": 3, "name": "mug"}, {"id": 1, "name": "cup"}],
+        "annotations": [{"image_id": 5, "category_id": 3, "iscrowd": 0, **item} for item in annotations],
+    }
+    return {**content, **changes}
+
+
+def labelme(*shapes, **changes):
+    shapes = [{"label": "mug", "group_id": None, "shape_type": "polygon", **item} for item in shapes]
+    return {"imagePath": "..\\color\\10.jpg", "imageWidth": WIDTH, "imageHeight": HEIGHT, "shapes": shapes, **changes}
+
+
+def pairs(values):
+    return np.reshape(values, (-1, 2)).tolist()
+
+
+def write(folder, content, name="labels.json"):
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+def draw(annotations, shape=(HEIGHT, WIDTH)):
+    (name,) = annotations.names
+    return annotations.draw(name, (WIDTH, HEIGHT), shape, CLASSES)
+
+
+def yolo_folder(folder, text, names="names: {0: cup, 1: mug}"):
+    (folder / "labels" / "train").mkdir(parents=True)
+    (folder / "data.yaml").write_text(names)
+    (folder / "labels" / "train" / "10.txt").write_text(text)
+    return folder / "labels"
+
+
+def fractions(values):
+    return " ".join(str(value) for value in (np.reshape(values, (-1, 2)) / (WIDTH, HEIGHT)).reshape(-1))
+
+
+SAME_SQUARE = {
+    "COCO polygon": lambda folder: write(folder, coco({"segmentation": [SQUARE]})),
+    "COCO runs": lambda folder: write(
+        folder, coco({"segmentation": {"size": [HEIGHT, WIDTH], "counts": runs_of(square_mask()).tolist()}})
+    ),
+    "COCO parts": lambda folder: write(
+        folder, coco({"segmentation": [[4, 6, 12, 6, 12, 10, 4, 10], [4, 10, 12, 10, 12, 16, 4, 16]]})
+    ),
+    "labelme polygon": lambda folder: write(folder, labelme({"points": pairs(SQUARE)})),
+    "labelme rectangle": lambda folder: write(
+        folder, labelme({"points": [[12, 6], [4, 16]], "shape_type": "rectangle"})
+    ),
+    "labelme mask": lambda folder: write(
+        folder,
+        labelme({"points": [[4, 6], [11, 15]], "shape_type": "mask", "mask": png(square_mask()[6:16, 4:12])}),
+    ),
+    "labelme group": lambda folder: write(
+        folder,
+        labelme(
+            {"points": pairs([4, 6, 12, 6, 12, 10, 4, 10]), "group_id": 2},
+            {"points": pairs([4, 10, 12, 10, 12, 16, 4, 16]), "group_id": 2},
+        ),
+    ),
+    "YOLO": lambda folder: yolo_folder(folder, f"1 {fractions(SQUARE)}\n\n"),
+}
+
+
+@pytest.mark.parametrize("kind", SAME_SQUARE)
+def test_every_format_draws_the_same_square(kind, tmp_path):
+    annotations = open_annotations(SAME_SQUARE[kind](tmp_path / "place"))
+    assert set(annotations.labels) <= {"cup", "mug"} and list(annotations.files())
+    drawn = draw(annotations)
+    np.testing.assert_array_equal(drawn.instance, np.where(square_mask(), 0, -1))
+    np.testing.assert_array_equal(drawn.semantic, np.where(square_mask(), CLASSES["mug"], -1))
+    assert drawn.notes == ["objects of mug"]
+    # A depth image of half the size, and of one and a half.
+    np.testing.assert_array_equal(draw(annotations, (12, 16)).instance >= 0, square_mask()[::2, ::2])
+    large = draw(annotations, (36, 48)).instance >= 0
+    assert large[9:24, 6:18].all() and large.sum() == 15 * 12
+
+
+def test_runs_are_those_of_cocos_own_program():
+    # Made by pycocotools 2.0.11 (`encode`) of a ring and one pixel.
+    letters = "01P44bL2N2N2N2O00000O2OGLN42LN51KN62JN62JN6:1N2N2N2Nh5"
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    mask = ((x - 14) ** 2 / 90 + (y - 11) ** 2 / 50 < 1) & ~((x - 16) ** 2 + (y - 12) ** 2 < 9)
+    mask[0, 0] = True
+    runs = read_runs({"size": [HEIGHT, WIDTH], "counts": letters}, (WIDTH, HEIGHT), "here")
+    np.testing.assert_array_equal(runs, runs_of(mask))
+
+
+def test_polygons_cover_the_pixels_that_cocos_own_program_gives_them(tmp_path):
+    # Pixels by column of pycocotools 2.0.11 (`frPyObjects`, `decode`), whose edges are rounded otherwise.
+    expected = [0, 0, 0, 0, 1, 4, 7, 11, 14, 17, 17, 17, 16, 16, 16, 15, 15, 15, 14, 15, 15, 12, 9, 5, 2, 0]
+    polygon = [4.2, 3.1, 20.7, 2.4, 25.0, 14.9, 9.6, 20.3]
+    found = draw(open_annotations(write(tmp_path, coco({"segmentation": [polygon]})))).instance >= 0
+    assert np.abs(found.sum(axis=0)[:26] - expected).max() <= 1 and abs(found.sum() - 253) <= 4
+
+
+def test_a_circle_has_its_area(tmp_path):
+    shape = {"points": [[16, 12], [16, 4]], "shape_type": "circle"}
+    found = draw(open_annotations(write(tmp_path, labelme(shape))), (240, 320)).instance >= 0
+    np.testing.assert_allclose(found.sum(), np.pi * 80**2, rtol=2e-3)
+
+
+def test_what_is_small_lies_on_what_is_large(tmp_path):
+    small, crowd = [6, 8, 8, 8, 8, 10, 6, 10], [20, 2, 26, 2, 26, 8, 20, 8]
+    path = write(
+        tmp_path,
+        coco(
+            {"segmentation": [small], "category_id": 1},
+            {"segmentation": [SQUARE]},
+            {"segmentation": [crowd], "iscrowd": 1},
+            {"segmentation": [[1.1, 1.1, 1.3, 1.1, 1.3, 1.3]]},
+            {"segmentation": [SQUARE]},
+            {"segmentation": [[28, 20, 33, 20, 33, 22, 28, 22]]},
+        ),
+    )
+    annotations = open_annotations(path)
+    assert annotations.labels == ["cup", "mug"]
+    drawn = draw(annotations)
+    assert (drawn.instance[8:10, 6:8] == 0).all() and (drawn.semantic[8:10, 6:8] == CLASSES["cup"]).all()
+    # Of two that are alike the later one is on top.
+    assert drawn.instance[6, 4] == 4 and (drawn.instance == 4).sum() == 80 - 4
+    assert (drawn.instance[2:8, 20:26] == -1).all() and (drawn.semantic[2:8, 20:26] == CLASSES["mug"]).all()
+    assert (drawn.instance[20:22, 28:] == 5).all()
+    assert sorted(drawn.notes) == [
+        "crowds of mug, without instances",
+        "objects of cup",
+        "objects of mug",
+        "objects of mug",
+        "objects smaller than a pixel of depth, left out",
+        "objects that others cover wholly, left out",
+        "objects that reach out of the image, cut off",
+    ]
+
+
+def test_an_image_without_objects_is_annotated(tmp_path):
+    for annotations in (
+        open_annotations(write(tmp_path / "a", coco())),
+        open_annotations(write(tmp_path / "b", labelme())),
+        open_annotations(yolo_folder(tmp_path / "c", "")),
+    ):
+        drawn = draw(annotations)
+        assert (drawn.instance == -1).all() and (drawn.semantic == -1).all() and not drawn.notes
+
+
+def test_names_of_a_file_are_the_only_ones(tmp_path):
+    path = write(tmp_path, coco({"segmentation": [SQUARE]}))
+    assert open_annotations(path, names={0: "mug", 1: "pen", 2: "cup"}).labels == ["mug", "pen", "cup"]
+    with pytest.raises(DataFileError, match=r"labels.json \(categories\[0\]\): is named 'mug'.*'cup'"):
+        open_annotations(path, names={0: "cup"})
+    path = write(tmp_path, labelme({"points": pairs(SQUARE)}), "shapes.json")
+    with pytest.raises(DataFileError, match=r"\(shapes\[0\]\): has the label 'mug'.*did you mean 'mugs'"):
+        open_annotations(path, names={0: "mugs"})
+
+
+BAD_COCO = {
+    "no lists": ({"images": []}, "has no list 'categories'"),
+    "box": (coco({"segmentation": []}), r"annotations\[0\]\): has the segmentation \[\]; expected.*a box is no mask"),
+    "outside": (
+        coco({"segmentation": [[40, 6, 52, 6, 52, 16]]}),
+        r"annotations\[0\]\).*outside of the image: x from 40 to 52.*pixels of 32x24",
+    ),
+    "odd": (coco({"segmentation": [[4, 6, 12, 6, 12]]}), r"\[0\]\): has a polygon of 5 numbers"),
+    "two corners": (coco({"segmentation": [[4, 6, 12, 6]]}), "polygon of 4 numbers; expected x and y of three"),
+    "words": (coco({"segmentation": [["a", 6, 12, 6, 1, 1]]}), "no list of numbers"),
+    "not finite": (coco({"segmentation": [[float("nan"), 6, 12, 6, 12, 16]]}), "polygon of 6 numbers"),
+    "image": (coco({"segmentation": [SQUARE], "image_id": 6}), r"annotations\[0\]\): is of image 6 and category 3"),
+    "category": (coco({"segmentation": [SQUARE], "category_id": 9}), "image 5 and category 9"),
+    "no name": (coco(categories=[{"id": 1, "name": " "}]), r"categories\[0\]\): is named ''"),
+    "name missing": (coco(categories=[{"id": 1}]), r"categories\[0\]\): has name None; expected text"),
+    "images twice": (coco(images=2 * coco()["images"]), r"images\[1\]\): has id 5, name 'color/10.jpg'"),
+    "no size": (coco(images=[{"id": 5, "file_name": "a"}]), r"images\[0\]\): has width None; expected a whole number"),
+    "runs' size": (
+        coco({"segmentation": {"size": [WIDTH, HEIGHT], "counts": [768]}}),
+        r"runs of size \[32, 24\]; expected \[24, 32\]",
+    ),
+    "runs' sum": (coco({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [700, 67]}}), "over 767 pixels"),
+    "runs' letters": (coco({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "0 "}}), "the letter ' '"),
+    "runs cut short": (coco({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "0P"}}), "cut short"),
+    "runs of words": (coco({"segmentation": {"size": [HEIGHT, WIDTH], "counts": ["a"]}}), "runs that are no numbers"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_COCO)
+def test_malformed_coco_is_refused_with_its_place(name, tmp_path):
+    content, message = BAD_COCO[name]
+    path = write(tmp_path, content)
+    with pytest.raises(DataFileError, match=message) as error:
+        open_annotations(path, "coco")
+    assert str(error.value).startswith(str(path))
+
+
+BAD_LABELME = {
+    "no shapes": ({"imagePath": "a"}, "has no list 'shapes'"),
+    "no size": (labelme(imageWidth=None), r"imageWidth and imageHeight \(None, 24\)"),
+    "no label": (labelme({"points": pairs(SQUARE), "label": ""}), r"shapes\[0\]\): has no label"),
+    "line": (labelme({"points": pairs(SQUARE), "shape_type": "linestrip"}), "is a linestrip; expected a polygon"),
+    "outside": (labelme({"points": pairs([-9, 6, 12, 6, 12, 16])}), r"shapes\[0\]\).*outside of the image: x from -9"),
+    "corners": (labelme({"points": pairs(SQUARE), "shape_type": "rectangle"}), r"shape \(4, 2\); expected \[2, 2\]"),
+    "words": (labelme({"points": [["a", 1]]}), "points that are no numbers"),
+    "mask outside": (
+        labelme({"points": [[30, 6], [37, 15]], "shape_type": "mask", "mask": png(square_mask()[6:16, 4:12])}),
+        r"mask of 8x10 at \(30, 6\), outside of 32x24",
+    ),
+    "mask's letters": (labelme({"points": [[0, 0], [1, 1]], "shape_type": "mask", "mask": "?"}), "not base64"),
+    "mask's picture": (
+        labelme({"points": [[0, 0], [1, 1]], "shape_type": "mask", "mask": "AAAA"}),
+        "no readable pict",
+    ),
+    "mask in a group": (
+        labelme(
+            {"points": pairs(SQUARE), "group_id": 1},
+            {"points": [[4, 6], [5, 7]], "shape_type": "mask", "mask": png(square_mask()[6:8, 4:6]), "group_id": 1},
+        ),
+        "mask in a group",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LABELME)
+def test_malformed_labelme_is_refused_with_its_place(name, tmp_path):
+    content, message = BAD_LABELME[name]
+    path = write(tmp_path, content)
+    with pytest.raises(DataFileError, match=message) as error:
+        open_annotations(tmp_path, "labelme")
+    assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1 0.5 0.5 0.1 0.1", r"10.txt \(line 2\): has a box"),
+        ("1 4 6 12 6 12 16", r"10.txt \(line 2\).*outside of the image.*fractions of its sides"),
+        ("2 0.1 0.1 0.2 0.1 0.2 0.2", r"\(line 2\): has the class 2; expected one of 0 to 1"),
+        ("mug 0.1 0.1 0.2 0.1 0.2 0.2", r"\(line 2\): invalid literal.*expected a class and numbers"),
+        ("1", r"\(line 2\): has a polygon of 0 numbers"),
+    ],
+)
+def test_malformed_yolo_is_refused_with_its_line(line, message, tmp_path):
+    with pytest.raises(DataFileError, match=message):
+        open_annotations(yolo_folder(tmp_path, f"0 {fractions(SQUARE)}\n{line}\n"))
+
+
+def test_yolo_needs_names(tmp_path):
+    folder = yolo_folder(tmp_path / "a" / "b", f"1 {fractions(SQUARE)}")
+    (folder.parent / "data.yaml").unlink()
+    with pytest.raises(DataFileError, match=r"has no names of classes \(data.yaml"):
+        open_annotations(folder)
+    assert open_annotations(folder, names={1: "mug", 0: "cup"}).labels == ["cup", "mug"]
+    # A list beside the labels is none of them.
+    (folder / "classes.txt").write_text("cup\nmug\n")
+    assert open_annotations(folder).names == ["train/10"]
+
+
+def test_the_format_is_told_by_what_is_there(tmp_path):
+    (tmp_path / "both").mkdir()
+    for name in ("a.json", "a.txt"):
+        (tmp_path / "both" / name).write_text("{}")
+    with pytest.raises(DataFileError, match=r"both .json and .txt"):
+        open_annotations(tmp_path / "both")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataFileError, match=r"neither .json nor .txt"):
+        open_annotations(tmp_path / "none")
+    with pytest.raises(DataFileError, match="no such file or folder"):
+        open_annotations(tmp_path / "nowhere.json")
+    with pytest.raises(ValueError, match="format is 'voc'"):
+        open_annotations(tmp_path / "both", "voc")
+    for kind in ("labelme", "yolo"):
+        (tmp_path / kind).mkdir()
+        with pytest.raises(DataFileError, match="has no"):
+            open_annotations(tmp_path / kind, kind)
+
+
+def test_two_files_of_labelme_are_not_of_one_image(tmp_path):
+    for name in ("a.json", "b.json"):
+        write(tmp_path, labelme(), name)
+    with pytest.raises(DataFileError, match=r"b.json: is of the image.*as is .*a.json"):
+        open_annotations(tmp_path)
+
+
+def test_labels_of_another_aspect_are_refused(tmp_path):
+    annotations = open_annotations(write(tmp_path, coco({"segmentation": [SQUARE]})))
+    with pytest.raises(DataFileError, match=r"color/10.jpg\): is of an image of 32x24.*colour is 40x24"):
+        annotations.draw("color/10.jpg", (40, 24), (HEIGHT, WIDTH), CLASSES)
+
+
+def test_resampling_takes_the_pixel_under_the_centre():
+    values = np.arange(6).reshape(2, 3)
+    np.testing.assert_array_equal(resample(values, (4, 6)), values.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(resample(values.repeat(3, 0).repeat(3, 1), (2, 3)), values)
