@@ -176,7 +176,7 @@ def depth_in_metres(values: np.ndarray, depth_scale: float | None, name: str) ->
             "metre of integer depth (1000 for millimetres, 5000 for TUM RGB-D), or floating-point metres"
         )
     if depth_scale is not None and not _is_positive(depth_scale):
-        raise ValueError(f"{name}: depth_scale is {depth_scale}; expected one positive number, the units per metre")
+        raise ValueError(f"{name}: depth_scale is {depth_scale}; expected positive units per metre, one number")
     none = saturated(values, name)
     if none is not None:
         values = np.where(none, values.dtype.type(0), values)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from .card import GRAVITY, PREFIX, gravity_table, summary_table, write_card
 from .folder import read_real_frames
@@ -58,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_checkpoint(measure)
     _add_results(measure)
+    measure.add_argument("--data", help="rendered frames to measure beside: folder, id, or 'sample'")
+    measure.add_argument("--split", default="val", help="of them (default: val)")
     measure.set_defaults(execute=measure_checkpoint)
 
     pictures = commands.add_parser(
@@ -128,10 +131,25 @@ def measure_checkpoint(arguments: argparse.Namespace) -> None:
         "versions": {name: version(name) for name in _PACKAGES},
         **measure(model.eval(), processor, frames),
     }
+    if arguments.data is not None:
+        result["rendered"] = _measure_rendered(model, processor, arguments.data, arguments.split)
     print(summary_table({arguments.name: result}))
     path = arguments.results / f"{PREFIX}{arguments.name}.json"
     write_json(path, result)
     print(f"-> {path}")
+
+
+def _measure_rendered(model, processor, data: str, split: str) -> dict[str, Any]:
+    """Class-agnostic AP on rendered frames, under their names as the real ones have them."""
+    from bifusion_hf.data.dataset import FrameDataset
+    from bifusion_hf.data.frames import load_frames
+    from bifusion_hf.evaluation.evaluator import evaluate_model
+    from bifusion_hf.evaluation.results import headline
+
+    dataset = FrameDataset(load_frames(data, split), processor)
+    found = headline(evaluate_model(model, processor, dataset, class_agnostic=True))
+    names = {"ap": "all_ap", "ap50": "all_ap_50%", "ap25": "all_ap_25%"}
+    return {"data": Path(data).name, "split": split, **{name: found[key] for name, key in names.items()}}
 
 
 def measure_up(arguments: argparse.Namespace) -> None:

@@ -11,6 +11,14 @@ from .measurement import CAMERA_UP, CONDITIONS, NO_POSE, TRUE_UP
 
 
 PREFIX, GRAVITY = "real_frames_", "gravity"
+# Results whose names begin so are no checkpoints to choose from: short trainings that differ in one thing, and the
+# points of one long training. Each kind has a table of its own.
+SERIES = {
+    "ablation": "What of the recipe helps: trainings of equal length and seed, from one checkpoint. `rooms` is the "
+    "recipe of the rooms; `colour`, `tilt` (with frames without a pose, and scale) and `world` (close-ups beside the "
+    "rooms, enlarged) each add one thing to it, `all` adds all.",
+    "curve": "What longer training brings: one training, at the update in the name.",
+}
 # Written by hand, taken into the card as they are: what the pictures show.
 NOTES_FILE = "notes.md"
 # Groups in the order of the tables; others follow by name.
@@ -41,8 +49,13 @@ def write_card(results: str | Path, output: str | Path) -> None:
     found = read_results(results)
     protocol = next(iter(found.values()))["protocol"]
     sections = [_INTRODUCTION.format(score=protocol["score_of_mean_iou"], draws=protocol["draws"])]
-    sections += [f"## {group}\n\n{group_table(found, group)}\n" for group in group_names(found)]
-    sections.append(f"## What the superpoints allow\n\n{ceiling_table(found)}\n")
+    whole = {name: result for name, result in found.items() if _series_of(name) is None}
+    sections += [f"## {group}\n\n{group_table(whole, group)}\n" for group in group_names(whole)]
+    sections.append(f"## What the superpoints allow\n\n{ceiling_table(whole)}\n")
+    for series, text in SERIES.items():
+        members = {name: result for name, result in sorted(found.items()) if _series_of(name) == series}
+        if members:
+            sections.append(f"## {series.capitalize()}\n\n{text}\n\n{series_table(members)}\n")
     gravity = Path(results) / f"{PREFIX}{GRAVITY}.json"
     if gravity.is_file():
         sections.append(f"## Up\n\n{gravity_table(json.loads(gravity.read_text(encoding='utf-8')))}\n")
@@ -87,6 +100,29 @@ def group_table(results: Mapping[str, Mapping[str, Any]], group: str) -> str:
             given = f"{condition} ({', '.join(f'{n} {up}' for up, n in sorted(values['up'][condition].items()))})"
             cells = [with_interval(values[condition][metric]) for metric in ("ap", "ap50", "ap25", "mean_iou")]
             rows.append([f"`{name}`", given, str(values["frames"]), str(values["objects"]), *cells])
+    return table(header, rows)
+
+
+def _series_of(name: str) -> str | None:
+    """The kind of series that a result belongs to, by its name."""
+    kind, underscore, _ = name.partition("_")
+    return kind if underscore and kind in SERIES else None
+
+
+def series_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line a training without a pose, and its rendered frames where they were measured."""
+    groups = group_names(results)
+    header = ["training", *(f"{group}: {what}" for group in groups for what in ("AP", "AP50", "mean IoU"))]
+    header += ["rendered: AP", "AP50"]
+    rows = []
+    for name, result in results.items():
+        cells = []
+        for group in groups:
+            values = result["groups"].get(group, {}).get(NO_POSE, {})
+            cells += [percent(values.get(metric, {}).get("value")) for metric in ("ap", "ap50", "mean_iou")]
+        rendered = result.get("rendered", {})
+        cells += [percent(rendered.get(metric)) for metric in ("ap", "ap50")]
+        rows.append([f"`{name.partition('_')[2]}`", *cells])
     return table(header, rows)
 
 

@@ -176,8 +176,10 @@ def test_measure_report_and_pictures_from_the_command_line(real_folder, tmp_path
     path = tmp_path / "results" / "real_frames_first.json"
     later = {**json.loads(path.read_text()), "measured": "2999-01-01T00:00:00Z"}
     (path.parent / "real_frames_a_second.json").write_text(json.dumps(later))
+    member = {**later, "rendered": {"data": "set", "split": "val", "ap": 0.125, "ap50": 0.25}}
+    (path.parent / "real_frames_ablation_part.json").write_text(json.dumps(member))
     found = card.read_results(tmp_path / "results")
-    assert list(found) == ["first", "a_second"]
+    assert list(found) == ["first", "a_second", "ablation_part"]
     assert 0 <= found["first"]["groups"]["rooms"][NO_POSE]["ap50"]["value"] <= 1
     assert found["first"]["protocol"]["min_points"] == 40
     assert "| rooms | first | 1 |" in capsys.readouterr().out
@@ -188,6 +190,9 @@ def test_measure_report_and_pictures_from_the_command_line(real_folder, tmp_path
     main(["gravity", *words[:2], "--results", str(tmp_path / "results")])
     main(["report", "--results", str(tmp_path / "results"), "--output", str(output)])
     text = output.read_text()
+    # A member of a series has a table of its own and stands in no other.
+    ablation, rest = text.partition("## Ablation")[2].partition("\n## ")[::2]
+    assert "| `part` |" in ablation and "12.5 | 25.0 |" in ablation and "`ablation_part`" not in rest
     assert "## rooms" in text and "## drawers" in text and "What the pictures show." in text
     assert "![first-unlabelled](first-unlabelled.jpg)" in text
     assert "| real, pose_gravity.txt | 2 |" in text and "| rendered | 32 |" in text
