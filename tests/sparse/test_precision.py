@@ -20,6 +20,7 @@ from bifusion_hf.sparse import (
 )
 from bifusion_hf.sparse.backends import compiled_backend
 from bifusion_hf.sparse.backends.kernel_library import KERNELS
+from bifusion_hf.sparse.backends.products import multiply_to_float32
 
 
 @pytest.fixture(params=["torch", "compiled"])
@@ -106,6 +107,22 @@ def test_sums_are_wider_than_what_is_summed(backend, dtype):
     assert (features.grad[inner] == 27 * 3 * 8).all()
     # The middle of the kernel has a pair in each of the 1000 voxels.
     assert (layer.kernel.grad[13] == 8000).all()
+
+
+def test_gradients_of_kernels_are_rounded_once():
+    """Not once for each of the torch backend's chunks."""
+    ones = torch.ones(1, 301, dtype=torch.bfloat16)
+    assert multiply_to_float32(ones, ones.T).dtype == torch.float32 and multiply_to_float32(ones, ones.T) == 301
+    grid = VoxelGrid(torch.cartesian_prod(torch.arange(1), *[torch.arange(15)] * 3), 1)
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(len(grid), 8, generator=generator).bfloat16() + 0.25 for _ in range(2)]
+    gradients = []
+    for dtype in (torch.float64, torch.bfloat16):
+        features, weights = (value.to(dtype) for value in values)
+        layer = convolution("torch", torch.zeros(27, 8, 8, dtype=dtype))
+        (layer(SparseTensor(features, grid)).features * weights).sum().backward()
+        gradients.append(layer.kernel.grad)
+    assert (gradients[0].bfloat16() != gradients[1]).float().mean() < 0.01
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

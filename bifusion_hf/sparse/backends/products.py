@@ -20,6 +20,17 @@ def multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return a @ b
 
 
+def multiply_to_float32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a [m, k] @ b [k, n] as `multiply`, but what 16-bit matrices give is never rounded to 16 bits: [m, n] float32."""
+    if a.dtype not in (torch.float16, torch.bfloat16):
+        return multiply(a, b)
+    # torch 2.8 and later; of CUDA alone.
+    if a.device.type == "cuda" and torch.version.cuda and hasattr(torch.ops.aten.mm, "dtype"):
+        return torch.mm(a, b, out_dtype=torch.float32)
+    # A product of two 16-bit numbers is exact in float32.
+    return multiply(a.float(), b.float())
+
+
 def _onednn_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
 

@@ -13,7 +13,7 @@ from ..gather_plan import GatherPlan, OffsetSet
 from ..kernel_maps import ConvolutionLayer, KernelMap, KernelMaps
 from ..voxels import VoxelGrid
 from .folding import convolve_folded, is_foldable
-from .products import multiply
+from .products import multiply, multiply_to_float32
 
 
 def convolve(features: torch.Tensor, kernel: torch.Tensor, grid: VoxelGrid, layer: ConvolutionLayer) -> torch.Tensor:
@@ -159,7 +159,7 @@ def _walk(
         if partners is not None:
             part = partners.index_select(0, chunk.rows)
             part = torch.nn.functional.pad(part, (0, 0, 0, len(gathered) - len(part))).T.contiguous()
-            _add_sums(sums, multiply(part, gathered), chunk.offsets, plan.is_single)
+            _add_sums(sums, multiply_to_float32(part, gathered), chunk.offsets, plan.is_single)
     if sums is not None and not plan.is_single:
         sums = sums.transpose(0, 1)
     return None if out is None else out.to(inputs.dtype), sums
@@ -170,7 +170,7 @@ def _add_sums(sums: torch.Tensor, product: torch.Tensor, offsets: OffsetSet, is_
     if is_single:
         sums[offsets.numbers[0]] += product
         return
-    product = product.view(len(product), len(offsets), -1).to(sums.dtype)
+    product = product.view(len(product), len(offsets), -1)
     if offsets.is_all:
         sums += product
     else:
