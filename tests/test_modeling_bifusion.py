@@ -10,7 +10,9 @@ from transformers import AutoModel, AutoModelForInstanceSegmentation
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionModel
 from bifusion_hf.data.collator import FrameFeatures
 from bifusion_hf.layers import encoder, frame_batch
+from bifusion_hf.layers.frame_batch import FORWARD_INPUTS, FrameBatch
 from bifusion_hf.layers.query_decoder import select_queries
+from bifusion_hf.sparse import voxelize
 
 
 FUSIONS = ["none", "lite_gate", "enhanced_gate", "residual"]
@@ -347,15 +349,39 @@ def test_sdpa_and_eager_agree(small_config, make_batch):
 
 def test_gradient_checkpointing_gives_the_same_gradients(small_config, make_batch):
     batch, seeds = make_batch(), torch.tensor([1, 2])
-    gradients = []
-    for checkpointing in (False, True):
+    gradients, buffers = [], []
+    for options in (None, {}, {"use_reentrant": True}):
         model = build(small_config("residual")).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable()
+        if options is not None:
+            model.gradient_checkpointing_enable(options or None)
         model(**batch, query_seeds=seeds).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+        buffers.append(dict(model.named_buffers()))
+    for others, statistics in zip(gradients[1:], buffers[1:], strict=True):
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(others[name], gradient, msg=name)
+        # What is computed twice counts once.
+        for name, buffer in buffers[0].items():
+            assert torch.equal(statistics[name], buffer), name
+
+
+def test_gradient_checkpointing_covers_the_unet(small_config, make_batch):
+    """A block of the U-Net keeps its input, and nothing of what is computed within."""
+    batch, sizes = make_batch(), []
+    for checkpointing in (False, True):
+        unet = build(small_config("none")).train()
+        if checkpointing:
+            unet.gradient_checkpointing_enable()
+        kept = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: kept.setdefault(tensor.data_ptr(), tensor), lambda tensor: tensor
+        ):
+            frames = FrameBatch(**{name: batch[name] for name in FORWARD_INPUTS})
+            grid = voxelize(frames.real(frames.points), frames.sample, 0.05, frames.batch_size)
+            unet.model.encoder.point_encoder(grid.mean(frames.real(frames.point_colors)), grid)
+        # Features of voxels; the kernels are kept either way.
+        sizes.append(sum(tensor.numel() for tensor in kept.values() if tensor.ndim == 2))
+    assert sizes[1] < 0.6 * sizes[0]
 
 
 BAD_INPUTS = {

@@ -4,6 +4,9 @@ Res16UNet is the residual U-Net of MinkowskiNet (Choy et al., "4D Spatio-Tempora
 default `BiFusionPointConfig` it is the Res16UNet34C that Mask3D, OneFormer3D and ESAM use.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import torch
 from torch import nn
 
@@ -21,7 +24,12 @@ from .frame_memory import FrameAdapter, FrameMemory, remember
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3x3 convolutions with a shortcut, which is a 1x1x1 convolution where the width changes."""
+    """Two 3x3x3 convolutions with a shortcut, which is a 1x1x1 convolution where the width changes.
+
+    With `gradient_checkpointing`, which transformers switches, it keeps only its input for the backward pass.
+    """
+
+    gradient_checkpointing = False
 
     def __init__(self, in_channels: int, out_channels: int, config: BiFusionPointConfig):
         super().__init__()
@@ -36,11 +44,47 @@ class ResidualBlock(nn.Module):
             self.shortcut_norm = VoxelBatchNorm(out_channels, eps=eps, momentum=config.batch_norm_momentum)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
+        if self.gradient_checkpointing and self.training:
+            return x.replace(self._gradient_checkpointing_func(_Recomputable(self, x), x.features))
+        return self.compute(x)
+
+    def compute(self, x: SparseTensor) -> SparseTensor:
+        """What `forward` gives, with everything kept that gradients need."""
         shortcut = x.features
         if self.shortcut_conv is not None:
             shortcut = convolve_normalized(self.shortcut_conv, self.shortcut_norm, x, is_rectified=False).features
         x = convolve_normalized(self.conv1, self.norm1, x)
         return convolve_normalized(self.conv2, self.norm2, x, shortcut)
+
+
+class _Recomputable:
+    """A block as a function of its input's features, which the backward pass may ask a second time.
+
+    The second time leaves the running statistics as they are: the batch has been counted.
+    """
+
+    def __init__(self, block: ResidualBlock, x: SparseTensor):
+        self.block, self.x = block, x
+        self.has_run = False
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        statistics = _statistics_apart(self.block) if self.has_run else nullcontext()
+        self.has_run = True
+        with statistics:
+            return self.block.compute(self.x.replace(features)).features
+
+
+@contextmanager
+def _statistics_apart(module: nn.Module) -> Iterator[None]:
+    """Buffers that are changed meanwhile are copies."""
+    kept = [(part, dict(part._buffers)) for part in module.modules()]
+    for part, buffers in kept:
+        part._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in buffers.items()}
+    try:
+        yield
+    finally:
+        for part, buffers in kept:
+            part._buffers = buffers
 
 
 class Res16UNet(nn.Module):
