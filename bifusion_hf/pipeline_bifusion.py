@@ -144,9 +144,15 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         """The processor's batch of samples, and their `frames`."""
         return {**self.processor.collate(samples), "frames": [sample["frame"] for sample in samples]}
 
-    def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
-        inputs = {name: batch[name] for name in FORWARD_INPUTS if name in batch}
-        return {"outputs": self.model(**inputs), "batch": batch}
+    def forward(self, batch: dict[str, Any], **forward_params) -> dict[str, Any]:
+        """The outputs for a batch, where the network is: masks are chosen there, and only what is found comes back."""
+        with self.device_placement(), self.get_inference_context()():
+            inputs = {name: batch[name] for name in FORWARD_INPUTS if name in batch}
+            inputs = self._ensure_tensor_on_device(inputs, device=self.device)
+            return {"outputs": self._forward(inputs, **forward_params), "batch": batch}
+
+    def _forward(self, inputs: dict[str, Any]) -> Any:
+        return self.model(**inputs)
 
     def postprocess(
         self,

@@ -96,9 +96,9 @@ def select_instances(
     scores = scores * (soft * inside).sum(dim=1) / (inside.sum(dim=1) + 1e-6)
     scores, rows = matrix_nms(soft, labels, scores, kernel=nms_kernel, sigma=nms_sigma)
     masks = soft[rows] > mask_threshold
-    keep = (scores > threshold) & (masks.sum(dim=1) > min_points)
-    rows = rows[keep]
-    return {"scores": scores[keep], "labels": labels[rows], "masks": masks[keep], "queries": queries[rows]}
+    kept = ((scores > threshold) & (masks.sum(dim=1) > min_points)).nonzero().squeeze(1)
+    rows = rows[kept]
+    return {"scores": scores[kept], "labels": labels[rows], "masks": masks[kept], "queries": queries[rows]}
 
 
 def _superpoint_majority(masks: torch.Tensor, superpoint_ids: torch.Tensor, num_superpoints: int) -> torch.Tensor:

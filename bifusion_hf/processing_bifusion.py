@@ -477,10 +477,11 @@ class BiFusionProcessor(ProcessorMixin):
             "part_gap": self.part_gap if part_gap is None else part_gap,
         }
         check_fraction("name_threshold", name_threshold)
+        queries = [mask.nonzero().squeeze(1) for mask in outputs.query_mask]
         results = [
             instances_of_frame(
-                outputs.class_queries_logits[index][outputs.query_mask[index]],
-                outputs.masks_queries_logits[index][outputs.query_mask[index]],
+                outputs.class_queries_logits[index].index_select(0, queries[index]),
+                outputs.masks_queries_logits[index].index_select(0, queries[index]),
                 frame,
                 names,
                 **settings,

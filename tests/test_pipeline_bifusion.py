@@ -1,3 +1,5 @@
+import contextlib
+import copy
 import io
 import json
 from dataclasses import replace
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from frame_factory import make_frame
+from launch_counter import DEVICE, LaunchCounter, move
 from PIL import Image
 from transformers import AutoProcessor, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -89,6 +92,32 @@ def test_a_frame_gives_what_processor_and_model_give(segmenter, model, processor
     segment = result["segments_info"][-1]
     inside = positions[result["point_masks"][segment["id"]]]
     np.testing.assert_allclose(segment["box_3d"], bounding_box(inside), atol=1e-5)
+
+
+def test_on_a_gpu_only_what_is_found_comes_back(model, processor, frame, monkeypatch):
+    settings = {"threshold": 0.0, "min_points": 0, "part_gap": 0.0}
+    expected = pipeline(TASK, model=model, processor=processor, device="cpu")(frame, **settings)
+    segmenter = pipeline(TASK, model=copy.deepcopy(model), processor=processor, device="cpu")
+    # What transformers asks of a real device.
+    monkeypatch.setattr(segmenter, "device", DEVICE)
+    monkeypatch.setattr(segmenter, "device_placement", contextlib.nullcontext)
+    monkeypatch.setattr(segmenter, "get_inference_context", lambda: torch.no_grad)
+    batch = segmenter.collate([segmenter.preprocess(frame)])
+    with LaunchCounter():
+        move(segmenter.model)
+        outputs = segmenter.forward(batch)
+        assert outputs["batch"] is batch and batch["superpoint_maps"][0].device.type == "cpu"
+        logits = outputs["outputs"].masks_queries_logits
+        assert logits.device == DEVICE
+        with LaunchCounter() as counter:
+            (result,) = segmenter.postprocess(outputs, **settings)
+    found = result["point_masks"].nbytes + sum(result[name].nbytes for name in ("scores", "labels", "queries"))
+    assert counter.bytes_to_host == found and counter.waits.total() <= 6
+    assert len(result["scores"]) > 0
+    assert_equal_results(
+        {**result, "scores": result["scores"].round(4), "segments_info": 0},
+        {**expected, "scores": expected["scores"].round(4), "segments_info": 0},
+    )
 
 
 def test_kinds_of_input_are_alike(segmenter, frame, tmp_path):

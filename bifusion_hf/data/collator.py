@@ -12,6 +12,8 @@ from .frames import RGBDFrame
 
 
 Sample = dict[str, Any]
+# What post-processing alone reads: it stays where it is when a batch goes to the network.
+HOST_ENTRIES = ("point_offsets", "point_rotations", "point_scales", "pixel_indices", "superpoint_maps")
 # What a network in half precision takes in half precision.
 _CAST = ("point_colors", "pixel_values")
 

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from ..data.collator import HOST_ENTRIES
 from ..data.mixture import Mixture, shuffled
 from ..recipe.arguments import DataArguments
 from ..stopping import leave_interrupts_to_the_parent
@@ -243,10 +244,15 @@ def train_batches(
         "pin_memory": accelerator.device.type == "cuda",
     }
     loader = build_loader(dataset, sampler, batch_size, **options)
-    if sampler is None:
+    if sampler is not None:
         # Each process reads its own shards of a stream; Accelerate would shard or dispatch them once more.
-        return (send_to_device(batch, accelerator.device) for batch in loader)
-    return iter(accelerator.prepare_data_loader(loader))
+        loader = accelerator.prepare_data_loader(loader, device_placement=False)
+    return (to_device(batch, accelerator.device) for batch in loader)
+
+
+def to_device(batch: dict[str, Any] | None, device: torch.device) -> dict[str, Any] | None:
+    """The batch with what training reads on a device; from pinned memory the host does not wait for the copy."""
+    return send_to_device(batch, device, non_blocking=True, skip_keys=list(HOST_ENTRIES))
 
 
 def take_window(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device, set_seed
+from accelerate.utils import gather_object, set_seed
 from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -29,6 +29,7 @@ from .data_loading import (
     check_readers,
     stream_readers,
     take_window,
+    to_device,
     train_batches,
     updates_per_epoch,
 )
@@ -250,7 +251,9 @@ class BiFusionTrainer:
         audited = self._is_audited(update)
         sums: dict[str, torch.Tensor] = {}
         self.guard.remember()
-        loss_counts = {name: torch.tensor(count, device=self.accelerator.device) for name, count in counts.items()}
+        # One transfer for all of them.
+        loss_counts = torch.tensor(list(counts.values()), device=self.accelerator.device).unbind()
+        loss_counts = dict(zip(counts, loss_counts, strict=True))
         for batch in window:
             last = batch is window[-1]
             try:
@@ -490,7 +493,7 @@ class BiFusionTrainer:
         try:
             with preserved_buffers(self.network):
                 with self.accelerator.autocast():
-                    outputs = self.network(**self._inputs(send_to_device(batch, self.accelerator.device)))
+                    outputs = self.network(**self._inputs(to_device(batch, self.accelerator.device)))
                 outputs.loss.backward()
         finally:
             self.network.zero_grad()

@@ -1,9 +1,16 @@
 import datasets
 import pytest
 import torch
+from launch_counter import DEVICE, LaunchCounter
 
 from bifusion_hf.data.mixture import Mixture
-from bifusion_hf.training.data_loading import StreamedFrames, UpdateSampler, build_loader, updates_per_epoch
+from bifusion_hf.training.data_loading import (
+    StreamedFrames,
+    UpdateSampler,
+    build_loader,
+    to_device,
+    updates_per_epoch,
+)
 
 
 def test_every_update_is_a_slice_of_its_epochs_permutation():
@@ -110,3 +117,21 @@ def test_a_stream_with_too_few_shards_is_refused(stream):
     data = StreamedFrames(stream, prepare, 2, num_processes=8)
     with pytest.raises(ValueError, match="4 shards for 8 readers"):
         next(iter(data))
+
+
+def test_a_batch_goes_to_the_device_without_waiting_and_without_what_training_does_not_read():
+    batch = {
+        "points": torch.rand(2, 5, 3),
+        "mask_labels": [torch.ones(3, 5, dtype=torch.bool), torch.ones(1, 5, dtype=torch.bool)],
+        "superpoint_maps": [torch.zeros(4, 6), None],
+        "pixel_indices": torch.zeros(2, 5),
+        "frame_ids": ["a", "b"],
+    }
+    with LaunchCounter() as counter:
+        sent = to_device(batch, DEVICE)
+        assert to_device(None, DEVICE) is None
+    assert counter.waits.total() == 0 and counter.launches.total() == 3
+    assert list(sent) == list(batch)
+    assert sent["points"].device == DEVICE and all(mask.device == DEVICE for mask in sent["mask_labels"])
+    for name in ("superpoint_maps", "pixel_indices", "frame_ids"):
+        assert sent[name] is batch[name] or sent[name] == batch[name]
