@@ -53,9 +53,14 @@ class FrameBatch:
         return superpoints_present(self.superpoint_ids, self.point_mask)
 
     @cached_property
+    def _places(self) -> Tensor:
+        """The place of each real point in the flattened batch, int64 [P]; found once, a GPU's host waits for it."""
+        return self.point_mask.flatten().nonzero().squeeze(1)
+
+    @cached_property
     def sample(self) -> Tensor:
         """The sample of each real point, int64 [P]."""
-        return self.point_mask.nonzero(as_tuple=True)[0]
+        return self._places.div(self.point_mask.shape[1], rounding_mode="floor")
 
     @cached_property
     def point_superpoints(self) -> Tensor:
@@ -64,13 +69,12 @@ class FrameBatch:
 
     def real(self, values: Tensor) -> Tensor:
         """The real points' rows of [B, N, ...]: [P, ...]."""
-        return values[self.point_mask]
+        return values.flatten(0, 1).index_select(0, self._places)
 
     def pad(self, rows: Tensor) -> Tensor:
         """Rows of the real points [P, C] to [B, N, C], 0 at padding."""
-        padded = rows.new_zeros(*self.point_mask.shape, rows.shape[1])
-        padded[self.point_mask] = rows
-        return padded
+        padded = rows.new_zeros(self.point_mask.numel(), rows.shape[1]).index_copy_(0, self._places, rows)
+        return padded.unflatten(0, self.point_mask.shape)
 
     def to(self, device: torch.device, **kwargs) -> "FrameBatch":
         """The batch on a device; `kwargs` as in `torch.Tensor.to`."""
@@ -148,14 +152,20 @@ def superpoints_present(superpoint_ids: Tensor, point_mask: Tensor) -> Tensor:
         ValueError: A sample without points, a real point without a superpoint, or a superpoint without points.
     """
     ids = torch.where(point_mask, superpoint_ids, -1)
-    if not bool(point_mask.any(dim=1).all()):
-        empty = (~point_mask.any(dim=1)).nonzero().flatten().tolist()
+    # All that is to be known in one transfer: sums over samples, as numbers of one row. No id reaches N without a gap.
+    longest = point_mask.shape[1]
+    present = ids.new_zeros(len(ids), longest + 2, dtype=torch.bool)
+    present.scatter_(1, (ids + 1).clamp(0, longest + 1), True)
+    is_empty = ~point_mask.any(dim=1)
+    is_negative = ((superpoint_ids < 0) & point_mask).any(dim=1)
+    highest = ids.amax(dim=1)
+    has_gap = highest + 1 != present[:, 1:].sum(dim=1)
+    facts = torch.stack([is_empty.long(), is_negative.long(), has_gap.long(), highest]).tolist()
+    empty, negative, gaps = ([sample for sample, is_so in enumerate(row) if is_so] for row in facts[:3])
+    if empty:
         raise ValueError(f"point_mask has no point in samples {empty}")
-    if bool((ids < 0)[point_mask].any()):
+    if negative:
         raise ValueError("superpoint_ids is negative at a real point")
-    present = ids.new_zeros(len(ids), int(ids.max()) + 2, dtype=torch.bool).scatter_(1, ids + 1, True)[:, 1:]
-    counts = present.sum(dim=1)
-    gaps = (ids.amax(dim=1) + 1 != counts).nonzero().flatten().tolist()
     if gaps:
         raise ValueError(f"superpoint_ids of samples {gaps} have gaps; expected 0..S-1, each with a point")
-    return present
+    return present[:, 1 : max(facts[3]) + 2]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from ..sparse import SparseTensor, SubmanifoldConv3d, VoxelBatchNorm, VoxelGrid, convolve_normalized
+from ..sparse import SparseTensor, SubmanifoldConv3d, VoxelBatchNorm, VoxelGrid, convolve_normalized, take_rows
 from .reductions import sample_mean
 
 
@@ -87,7 +87,7 @@ class FrameAdapter(nn.Module):
         near = convolve_normalized(self.conv_near, self.norm_near, seen).features
         far = convolve_normalized(self.conv_far, self.norm_far, seen).features
         sample = seen.grid.coordinates[:, 0].long()
-        mean = sample_mean(seen.features, sample, seen.grid.batch_size)[sample]
+        mean = take_rows(sample_mean(seen.features, sample, seen.grid.batch_size), sample)
         mixed = seen.replace(torch.cat([near, far, mean], dim=1))
         if around is None:
             return convolve_normalized(self.conv_mix, self.norm_mix, mixed, shortcut=x.features)

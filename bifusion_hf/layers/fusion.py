@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from ..sparse import VoxelGrid, radius_neighbors
+from ..sparse import VoxelGrid, count_rows, radius_neighbors, sum_rows, take_rows
+from .eigen import smallest_eigenpair
 from .reductions import sample_mean
 
 
@@ -97,7 +98,7 @@ def _logit_head(in_features: int) -> nn.Sequential:
 
 def neighbor_mean(features: torch.Tensor, row: torch.Tensor, neighbor: torch.Tensor) -> torch.Tensor:
     """Mean of the neighbours' features: [V, C] and pairs (row ascending) to [V, C]; 0 without neighbours."""
-    counts = torch.bincount(row, minlength=len(features))
+    counts = count_rows(row, len(features))
     starts = counts.cumsum(0) - counts
     # embedding_bag sums rows as it reads them; it knows no half precision on every device.
     precision = torch.promote_types(features.dtype, torch.float32)
@@ -120,18 +121,21 @@ def surface_shape(positions: torch.Tensor, row: torch.Tensor, neighbor: torch.Te
     """
     difference = positions[neighbor] - positions[row]
     products = (difference.unsqueeze(2) * difference.unsqueeze(1)).flatten(1)
-    count = torch.bincount(row, minlength=len(positions))
-    moments = positions.new_zeros(len(positions), 9).index_add_(0, row, products)
-    mean = positions.new_zeros(len(positions), 3).index_add_(0, row, difference)
+    count = count_rows(row, len(positions))
+    moments = sum_rows(products, row, len(positions))
+    mean = sum_rows(difference, row, len(positions))
     divisor = (count + 1).unsqueeze(1).to(positions.dtype)  # the voxel itself counts too, with difference 0
     mean = mean / divisor
     covariance = (moments / divisor).unflatten(1, (3, 3)) - mean.unsqueeze(2) * mean.unsqueeze(1)
-    values, vectors = torch.linalg.eigh(covariance)
-    normal = vectors[:, :, 0]
+    value, normal = smallest_eigenpair(covariance)
     normal = torch.where(normal[:, 2:] < 0, -normal, normal)
-    variation = values[:, :1].clamp(min=0) / values.sum(dim=1, keepdim=True).clamp(min=1e-12)
-    shape = torch.cat([normal, variation], dim=1)
-    return torch.where((count >= 3).unsqueeze(1), shape, shape.new_tensor([0, 0, 1, 1 / 3]))
+    total = covariance.diagonal(dim1=1, dim2=2).double().sum(dim=1)
+    variation = value.clamp(min=0) / total.clamp(min=1e-12)
+    has_shape = count >= 3
+    upright = torch.nn.functional.pad(has_shape.new_ones(len(normal), 1), (2, 0)).to(normal.dtype)
+    normal = torch.where(has_shape.unsqueeze(1), normal, upright)
+    variation = torch.where(has_shape, variation, 1 / 3)
+    return torch.cat([normal, variation.unsqueeze(1)], dim=1).to(positions.dtype)
 
 
 class SqueezeExcite(nn.Module):
@@ -155,7 +159,7 @@ class SqueezeExcite(nn.Module):
         """[P, C] to [P, C]."""
         mean = sample_mean(features, sample, batch_size)
         weights = torch.sigmoid(self.excite(torch.relu(self.squeeze(mean))))
-        return features * weights[sample]
+        return features * take_rows(weights, sample)
 
 
 class Fusion(nn.Module):

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from ..sparse import take_rows
+
 
 def sample_tokens(
     tokens: torch.Tensor, point_pixels: torch.Tensor, shift: tuple[float, float] = (0.0, 0.0)
@@ -29,12 +31,41 @@ def sample_tokens(
     # Half precision cannot tell neighbouring pixels apart.
     precision = torch.promote_types(tokens.dtype, torch.float32)
     height, width = tokens.shape[-2:]
-    offset = torch.tensor([shift[1] / width, shift[0] / height], dtype=precision, device=tokens.device)
-    grid = (2 * (point_pixels.to(precision) + offset) - 1).unsqueeze(2)  # [B, N, 1, 2]
+    x, y = point_pixels.to(precision).unbind(2)
+    places = torch.stack([2 * (x + shift[1] / width) - 1, 2 * (y + shift[0] / height) - 1], dim=2)
+    if tokens.device.type != "cpu" and torch.are_deterministic_algorithms_enabled():
+        # grid_sample has no gradient there that is the same every time.
+        return _sample_by_rows(tokens.to(precision), places).to(tokens.dtype)
     sampled = nn.functional.grid_sample(
-        tokens.to(precision), grid, mode="bilinear", padding_mode="border", align_corners=False
+        tokens.to(precision), places.unsqueeze(2), mode="bilinear", padding_mode="border", align_corners=False
     )
     return sampled.squeeze(3).transpose(1, 2).to(tokens.dtype)
+
+
+def _sample_by_rows(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """What `grid_sample` does for `sample_tokens`, as four weighted tokens a point.
+
+    Args:
+        tokens: [B, C, h, w].
+        places: [B, N, 2] (x, y), -1 and 1 at the map's borders.
+
+    Returns:
+        [B, N, C].
+    """
+    batch_size, _, height, width = tokens.shape
+    rows = tokens.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, C]
+    samples = torch.arange(batch_size, device=tokens.device).unsqueeze(1)
+    corners = []
+    for place, size in zip(places.unbind(2), (width, height), strict=True):
+        at = (((place + 1) * size - 1) / 2).clamp(0, size - 1)
+        low = at.detach().floor().clamp(max=max(size - 2, 0))
+        corners.append(((low.long(), 1 - (at - low)), ((low.long() + 1).clamp(max=size - 1), at - low)))
+    return sum(
+        take_rows(rows, ((samples * height + row) * width + column).flatten()).unflatten(0, places.shape[:2])
+        * (row_weight * column_weight).unsqueeze(2)
+        for row, row_weight in corners[1]
+        for column, column_weight in corners[0]
+    )
 
 
 class GeometricEncoding(nn.Module):
@@ -91,7 +122,7 @@ class GeometricEncoding(nn.Module):
         height = (points[:, 2:] - low[sample, 2:]) / per_point
         nyquist = math.pi * diagonal / self.voxel_size
         frequencies = nyquist * torch.tanh(self.log_frequencies.to(points.dtype).exp() / nyquist)  # [B, F]
-        waves = (position.unsqueeze(2) * frequencies[sample].unsqueeze(1)).flatten(1)  # [P, 3 F]
+        waves = (position.unsqueeze(2) * take_rows(frequencies, sample).unsqueeze(1)).flatten(1)  # [P, 3 F]
         rotation = camera_rotations.to(points.dtype).flatten(1)[sample]
         return torch.cat([position, box[sample], rotation, height, waves.sin(), waves.cos()], dim=1)
 

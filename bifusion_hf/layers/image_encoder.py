@@ -1,11 +1,14 @@
 """The image branch: a vision tower, and the head that projects its tokens."""
 
 import inspect
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModel
 
 from ..configuration_bifusion import BiFusionConfig, tower_width
@@ -45,6 +48,54 @@ class ProjectionHead2D(nn.Module):
 def _is_required(parameter: inspect.Parameter) -> bool:
     variadic = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return parameter.default is inspect.Parameter.empty and not variadic
+
+
+class _ResizingByProducts(TorchFunctionMode):
+    """`nn.functional.interpolate` of maps as two matrix products, whose gradient is the same every time."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is nn.functional.interpolate:
+            return resize_by_products(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _resizing(device: torch.device) -> AbstractContextManager:
+    """How towers interpolate their position tables on a device."""
+    if device.type == "cpu" or not (torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled()):
+        return nullcontext()
+    return _ResizingByProducts()
+
+
+def resize_by_products(
+    values: torch.Tensor,
+    size: int | Sequence[int] | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """`nn.functional.interpolate` of [B, C, h, w], which is one linear map for the rows and one for the columns.
+
+    Args:
+        values: [B, C, h, w].
+        size: (rows, columns) of the result; a number stands for both.
+        scale_factor: As an alternative, likewise.
+        options: `mode` and others, which hold for both axes.
+    """
+    result = values
+    for index, axis in enumerate((2, 3)):
+        length = values.shape[axis]
+        wanted = {
+            name: (value[index] if isinstance(value, Sequence) else value, unchanged)
+            for name, value, unchanged in (("size", size, 2), ("scale_factor", scale_factor, 1))
+            if value is not None
+        }
+        # Channel i is a map of two columns of which the i-th pixels alone are 1: [1, length, length, 2]. (Of a single
+        # column, torch's antialiasing on a CPU takes channels for pixels.)
+        pixels = torch.eye(length, dtype=values.dtype, device=values.device)[None, :, :, None].repeat(1, 1, 1, 2)
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            matrix = nn.functional.interpolate(pixels, **wanted, **options)[0, :, :, 0]  # [length, result]
+        result = (result.transpose(axis, 3) @ matrix).transpose(axis, 3)
+    return result
 
 
 class _PositionTable:
@@ -151,7 +202,8 @@ class ImageEncoder(nn.Module):
             )
         if self._interpolates:
             kwargs["interpolate_pos_encoding"] = True
-        outputs = self.vision_model(pixel_values, return_dict=True, **kwargs)
+        with _resizing(pixel_values.device):
+            outputs = self.vision_model(pixel_values, return_dict=True, **kwargs)
         rows, columns = height // self.patch_size[0], width // self.patch_size[1]
         features = outputs.last_hidden_state
         is_map = features.ndim == 4

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import initialization as init
 
 from ..configuration_bifusion import BiFusionConfig
-from ..sparse import VoxelGrid
+from ..sparse import VoxelGrid, count_rows, take_rows
 from .attention import MultiHeadAttention
 from .reductions import sample_mean
 
@@ -100,15 +100,15 @@ class TinySA3D(_TinySA):
         cells = torch.cat([cells[:, :1], cells[:, 1:].div(token_grid.stride, rounding_mode="floor")], dim=1)
         for index, layer in enumerate(self.layers):
             tokens = self._attend(layer, tokens, cells, shift=index * (self.window // 2))
-        return features + self.out(tokens)[token_of_voxel]
+        return features + take_rows(self.out(tokens), token_of_voxel)
 
     def _attend(self, layer: nn.Module, tokens: torch.Tensor, cells: torch.Tensor, shift: int) -> torch.Tensor:
         shifted = cells[:, 1:] + shift
         corner = shifted.div(self.window, rounding_mode="floor")
         inside = (shifted - corner * self.window).to(tokens.dtype) / self.window - 0.5
-        windows = torch.unique(torch.cat([cells[:, :1], corner], dim=1), dim=0, return_inverse=True)[1]
+        corners, windows = torch.unique(torch.cat([cells[:, :1], corner], dim=1), dim=0, return_inverse=True)
         order = torch.argsort(windows, stable=True)
-        sizes = torch.bincount(windows)
+        sizes = count_rows(windows, len(corners))
         place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[windows[order]]
         real = torch.arange(int(sizes.max()), device=order.device) < sizes.unsqueeze(1)
         padded = tokens.new_zeros(*real.shape, tokens.shape[1])

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_bifusion import BiFusionConfig
+from ..sparse import count_rows, sum_rows
 from .attention import MultiHeadAttention
 from .frame_batch import FrameBatch
 from .reductions import sample_mean
@@ -207,13 +208,15 @@ def select_queries(
     Returns:
         int64 [B, Q], ascending, -1 = padding.
     """
+    if min_fraction is None:
+        # Real superpoints come first, and take the width of the largest sample.
+        places = torch.arange(superpoint_mask.shape[1], device=superpoint_mask.device)
+        return torch.where(superpoint_mask, places, -1)
     counts = superpoint_mask.sum(dim=1).tolist()
+    seeds = [None] * len(counts) if seeds is None else seeds.tolist()
     chosen = []
     for index, count in enumerate(counts):
-        if min_fraction is None:
-            chosen.append(torch.arange(count))
-            continue
-        generator = None if seeds is None else torch.Generator().manual_seed(int(seeds[index]))
+        generator = None if seeds[index] is None else torch.Generator().manual_seed(seeds[index])
         fraction = min_fraction + (1 - min_fraction) * torch.rand((), generator=generator).item()
         kept = torch.randperm(count, generator=generator)[: math.ceil(fraction * count)]
         chosen.append(kept.sort().values)
@@ -238,6 +241,6 @@ def blocked_share(blocked: torch.Tensor, point_weights: torch.Tensor, frames: Fr
     weights = frames.real(point_weights)
     weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
     rows = frames.real(blocked.transpose(1, 2)) * weights
-    total = rows.new_zeros(num_groups, rows.shape[1]).index_add_(0, index, rows)
-    count = torch.bincount(index, minlength=num_groups).clamp(min=1).unsqueeze(1)
+    total = sum_rows(rows, index, num_groups)
+    count = count_rows(index, num_groups).clamp(min=1).unsqueeze(1)
     return (total / count.to(total.dtype)).unflatten(0, (batch_size, num_superpoints)).transpose(1, 2)

@@ -6,6 +6,8 @@ After the geometry-aware pooling of ESAM (Xu et al., "EmbodiedSAM", ICLR 2025).
 import torch
 from torch import nn
 
+from ..sparse import count_rows, sum_rows, take_rows
+
 
 class SuperpointPooling(nn.Module):
     """Weighted mean of the points' features plus a shape descriptor of the superpoint.
@@ -40,22 +42,22 @@ class SuperpointPooling(nn.Module):
             [P, 1] in (0, 2).
         """
         index = superpoints.unsqueeze(1)
-        count = torch.bincount(superpoints, minlength=num_superpoints).clamp(min=1).unsqueeze(1)
+        count = count_rows(superpoints, num_superpoints).clamp(min=1).unsqueeze(1)
         zeros = points.new_zeros(num_superpoints, 3)
-        mean = zeros.index_add(0, superpoints, points) / count.to(points.dtype)
+        mean = sum_rows(points, superpoints, num_superpoints) / count.to(points.dtype)
         low = zeros.scatter_reduce(0, index.expand_as(points), points, "amin", include_self=False)
         high = zeros.scatter_reduce(0, index.expand_as(points), points, "amax", include_self=False)
         extent = (high - low).amax(dim=1, keepdim=True)  # [S, 1]
-        relative = (points - mean[superpoints]) / (extent[superpoints] + 1e-2)
+        relative = (points - take_rows(mean, superpoints)) / (take_rows(extent, superpoints) + 1e-2)
 
         shape = torch.relu(self.shape_in_norm(self.shape_in(relative.to(features.dtype))))
         shape = self.shape_out_norm(self.shape_out(shape))  # [P, C]
         superpoint_shape = shape.new_zeros(num_superpoints, shape.shape[1]).scatter_reduce(
             0, index.expand_as(shape), shape, "amax", include_self=False
         )
-        weight = torch.cat([shape, superpoint_shape[superpoints]], dim=1)
+        weight = torch.cat([shape, take_rows(superpoint_shape, superpoints)], dim=1)
         weight = 2 * torch.sigmoid(self.weight_out(torch.relu(self.weight_in_norm(self.weight_in(weight)))))
         # Half precision cannot sum the thousands of points of a wall.
         weighted = (weight * features).to(torch.promote_types(features.dtype, torch.float32))
-        pooled = weighted.new_zeros(num_superpoints, features.shape[1]).index_add(0, superpoints, weighted)
+        pooled = sum_rows(weighted, superpoints, num_superpoints)
         return (pooled / count.to(pooled.dtype)).to(features.dtype) + superpoint_shape, weight

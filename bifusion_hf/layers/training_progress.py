@@ -32,8 +32,9 @@ class TrainingProgress(nn.Module):
 
     def fraction(self) -> float | None:
         """Fraction of the updates done, or None where nobody said."""
-        update = self.update.item()
-        return None if update < 0 else update / max(self.total.item(), 1)
+        # One transfer for both.
+        update, total = torch.stack([self.update, self.total]).tolist()
+        return None if update < 0 else update / max(total, 1)
 
     def forward(self, warmup_steps: int) -> torch.Tensor:
         """bool []: training is within its first `warmup_steps` updates; False where nobody said."""

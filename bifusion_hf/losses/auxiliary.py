@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..sparse import count_rows
 from .functional import group_counts, group_means, masked_mean, no_autocast, unit_vectors
 from .targets import BatchTargets
 
@@ -33,7 +34,7 @@ def spatial_consistency_loss(
         raise ValueError("row is not ascending; expected pairs sorted by their first voxel")
     with no_autocast(features):
         unit = unit_vectors(features)
-        counts = torch.bincount(row, minlength=len(unit))
+        counts = count_rows(row, len(unit))
         starts = counts.cumsum(0) - counts
         neighbor_sums = F.embedding_bag(neighbor, unit, starts, mode="sum")
         distances = counts - (unit * neighbor_sums).sum(1)
@@ -72,7 +73,10 @@ def no_view_loss(
         is_teacher = group_counts(rows, size.numel()).view(size) > 0
         # A sample to which the loss does not apply passes through as an empty selection.
         unseen = targets.point_mask & ~point_visible & no_view_samples(targets, point_visible)[:, None]
-        students = unit_vectors(features[unseen[targets.point_mask]]).split(unseen.sum(1).tolist())
+        counts = unseen.sum(1).tolist()
+        # The unseen points' rows come first, in their order.
+        rows = torch.argsort((~targets.real(unseen)).byte(), stable=True)[: sum(counts)]
+        students = unit_vectors(features.index_select(0, rows)).split(counts)
         values = []
         for sample, sample_students in enumerate(students):
             cosines = sample_students @ teachers[sample].T
@@ -97,6 +101,6 @@ def fusion_balance_loss(
     """
     visible = targets.point_mask & point_visible
     samples = torch.arange(targets.batch_size, device=visible.device)[:, None]
-    samples = torch.where(visible, samples, -1)[targets.point_mask]
+    samples = targets.real(torch.where(visible, samples, -1))
     mean = group_means(fusion_weights, samples, targets.batch_size).squeeze(1)
     return (mean - target * visible.any(1)).square()

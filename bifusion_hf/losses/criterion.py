@@ -17,7 +17,7 @@ from .matcher import Matches, SparseMatcher
 from .merging import merge_loss, merge_windows
 from .schedule import TERM_GROUPS, stage_multiplier, warmup_multiplier
 from .semantic import semantic_loss
-from .targets import BatchTargets, eligible_queries, query_semantic_labels, visible_semantic_labels
+from .targets import BatchTargets, eligible_places, eligible_queries, query_semantic_labels, visible_semantic_labels
 
 
 INSTANCE_TERMS = ("loss_cls", "loss_mask", "loss_dice")
@@ -242,7 +242,9 @@ class BiFusionCriterion(nn.Module):
                 weight = self.term_weight(term, progress)
                 if term in head_sums:
                     per_head = head_sums[term] / count
-                    weighted[term] = (per_head * torch.as_tensor(weight).to(per_head)).sum()
+                    if not isinstance(weight, (int, float)):
+                        weight = torch.as_tensor(weight).to(per_head)
+                    weighted[term] = (per_head * weight).sum()
                 else:
                     weighted[term] = loss_dict[term] * weight
                 if term != "loss_merge" and window_frames > 1:
@@ -282,12 +284,13 @@ class BiFusionCriterion(nn.Module):
     ) -> tuple[dict[str, Tensor], list[Matches]]:
         """Sums over the samples, [H] for each instance term, and each head's matches."""
         eligible = eligible_queries(targets, query_superpoints)
+        places = eligible_places(eligible)
         with_boxes = "loss_box" in self.active_terms
         terms = (*INSTANCE_TERMS, "loss_box") if with_boxes else INSTANCE_TERMS
         sums: dict[str, list[Tensor]] = {term: [] for term in terms}
         matches = []
         for head in heads:
-            head_matches = match_batch(self.matcher, head, targets, eligible)
+            head_matches = match_batch(self.matcher, head, targets, eligible, places)
             cross_entropy, dice = mask_losses(
                 head.mask_logits, head_matches, targets.masks(head.level), targets.valid(head.level)
             )

@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..labels import IGNORE
+from ..sparse import count_rows, sum_rows
+
 
 # Bounds the gradient of a vector that is exactly zero: 1e6 where the default of F.normalize would allow 1e12.
 UNIT_VECTOR_EPS = 1e-6
@@ -27,7 +30,7 @@ def unit_vectors(features: Tensor) -> Tensor:
 def group_counts(groups: Tensor, num_groups: int) -> Tensor:
     """Number of members of each group, int64 [G]; `groups` is int64 [P], 0..G-1, negative = in no group."""
     # One group more takes those in none, which spares a selection.
-    return torch.bincount(torch.where(groups < 0, num_groups, groups), minlength=num_groups + 1)[:num_groups]
+    return count_rows(torch.where(groups < 0, num_groups, groups), num_groups + 1)[:num_groups]
 
 
 def group_means(features: Tensor, groups: Tensor, num_groups: int) -> Tensor:
@@ -43,8 +46,18 @@ def group_means(features: Tensor, groups: Tensor, num_groups: int) -> Tensor:
     """
     rows = torch.where(groups < 0, num_groups, groups)
     values = full_precision(features)
-    sums = values.new_zeros(num_groups + 1, values.shape[1]).index_add(0, rows, values)[:num_groups]
+    sums = sum_rows(values, rows, num_groups + 1)[:num_groups]
     return sums / group_counts(groups, num_groups).clamp(min=1).unsqueeze(1)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
+    """Cross entropy of logits [B, K, Q] and labels int64 [B, Q] at each entry, [B, Q]; 0 where the label is ignored.
+
+    torch's own has no deterministic form on a GPU for three axes.
+    """
+    is_ignored = labels == ignore_index
+    places = labels.masked_fill(is_ignored, 0).unsqueeze(1)
+    return -F.log_softmax(logits, dim=1).gather(1, places).squeeze(1).masked_fill(is_ignored, 0)
 
 
 def masked_mean(values: Tensor, selected: Tensor) -> Tensor:

@@ -5,15 +5,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layers.query_decoder import QueryHeadOutput
-from .functional import full_precision
+from .functional import cross_entropy, full_precision
 from .matcher import Matches, SparseMatcher
-from .targets import BatchTargets
+from .targets import BatchTargets, eligible_places
 
 
 def match_batch(
-    matcher: SparseMatcher, head: QueryHeadOutput, targets: BatchTargets, eligible: list[Tensor]
+    matcher: SparseMatcher,
+    head: QueryHeadOutput,
+    targets: BatchTargets,
+    eligible: list[Tensor],
+    places: list[tuple[Tensor, Tensor]] | None = None,
 ) -> Matches:
-    """Matches of every sample of the batch; `eligible` is what `targets.eligible_queries` returns."""
+    """Matches of every sample of the batch.
+
+    Args:
+        matcher: Of each sample.
+        head: Predictions.
+        targets: Of the batch.
+        eligible: Of `targets.eligible_queries`.
+        places: Of `targets.eligible_places`, which are the same for all heads.
+    """
+    places = eligible_places(eligible) if places is None else places
     pairs = [
         matcher(
             head.class_logits[sample],
@@ -22,6 +35,7 @@ def match_batch(
             targets.masks(head.level)[sample],
             targets.valid(head.level)[sample],
             eligible[sample],
+            places[sample],
         )
         for sample in range(targets.batch_size)
     ]
@@ -53,9 +67,9 @@ def classification_loss(
     pairs = torch.arange(len(queries), device=queries.device)
     first_pair = torch.full((query_mask.numel(),), len(queries), device=queries.device)
     first_pair.scatter_reduce_(0, samples * query_mask.shape[1] + queries, pairs, "amin")
-    pair_labels = torch.cat([matches.gather_instances(class_labels), pairs.new_tensor([no_object])])
+    pair_labels = F.pad(matches.gather_instances(class_labels), (0, 1), value=no_object)
     labels = pair_labels[first_pair].view_as(query_mask)
-    losses = F.cross_entropy(full_precision(class_logits).transpose(1, 2), labels, reduction="none")
+    losses = cross_entropy(full_precision(class_logits).transpose(1, 2), labels)
     weights = torch.where(labels == no_object, no_object_weight, 1.0).to(losses.dtype) * query_mask
     return (losses * weights).sum(1) / weights.sum(1).clamp(min=torch.finfo(weights.dtype).tiny)
 

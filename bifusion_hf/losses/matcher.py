@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .functional import full_precision, no_autocast
+from .targets import eligible_places
 
 
 # Identical queries may differ in the last bits of a matrix product, which sums some rows in another order than others.
@@ -108,6 +109,7 @@ class SparseMatcher:
         masks: Tensor,
         valid: Tensor,
         eligible: Tensor,
+        places: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Matches one sample.
 
@@ -118,13 +120,13 @@ class SparseMatcher:
             masks: bool [M, L].
             valid: bool [L].
             eligible: bool [M, Q].
+            places: Of `targets.eligible_places`, where known.
 
         Returns:
             int64 [K] queries and int64 [K] instances, by ascending instance; an instance without an eligible query
             is left out.
         """
-        instances = eligible.any(1).nonzero().flatten()
-        queries = eligible.any(0).nonzero().flatten()
+        instances, queries = eligible_places([eligible])[0] if places is None else places
         if not len(instances):
             return instances, instances
         costs = matching_costs(class_logits[queries], mask_logits[queries], class_labels, masks, valid)

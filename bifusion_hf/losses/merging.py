@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .functional import full_precision
-from .targets import BatchTargets, eligible_queries
+from .targets import BatchTargets, eligible_places, eligible_queries
 
 
 def merge_loss(
@@ -66,7 +66,7 @@ def common_objects(
         For each window its pairs of adjacent frames: for both frames of a pair the row in the batch and int64 [K], the
         places of the K objects, in one order.
     """
-    present = [masks.any(1).nonzero().flatten() for masks in eligible]
+    present = [instances for instances, _ in eligible_places(eligible)]
     seen = [(ids[places], places) for ids, places in zip(targets.instance_ids, present, strict=True)]
     num_windows = len(seen) // window_frames
     windows = []

@@ -1,10 +1,9 @@
 """Semantic loss of queries, or of superpoints."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..labels import IGNORE
-from .functional import full_precision, masked_mean
+from .functional import cross_entropy, full_precision, masked_mean
 
 
 def semantic_loss(semantic_logits: Tensor, labels: Tensor, num_semantic_labels: int = 200) -> Tensor:
@@ -20,5 +19,4 @@ def semantic_loss(semantic_logits: Tensor, labels: Tensor, num_semantic_labels: 
         [B], mean over each sample's supervised entries; exactly 0, still in the graph, without any.
     """
     logits = full_precision(semantic_logits[..., :num_semantic_labels]).transpose(1, 2)
-    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-    return masked_mean(losses, labels != IGNORE)
+    return masked_mean(cross_entropy(logits, labels), labels != IGNORE)

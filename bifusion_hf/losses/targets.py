@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,8 +56,15 @@ class BatchTargets:
 
     def point_superpoints(self, selected: Tensor) -> Tensor:
         """int64 [P]: for each of the P real points sample * S + superpoint, -1 where not `selected`, bool [B, N]."""
-        rows = _flat_ids(self.superpoint_ids, selected & self.point_mask, self.num_superpoints)
-        return rows[self.point_mask]
+        return self.real(_flat_ids(self.superpoint_ids, selected & self.point_mask, self.num_superpoints))
+
+    @cached_property
+    def _places(self) -> Tensor:
+        return self.point_mask.flatten().nonzero().squeeze(1)
+
+    def real(self, values: Tensor) -> Tensor:
+        """The real points' entries of [B, N]: [P]."""
+        return values.flatten().index_select(0, self._places)
 
     def superpoint_instances(self) -> Tensor:
         """int64 [B, S], the instance of each superpoint (the first, should masks overlap), -1 = none."""
@@ -103,7 +111,7 @@ def batch_targets(
     _check_rows("object_boxes", object_boxes, mask_labels, (6,))
     _check_rows("instance_ids", instance_ids, mask_labels, ())
     _check_labels(mask_labels, class_labels, semantic_labels, superpoint_ids, batch_size, num_points)
-    _check_range("superpoint_ids", superpoint_ids[point_mask], num_superpoints)
+    _check_range("superpoint_ids", torch.where(point_mask, superpoint_ids, 0), num_superpoints)
     if num_labels == 1:
         class_labels = [torch.zeros_like(labels) for labels in class_labels]
     else:
@@ -124,7 +132,7 @@ def batch_targets(
     superpoint_semantic = torch.full_like(point_counts, IGNORE)
     if semantic_labels is not None:
         labelled = point_mask & (semantic_labels != IGNORE)
-        _check_range("semantic_labels", semantic_labels[labelled], num_semantic_labels)
+        _check_range("semantic_labels", torch.where(labelled, semantic_labels, 0), num_semantic_labels)
         bins = _flat_ids(superpoint_ids, labelled, num_superpoints) * num_semantic_labels + semantic_labels
         bins = torch.where(labelled, bins, -1).flatten()
         histogram = group_counts(bins, math.prod(size) * num_semantic_labels)
@@ -155,6 +163,18 @@ def eligible_queries(targets: BatchTargets, query_superpoints: Tensor) -> list[T
         masks[:, superpoints.clamp(min=0)] & (superpoints >= 0)
         for masks, superpoints in zip(targets.superpoint_masks, query_superpoints, strict=True)
     ]
+
+
+def eligible_places(eligible: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The instances that have an eligible query and the queries that are eligible, int64 [K] and [L] of each sample.
+
+    `eligible` is what `eligible_queries` returns. A GPU's host waits once, for all samples.
+    """
+    flags = [masks.any(axis) for masks in eligible for axis in (1, 0)]
+    counts = iter(torch.stack([flag.sum() for flag in flags]).tolist())
+    # The places that are set come first, in their order.
+    places = (torch.argsort((~flag).byte(), stable=True)[: next(counts)] for flag in flags)
+    return [(instances, next(places)) for instances in places]
 
 
 def query_semantic_labels(targets: BatchTargets, query_superpoints: Tensor) -> Tensor:

@@ -140,7 +140,8 @@ class TrainingArguments:
         find_batch_size: Take the largest batch that fits memory, not above `batch_size`, and keep the frames per
             update by accumulation.
         mixed_precision: `"no"`, `"bf16"` or `"fp16"` (fp16 needs a GPU).
-        gradient_checkpointing: Recompute activations in the backward pass.
+        gradient_checkpointing: Recompute activations of the U-Net's blocks, the image tower and the decoder in the
+            backward pass.
         compile: `torch.compile` the image tower and the decoder layers.
         ema_decay: Keep an exponential moving average of the weights with this decay; it is what is evaluated and
             saved as `best` and `final`.
@@ -236,7 +237,8 @@ class TrainArguments:
         resume_from_checkpoint: A checkpoint folder; `"latest"` of `output_dir`, an error where there is none; or
             `"auto"`, the latest or a new run.
         seed: Of everything random.
-        deterministic: Use deterministic algorithms of PyTorch, an error where there is none.
+        deterministic: Use deterministic algorithms of PyTorch, an error where there is none; slower. On a GPU also
+            set `model.config.sparse_backend` to `"torch"`.
         dry_run: Print the plan and stop.
     """
 

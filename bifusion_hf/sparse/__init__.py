@@ -12,6 +12,7 @@ from .convolution import (
     set_sparse_backend,
 )
 from .finish import VoxelBatchNorm
+from .groups import count_rows, sum_rows, take_rows
 from .neighbors import radius_neighbors
 from .voxels import SparseTensor, VoxelGrid, voxelize
 
@@ -24,9 +25,12 @@ __all__ = [
     "VoxelBatchNorm",
     "VoxelGrid",
     "convolve_normalized",
+    "count_rows",
     "kernels_unavailable_reason",
     "radius_neighbors",
     "set_sparse_backend",
+    "sum_rows",
+    "take_rows",
     "voxelize",
     "working_backends",
 ]

@@ -19,8 +19,8 @@ _BASE = 2 * (COORDINATE_LIMIT + KEY_MARGIN) + 1
 _SHIFT = COORDINATE_LIMIT + KEY_MARGIN
 
 
-def pack_offset(x: int, y: int, z: int) -> int:
-    """What to add to a voxel's key to get the key of the voxel at (x, y, z) from it."""
+def pack_offset(x: int | torch.Tensor, y: int | torch.Tensor, z: int | torch.Tensor) -> int | torch.Tensor:
+    """What to add to a voxel's key to get the key of the voxel at (x, y, z) from it; numbers or int64 tensors."""
     return (z * _BASE + y) * _BASE + x
 
 

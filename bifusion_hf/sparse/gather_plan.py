@@ -1,6 +1,7 @@
 """In which order, and in which portions, an output-stationary convolution walks over its output rows."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -19,13 +20,18 @@ class OffsetSet:
 
     Args:
         numbers: Which.
-        index: The same as int64 [u].
         is_all: Whether these are all.
+        device: Of `index`.
     """
 
     numbers: tuple[int, ...]
-    index: torch.Tensor
     is_all: bool
+    device: torch.device
+
+    @cached_property
+    def index(self) -> torch.Tensor:
+        """The same numbers as int64 [u]."""
+        return torch.tensor(self.numbers, device=self.device)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -59,6 +65,9 @@ class GatherPlan:
     A kernel in several parts has its rows sorted and cut for each part on its own, which wastes less (three parts: 19
     of 27; one offset each: nothing), and adds the parts' results up.
 
+    A GPU's chunks are so large that their unions are nearly all offsets: there the rows keep their order and use all,
+    and the plan is made without a number that the host would have to wait for.
+
     Args:
         table: int32 [K, N_out], as in `KernelMap`.
         num_inputs: Number of input rows, which in the table stands for "none".
@@ -73,7 +82,9 @@ class GatherPlan:
         self._offset_sets: dict[tuple[int, ...], OffsetSet] = {}
         # Whether chunks with `is_first` write all rows.
         self.covers_rows = False
-        if self.num_outputs:
+        if self.num_outputs and table.device.type != "cpu":
+            self._add_all(table)
+        elif self.num_outputs:
             middle = self.volume // 2
             for part in range(parts):
                 self._add_part(range((middle + part) % parts, self.volume, parts), table, num_inputs)
@@ -83,10 +94,17 @@ class GatherPlan:
         """Whether every chunk has one offset."""
         return self.parts == self.volume
 
+    def _add_all(self, table: torch.Tensor) -> None:
+        self.covers_rows = True
+        offsets = OffsetSet(tuple(range(self.volume)), True, table.device)
+        reads = table.T.contiguous()
+        rows = torch.arange(self.num_outputs, device=table.device)
+        for start in range(0, self.num_outputs, CUDA_CHUNK_ROWS):
+            chunk = slice(start, start + CUDA_CHUNK_ROWS)
+            self.chunks.append(Chunk(rows[chunk], offsets, reads[chunk].view(-1), True))
+
     def _add_part(self, offsets: range, table: torch.Tensor, num_inputs: int) -> None:
         table = table[offsets.start :: offsets.step]
-        on_cpu = table.device.type == "cpu"
-        size = CPU_CHUNK_ROWS if on_cpu else CUDA_CHUNK_ROWS
         present = table < num_inputs
         order = offset_set_order(present)
         # Rows that use no offset of this part are the first in that order.
@@ -94,26 +112,24 @@ class GatherPlan:
         is_first = not self.chunks and len(order) == self.num_outputs
         self.covers_rows |= is_first
         table, present = table.index_select(1, order), present.index_select(1, order)
-        starts = range(0, len(order), size)
+        starts = range(0, len(order), CPU_CHUNK_ROWS)
         if not starts:
             return
-        used = torch.stack([present[:, start : start + size].any(1) for start in starts]).tolist()
+        used = torch.stack([present[:, start : start + CPU_CHUNK_ROWS].any(1) for start in starts]).tolist()
         for start, flags in zip(starts, used, strict=True):
             local = _evened(flags)
-            rows = order[start : start + size]
-            columns = table[:, start : start + size]
+            rows = order[start : start + CPU_CHUNK_ROWS]
+            columns = table[:, start : start + CPU_CHUNK_ROWS]
             if len(local) < len(flags):
                 columns = columns[local]
-            if on_cpu:
-                padded = next(rows_ for rows_ in _LAST_CHUNK_ROWS if rows_ >= len(rows))
-                columns = torch.nn.functional.pad(columns, (0, padded - len(rows)), value=num_inputs)
+            padded = next(rows_ for rows_ in _LAST_CHUNK_ROWS if rows_ >= len(rows))
+            columns = torch.nn.functional.pad(columns, (0, padded - len(rows)), value=num_inputs)
             offset_set = self._offset_set(tuple(offsets[k] for k in local), table.device)
             self.chunks.append(Chunk(rows, offset_set, columns.T.reshape(-1), is_first))
 
     def _offset_set(self, numbers: tuple[int, ...], device: torch.device) -> OffsetSet:
         if numbers not in self._offset_sets:
-            index = torch.tensor(numbers, device=device)
-            self._offset_sets[numbers] = OffsetSet(numbers, index, len(numbers) == self.volume)
+            self._offset_sets[numbers] = OffsetSet(numbers, len(numbers) == self.volume, device)
         return self._offset_sets[numbers]
 
 

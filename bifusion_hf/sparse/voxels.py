@@ -1,6 +1,7 @@
 """Voxel grids, and features on them."""
 
 import weakref
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from .coordinates import (
     check_coordinates,
     check_samples,
     pack,
+    pack_offset,
     unpack,
 )
+from .groups import count_rows, sum_rows, take_rows
 from .kernel_maps import KernelMaps, build_kernel_maps
 
 
@@ -45,11 +48,20 @@ class VoxelGrid:
 
     @classmethod
     def from_sorted_keys(
-        cls, keys: torch.Tensor, batch_size: int, stride: int, finer: "VoxelGrid | None" = None
+        cls,
+        keys: torch.Tensor,
+        batch_size: int,
+        stride: int,
+        finer: "VoxelGrid | None" = None,
+        coordinates: torch.Tensor | None = None,
     ) -> "VoxelGrid":
-        """The grid of keys that are known to be right, int64 [V], ascending and unique; its rows have their order."""
+        """The grid of keys that are known to be right, int64 [V], ascending and unique; its rows have their order.
+
+        `coordinates`, int32 [V, 4], are what the keys stand for, where they are known already.
+        """
         grid = cls.__new__(cls)
-        grid._set(unpack(keys), keys, None, batch_size, stride, finer)
+        coordinates = unpack(keys) if coordinates is None else coordinates
+        grid._set(coordinates, keys, None, batch_size, stride, finer)
         return grid
 
     def _set(self, coordinates, keys, order, batch_size, stride, finer=None):
@@ -101,11 +113,13 @@ class VoxelGrid:
     def coarser(self) -> "VoxelGrid":
         """The grid of twice the stride: the voxels at floor(c / s) * s, sorted by key."""
         if self._coarser is None:
-            stride = 2 * self.stride
-            floored = self.coordinates.long()
-            floored[:, 1:] -= floored[:, 1:].remainder(stride)
-            keys, self._parents = torch.unique(pack(floored), return_inverse=True)
-            self._coarser = VoxelGrid.from_sorted_keys(keys, self.batch_size, stride, finer=self)
+            inside = self._places_in_parents
+            floored = self.keys_by_row - pack_offset(*inside.long().unbind(1))
+            keys, self._parents = torch.unique(floored, return_inverse=True)
+            # Children agree on what they write.
+            coordinates = self.coordinates.new_empty(len(keys), 4)
+            coordinates[self._parents] = self.coordinates - torch.nn.functional.pad(inside, (1, 0))
+            self._coarser = VoxelGrid.from_sorted_keys(keys, self.batch_size, 2 * self.stride, self, coordinates)
         return self._coarser
 
     def finer(self) -> "VoxelGrid":
@@ -128,11 +142,16 @@ class VoxelGrid:
         self.coarser()
         return self._parents
 
-    @property
+    @cached_property
     def octants(self) -> torch.Tensor:
         """Place of each voxel in its parent, x + 2 y + 4 z with each 0 or 1, int64 [V]."""
-        x, y, z = self.coordinates[:, 1:].long().div(self.stride, rounding_mode="floor").remainder(2).unbind(1)
+        x, y, z = (self._places_in_parents >= self.stride).long().unbind(1)
         return x + 2 * y + 4 * z
+
+    @cached_property
+    def _places_in_parents(self) -> torch.Tensor:
+        """Coordinates less those of the parent, int32 [V, 3]: each 0 or the stride."""
+        return self.coordinates[:, 1:].remainder(2 * self.stride)
 
     def kernel_maps(self, kind: str, kernel_size: int, dilation: int = 1) -> KernelMaps:
         """The kernel maps that a convolution on this grid needs, made at the first call."""
@@ -157,16 +176,19 @@ class VoxelGrid:
         if features.ndim != 2 or len(features) != len(inverse):
             raise ValueError(f"features have shape {tuple(features.shape)}; expected [{len(inverse)}, C]")
         summed = features if features.dtype == torch.float64 else features.float()
-        total = summed.new_zeros(len(self), features.shape[1]).index_add(0, inverse, summed)
-        count = torch.bincount(inverse, minlength=len(self)).to(total.dtype)
-        return (total / count[:, None]).to(features.dtype)
+        total = sum_rows(summed, inverse, len(self))
+        return (total / self._point_counts.to(total.dtype)[:, None]).to(features.dtype)
 
     def to_points(self, features: torch.Tensor) -> torch.Tensor:
         """Each point gets its voxel's features: [V, C] -> [P, C]."""
         inverse = self._checked_inverse()
         if features.ndim != 2 or len(features) != len(self):
             raise ValueError(f"features have shape {tuple(features.shape)}; expected [{len(self)}, C]")
-        return features[inverse]
+        return take_rows(features, inverse)
+
+    @cached_property
+    def _point_counts(self) -> torch.Tensor:
+        return count_rows(self._checked_inverse(), len(self))
 
     def _checked_inverse(self) -> torch.Tensor:
         if self.inverse is None:
@@ -210,15 +232,21 @@ def voxelize(points: torch.Tensor, batch_indices: torch.Tensor, voxel_size: floa
         raise ValueError(f"voxel_size is {voxel_size}; expected a positive number of metres")
     cells = torch.floor(points.detach() * float(np.float32(1 / voxel_size)))
     if len(cells):
-        lowest, highest = (float(value) for value in cells.aminmax())
+        # One transfer for all four; samples are so few that every precision holds them.
+        extremes = [*cells.aminmax(), *batch_indices.aminmax()]
+        lowest, highest, first, last = torch.stack([value.to(cells.dtype) for value in extremes]).tolist()
         if not (lowest >= -COORDINATE_LIMIT and highest <= COORDINATE_LIMIT):  # NaN fails too
             raise ValueError(
                 f"points reach from voxel {lowest:g} to {highest:g} at {voxel_size} m; "
                 f"expected -{COORDINATE_LIMIT} to {COORDINATE_LIMIT}"
             )
-        check_samples(int(batch_indices.min()), int(batch_indices.max()), batch_size)
-    keys, inverse = torch.unique(pack(torch.cat([batch_indices[:, None], cells.long()], dim=1)), return_inverse=True)
-    grid = VoxelGrid.from_sorted_keys(keys, batch_size, stride=1)
+        check_samples(int(first), int(last), batch_size)
+    places = torch.cat([batch_indices[:, None], cells.long()], dim=1)
+    keys, inverse = torch.unique(pack(places), return_inverse=True)
+    # A voxel's points agree on what they write.
+    coordinates = torch.empty(len(keys), 4, dtype=torch.int32, device=keys.device)
+    coordinates[inverse] = places.int()
+    grid = VoxelGrid.from_sorted_keys(keys, batch_size, stride=1, coordinates=coordinates)
     grid.inverse = inverse
     return grid
 

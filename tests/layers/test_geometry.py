@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bifusion_hf.layers.geometry import FiLM, GeometricEncoding, sample_tokens
+from bifusion_hf.layers.geometry import FiLM, GeometricEncoding, _sample_by_rows, sample_tokens
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16, 32])
@@ -30,6 +30,42 @@ def test_the_border_is_constant():
     tokens = torch.arange(6.0).reshape(1, 1, 2, 3)
     corners = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]])
     assert sample_tokens(tokens, corners).flatten().tolist() == [0, 2, 3, 5]
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 4), (1, 1)])
+def test_sampling_by_rows_is_sampling(size):
+    """The form for deterministic training on a GPU: values, and gradients of tokens and places."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 3, *size, generator=generator, dtype=torch.float64)
+    # Beyond the borders too; the borders themselves are kinks.
+    places = 2.4 * torch.rand(2, 400, 2, generator=generator, dtype=torch.float64) - 1.2
+    weights = torch.randn(2, 400, 3, generator=generator, dtype=torch.float64)
+    results = []
+    for sample in (
+        lambda tokens, places: torch.nn.functional.grid_sample(
+            tokens, places.unsqueeze(2), padding_mode="border", align_corners=False
+        ).squeeze(3).transpose(1, 2),
+        _sample_by_rows,
+    ):  # fmt: skip
+        leaves = tokens.clone().requires_grad_(), places.clone().requires_grad_()
+        out = sample(*leaves)
+        results.append([out.detach(), *torch.autograd.grad(out, leaves, weights)])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.gpu
+def test_deterministic_sampling_on_cuda():
+    tokens = torch.randn(2, 3, 5, 7, device="cuda", requires_grad=True)
+    pixels = torch.rand(2, 5000, 2, device="cuda")
+    gradients = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(3):
+            gradients.append(torch.autograd.grad(sample_tokens(tokens, pixels).square().sum(), tokens)[0])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
 
 
 def cloud(samples=2, points=200, seed=0):

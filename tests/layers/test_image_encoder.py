@@ -13,7 +13,7 @@ from transformers import (
 
 from bifusion_hf import BiFusionConfig
 from bifusion_hf.layers.geometry import sample_tokens
-from bifusion_hf.layers.image_encoder import ImageEncoder
+from bifusion_hf.layers.image_encoder import ImageEncoder, _ResizingByProducts, resize_by_products
 
 
 COMMON = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
@@ -95,3 +95,45 @@ def test_a_tower_with_other_steps_than_its_configuration_says_is_refused(name, m
     encoder.patch_size = (4, 4)
     with pytest.raises(ValueError, match=message):
         encoder(torch.randn(1, 3, 24, 40))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ({"size": (9, 4)}, {"mode": "bicubic", "align_corners": False}),
+        ({"size": (3, 11)}, {"mode": "bicubic", "align_corners": True}),
+        ({"size": (3, 11)}, {"mode": "bicubic", "antialias": True}),
+        ({"size": 6}, {"mode": "bilinear"}),
+        ({"scale_factor": (1.7, 0.6)}, {"mode": "bicubic"}),
+        ({"scale_factor": 2}, {"mode": "nearest"}),
+    ],
+)
+def test_resizing_by_products_is_resizing(arguments, options):
+    """The form for deterministic training on a GPU: values and gradients."""
+    values = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    results = []
+    for resize in (torch.nn.functional.interpolate, resize_by_products):
+        leaf = values.clone().requires_grad_()
+        out = resize(leaf, **arguments, **options)
+        weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        results.append([out.detach(), torch.autograd.grad(out, leaf, weights)[0]])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["clip", "dinov2"])
+def test_towers_resize_their_positions_by_products(name):
+    torch.manual_seed(0)
+    config = BiFusionConfig(vision_config=TOWERS[name])
+    encoder, pixels = ImageEncoder(config).eval(), torch.randn(1, 3, 64, 96)
+    expected = encoder(pixels)[0]
+    with _ResizingByProducts():
+        found = encoder(pixels)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    graph, names = [found.grad_fn], set()
+    while graph:
+        node = graph.pop()
+        if node is not None and node not in names:
+            names.add(node)
+            graph += [following for following, _ in node.next_functions]
+    assert not [node for node in names if "Upsample" in node.name()]

@@ -58,7 +58,7 @@ def convolve_folded(
     children = grid.kernel_maps("strided", 2).forward.table.T.reshape(-1)
     padded = torch.nn.functional.pad(features, (0, 0, 0, 1))
     blocks = padded.index_select(0, children).view(-1, 8 * in_channels)
-    places = _folded_offsets().to(kernel.device)
+    places = _folded_offsets(kernel.device)
     folded = torch.nn.functional.pad(kernel, (0, 0, 0, 0, 0, 1)).index_select(0, places.reshape(-1))
     folded = folded.view(27, 8, 8, in_channels, out_channels).transpose(2, 3).reshape(27, 8 * in_channels, -1)
     out = convolve_coarse(blocks, folded, grid.coarser())
@@ -66,10 +66,10 @@ def convolve_folded(
 
 
 @cache
-def _folded_offsets() -> torch.Tensor:
+def _folded_offsets(device: torch.device) -> torch.Tensor:
     """int64 [27, 8, 8] (offset of the parent, octant read, octant written): the 5x5x5 kernel's offset, 125 = none."""
     octants = torch.tensor(kernel_offsets(2))
     parents = torch.tensor(kernel_offsets(3))
     place = 2 * parents[:, None, None] + octants[None, :, None] - octants[None, None, :] + 2
     offset = place[..., 0] + 5 * place[..., 1] + 25 * place[..., 2]
-    return torch.where(((place >= 0) & (place < 5)).all(-1), offset, 125)
+    return torch.where(((place >= 0) & (place < 5)).all(-1), offset, 125).to(device)
