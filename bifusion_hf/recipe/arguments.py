@@ -237,8 +237,7 @@ class TrainArguments:
         resume_from_checkpoint: A checkpoint folder; `"latest"` of `output_dir`, an error where there is none; or
             `"auto"`, the latest or a new run.
         seed: Of everything random.
-        deterministic: Use deterministic algorithms of PyTorch, an error where there is none; slower. On a GPU also
-            set `model.config.sparse_backend` to `"torch"`.
+        deterministic: Use deterministic algorithms of PyTorch, an error where there is none; slower on a GPU.
         dry_run: Print the plan and stop.
     """
 

@@ -87,6 +87,17 @@ def test_auto_takes_spconv_where_it_passes_its_test(packages):
     assert spconv_backend._package_for("cuda") == "spconv"
 
 
+def test_auto_passes_over_spconv_where_the_same_bits_are_asked_for(packages):
+    packages["spconv"] = torch_backend.convolve
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert choose_backend("auto", "cuda", torch.float32) in ("triton", "torch")
+        assert choose_backend("spconv", "cuda", torch.float32) == "spconv"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert choose_backend("auto", "cuda", torch.float32) == "spconv"
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [

@@ -29,6 +29,8 @@ class Backend:
         lends: Whether a layer that names it leaves other dtypes to torch. Otherwise `convolve` refuses them.
         failure: Why it does not work on this machine, or None where it does; tried once, and logged.
         can_finish: Whether it applies a `Finish`, and has kernels of size 1 of its own.
+        is_deterministic: Whether the same input is known to give the same bits; otherwise `"auto"` passes it over
+            under `torch.use_deterministic_algorithms`.
     """
 
     convolve: Callable[..., torch.Tensor]
@@ -37,6 +39,7 @@ class Backend:
     lends: bool = False
     failure: Callable[[], str | None] = lambda: None
     can_finish: bool = False
+    is_deterministic: bool = True
 
     def has(self, dtype: torch.dtype) -> bool:
         """Whether it computes this dtype."""
@@ -54,7 +57,10 @@ _BACKENDS = {
         can_finish=True,
     ),
     "spconv": Backend(
-        spconv_backend.convolve, dtypes=spconv_backend.DTYPES, failure=spconv_backend.spconv_unavailable_reason
+        spconv_backend.convolve,
+        dtypes=spconv_backend.DTYPES,
+        failure=spconv_backend.spconv_unavailable_reason,
+        is_deterministic=False,
     ),
     "triton": Backend(
         triton_backend.convolve,
@@ -89,8 +95,8 @@ def choose_backend(name: str, device: str, dtype: torch.dtype) -> str:
 
     `"auto"` is each backend for what it is made for: on a CUDA device spconv, where it is installed and passes its
     test, for its dtypes, and triton, where that does, for the others and without spconv; on a CPU the compiled
-    kernels, where they can be built, for theirs; and torch for the rest. `"compiled"` and `"triton"` leave the dtypes
-    that they lack to torch.
+    kernels, where they can be built, for theirs; and torch for the rest. Under `torch.use_deterministic_algorithms`
+    spconv is passed over. `"compiled"` and `"triton"` leave the dtypes that they lack to torch.
 
     Raises:
         ValueError: No such backend, or one for another device.
@@ -99,7 +105,10 @@ def choose_backend(name: str, device: str, dtype: torch.dtype) -> str:
     check_backend(name)
     if name == "auto":
         for tried in _AUTO.get(device, ()):
-            if _BACKENDS[tried].has(dtype) and _BACKENDS[tried].failure() is None:
+            backend = _BACKENDS[tried]
+            if torch.are_deterministic_algorithms_enabled() and not backend.is_deterministic:
+                continue
+            if backend.has(dtype) and backend.failure() is None:
                 return tried
         return "torch"
     backend = _BACKENDS[name]
