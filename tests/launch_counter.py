@@ -360,7 +360,7 @@ def count_update(network: torch.nn.Module, batch: dict[str, Any]) -> LaunchCount
     with LaunchCounter() as counter, convolutions_apart(counter):
         counts = network.count_loss_samples(**batch)
         counts = dict(zip(counts, torch.stack(list(counts.values())).tolist(), strict=True))
-        counts = {name: torch.tensor(count, device=DEVICE) for name, count in counts.items()}
+        counts = dict(zip(counts, torch.tensor(list(counts.values()), device=DEVICE).unbind(), strict=True))
         outputs = network(**batch, loss_counts=counts)
         outputs.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0, foreach=False)
