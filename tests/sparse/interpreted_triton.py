@@ -117,10 +117,10 @@ def test_without_splits_and_with_shares_of_pairs(name, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_tile_gives_the_same(dtype):
     generator = torch.Generator().manual_seed(0)
-    maps = small_grid().kernel_maps("submanifold", 3)
-    features = torch.randn(maps.forward.num_inputs, 40, generator=generator).to(dtype)
-    kernel = torch.randn(27, 40, 50, generator=generator).to(dtype)
-    grad = torch.randn(len(features), 50, generator=generator).to(dtype)
+    maps = small_grid().kernel_maps("strided", 2)
+    features = torch.randn(maps.forward.num_inputs, 20, generator=generator).to(dtype)
+    kernel = torch.randn(8, 20, 40, generator=generator).to(dtype)
+    grad = torch.randn(maps.forward.num_outputs, 40, generator=generator).to(dtype)
     wanted = [multiply(features, kernel, maps.forward), kernel_gradient(features, grad, maps.forward)]
     for tile in (Tile(16, 16, 64), Tile(128, 64, 32, 8), Tile(32, 32, 16, 4, 2)):
         found = [multiply(features, kernel, maps.forward, tile=tile)]
