@@ -5,9 +5,11 @@ BIN = $(VENV)/bin
 OUT ?= outputs
 # Two workers suit a small machine; raise it on a larger one. Each runs on one thread: more would wait for each other.
 TEST_WORKERS ?= 2
+# Options of gpu-check.
+GPU_CHECK ?=
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo train-demo test conformance test-openclip test-spconv test-demo test-sanitizers lint format clean help
+.PHONY: demo train-demo test conformance test-openclip test-spconv test-demo test-sanitizers gpu-check lint format clean help
 
 help:
 	@echo "make demo           install, run the sample checkpoint on the sample frames, print AP, write pictures"
@@ -18,6 +20,7 @@ help:
 	@echo "make test-spconv    the tests that need spconv, in an environment of their own"
 	@echo "make test-demo      the tests of the demo page, in headless Chromium, in an environment of their own"
 	@echo "make test-sanitizers  the tests of the C kernels, built with the address and undefined behaviour sanitizers"
+	@echo "make gpu-check      what only a GPU can show, in seven minutes; GPU_CHECK=\"--wheels FOLDER\" (CONTRIBUTING.md)"
 	@echo "make lint           check style with ruff"
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
@@ -73,6 +76,10 @@ $(VENV)-demo/installed: setup.cfg pyproject.toml constraints.txt
 
 test-demo: $(VENV)-demo/installed
 	OMP_NUM_THREADS=1 $(VENV)-demo/bin/python -m pytest tests/demo tests/visualization
+
+# A machine with a GPU has the torch that fits it: no environment is made.
+gpu-check:
+	$(PYTHON) -m scripts.gpu_check $(GPU_CHECK)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -17,7 +17,8 @@ from scripts.gpu_check.wheels import install_wheels, recompress
 
 @pytest.fixture
 def settings(tmp_path):
-    return dataclasses.replace(Settings.rehearsal(tmp_path), voxels=(120,), determinism_voxels=120, large_voxels=150)
+    sizes = {"voxels": (120,), "determinism_voxels": 120, "large_voxels": 150}
+    return dataclasses.replace(Settings.rehearsal(tmp_path), **sizes, dtypes=("bfloat16",))
 
 
 class Notes(dict):
@@ -111,14 +112,14 @@ def test_machine_steps(settings):
     machine_steps.backends(settings, notes)
     machine_steps.eigen(settings, notes)
     assert notes["packages"]["torch"] == torch.__version__ and notes["torch"] == "works"
-    for name in machine_steps.eigen_functions():
+    for name in machine_steps.EIGENVALUES:
         assert notes[name]["error"] < 1e-5 and notes[name]["ms"] > 0
 
 
 def test_sparse_steps(settings):
     notes = Notes()
     sparse_steps.determinism(settings, notes)
-    assert notes["torch, float32"] == {"plain": True, "deterministic": True}
+    assert notes["torch, bfloat16"] == {"plain": True, "deterministic": True}
     sparse_steps.unet(settings, notes)
     found = notes["120, bfloat16, torch"]
     assert 0 < found["rms_difference"] < 0.1 and found["update_ms"] > 0
@@ -135,15 +136,15 @@ def test_a_backend_whose_bits_differ_is_told(settings, monkeypatch):
 
     monkeypatch.setattr(sparse_steps.Scene, "update", changing)
     notes = Notes()
-    with pytest.raises(RuntimeError, match="not the same bits twice: torch in float32"):
+    with pytest.raises(RuntimeError, match="not the same bits twice: torch in bfloat16"):
         sparse_steps.determinism(settings, notes)
-    assert notes["torch, float32"] == {"plain": False, "deterministic": False}
+    assert notes["torch, bfloat16"] == {"plain": False, "deterministic": False}
 
 
 def test_a_frame_by_stage(settings):
     notes = Notes()
     model_steps.latency(settings, notes)
-    found = notes["tiny, float32"]
+    found = notes["tiny, bfloat16"]
     assert set(found) == {"processing", "copy", "network", "post-processing", "frame", "peak_mb"}
     assert found["frame"] > 0 and found["network"] > 0
 

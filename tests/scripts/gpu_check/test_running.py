@@ -30,7 +30,7 @@ def never_ends(settings, note):
 
 def crashes(settings, note):
     note("before", 1)
-    os.kill(os.getpid(), signal.SIGSEGV)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def leaves(settings, note):
@@ -80,7 +80,7 @@ def test_steps_that_fail_leave_the_others_and_the_file(tmp_path):
     assert found["slow"]["error"] == "took more than 2 s" and 1.5 <= found["slow"]["seconds"] < 15
     assert found["wrong"]["error"].splitlines()[-1] == "ValueError: the reason"
     assert "in fails" in found["wrong"]["error"]
-    assert "SIGSEGV" in found["dead"]["error"] and "exit code 7" in found["gone"]["error"]
+    assert "SIGKILL" in found["dead"]["error"] and "exit code 7" in found["gone"]["error"]
     assert found["left out"]["error"] == "not asked"
     # As JSON has it.
     assert found["good"]["found"]["number 2"] == {"value": 20, "parts": [1.235, "nan", None, "a"]}
