@@ -29,7 +29,7 @@ STEPS = (
     Step("latency", "a frame by stage", 50, _late("model_steps", "latency")),
     Step("updates", "short trainings, resumed in the middle", 75, _late("model_steps", "updates")),
     Step("launches", "kernels launched and waits, profiled and counted", 30, _late("model_steps", "launches")),
-    Step("tests", "pytest -m gpu", 60, _late("machine_steps", "gpu_tests")),
+    Step("tests", "pytest -m gpu", 90, _late("machine_steps", "gpu_tests")),
     Step("large", "half a million voxels", 25, _late("sparse_steps", "large")),
     Step("tiles", "other tiles of the Triton kernels", 60, _late("sparse_steps", "tiles")),
 )
