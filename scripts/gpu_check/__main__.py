@@ -1,6 +1,7 @@
 """`python -m scripts.gpu_check`: what only a GPU can show, in less than seven minutes, into one JSON file."""
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = set(args.only or names) - set(args.skip)
     skipped = {name: "left out on the command line" for name in names if name not in chosen}
     begin = time.monotonic()
+    # An import that asks torch for a device must not start CUDA here: it would not work in the steps' processes.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     import_all()
     from .settings import Settings
 
