@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from .. import assets
 from .entry import command
+from .labeler_options import add_labeler_options, load_labeler
 from .parser import DEVICE_HELP, CommandParser
 from .predict import load_segmenter
 
 
 if TYPE_CHECKING:
     from ..data.frames import RGBDFrame
+    from ..labeling import TextLabeler
 
 EXAMPLES = """examples:
   bifusion-demo                                     then open http://127.0.0.1:7860
@@ -43,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.checkpoint,
         read_samples(arguments.data, arguments.split, arguments.rows),
         arguments.device,
+        load_labeler(arguments, arguments.device),
         server_name=arguments.host,
         server_port=arguments.port,
     )
@@ -65,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="sample", help="frames to pick from: folder, id on the Hub, or 'sample'")
     parser.add_argument("--split", default="val", help="default: val")
     parser.add_argument("--rows", type=int, nargs="+", help=f"rows to pick from; {SAMPLES} by default")
+    add_labeler_options(parser.add_argument_group("a field for names in the visitor's own words"))
     parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--host", help="address to listen on, 0.0.0.0 = all; this machine's own by default")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
@@ -96,7 +100,11 @@ def read_samples(data: str, split: str, rows: Sequence[int] | None = None) -> li
 
 
 def launch(
-    checkpoint: str, samples: Sequence["RGBDFrame"] | None = None, device: str | None = None, **options: Any
+    checkpoint: str,
+    samples: Sequence["RGBDFrame"] | None = None,
+    device: str | None = None,
+    labeler: "TextLabeler | None" = None,
+    **options: Any,
 ) -> Any:
     """Loads a checkpoint and serves the page.
 
@@ -104,6 +112,7 @@ def launch(
         checkpoint: See `load_pretrained`.
         samples: Frames to pick from; those that the package carries by default.
         device: `torch.device` string; None = a GPU if there is one.
+        labeler: Names instances by the words that a visitor enters; None = without a field for them.
         options: Further arguments of `gradio.Blocks.launch`.
 
     Returns:
@@ -115,7 +124,7 @@ def launch(
 
     if samples is None:
         samples = read_samples("sample", "val")
-    page = build_page(load_segmenter(checkpoint, device), samples, Path(checkpoint).name)
+    page = build_page(load_segmenter(checkpoint, device), samples, Path(checkpoint).name, labeler)
     return page.queue().launch(**launch_options(), **options)
 
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ..data.frames import RGBDFrame
 from ..import_utils import require_package
 from ..io.sanity import collected_doubts
+from ..labeling import TextLabeler
 from ..visualization.cameras import CAMERA_PRESETS
 from .prediction import (
     LOWEST_SCORE,
     Prediction,
     annotated_image,
+    name_by_text,
     predict,
     viewer_distance,
     write_files,
@@ -62,7 +64,10 @@ def launch_options() -> dict[str, Any]:
 
 
 def build_page(
-    segmenter: "RGBDInstanceSegmentationPipeline", samples: Sequence[RGBDFrame], checkpoint: str
+    segmenter: "RGBDInstanceSegmentationPipeline",
+    samples: Sequence[RGBDFrame],
+    checkpoint: str,
+    labeler: TextLabeler | None = None,
 ) -> "gr.Blocks":
     """The page.
 
@@ -72,6 +77,7 @@ def build_page(
         segmenter: The pipeline.
         samples: Frames to pick from.
         checkpoint: Name of the checkpoint, shown in the JSON file.
+        labeler: Names the instances by the words that a visitor enters; None = there is no field for them.
 
     Returns:
         The page; show it with `page.launch(**launch_options())`.
@@ -113,17 +119,28 @@ def build_page(
                     names = gr.Dropdown(
                         [], multiselect=True, label="Classes", info="none = all", elem_id="classes", scale=3
                     )
+                words = gr.Textbox(
+                    label="Your own names",
+                    placeholder="mug, keyboard, office chair, ...",
+                    info="Enter names them; empty = the network's own.",
+                    max_lines=2,
+                    visible=labeler is not None,
+                    elem_id="words",
+                )
                 with gr.Row():
                     ply = gr.DownloadButton("Points (PLY)", interactive=False, elem_id="ply")
                     segments = gr.DownloadButton("Instances (JSON)", interactive=False, elem_id="json")
 
         parts = [image, points, ply, segments, status]
 
-        def run_sample(score: float, choice: gr.SelectData):
-            return _run(segmenter, checkpoint, score, lambda: samples[choice.index])
+        def run_sample(score: float, words: str, choice: gr.SelectData):
+            return _run(segmenter, checkpoint, score, lambda: samples[choice.index], words, labeler)
 
-        def run_upload(score: float, *fields):
-            return _run(segmenter, checkpoint, score, lambda: read_upload(*fields))
+        def run_upload(score: float, words: str, *fields):
+            return _run(segmenter, checkpoint, score, lambda: read_upload(*fields), words, labeler)
+
+        def run_words(shown: Shown | None, score: float, words: str):
+            return _rename(shown, score, words, labeler)
 
         running = {
             "outputs": [shown, names, *parts],
@@ -131,8 +148,9 @@ def build_page(
             "concurrency_id": "network",
             "api_visibility": "private",
         }
-        gallery.select(run_sample, [score], **running)
-        upload["run"].click(run_upload, [score, *(upload[name] for name in UPLOAD_FIELDS)], **running)
+        gallery.select(run_sample, [score, words], **running)
+        words.submit(run_words, [shown, score, words], **{**running, "outputs": [names, *parts]})
+        upload["run"].click(run_upload, [score, words, *(upload[name] for name in UPLOAD_FIELDS)], **running)
         for event in (score.change, names.input):
             event(
                 _show,
@@ -235,19 +253,42 @@ class Shown:
 
 
 def _run(
-    segmenter: "RGBDInstanceSegmentationPipeline", checkpoint: str, score: float, read: Callable[[], RGBDFrame]
+    segmenter: "RGBDInstanceSegmentationPipeline",
+    checkpoint: str,
+    score: float,
+    read: Callable[[], RGBDFrame],
+    words: str = "",
+    labeler: TextLabeler | None = None,
 ) -> list:
     """Predicts a frame: what is shown of it, the names to filter by, and what `_show` gives."""
     try:
         with collected_doubts() as doubts:
             shown = Shown(predict(segmenter, read(), checkpoint))
+            if labeler is not None:
+                name_by_text(shown.prediction, words, labeler)
     except (ValueError, OSError) as error:
         _refuse(error)
         return [gr.skip()] * 7
     for doubt in doubts:
         gr.Warning(html.escape(doubt), title="This may be wrong", duration=None)
+    return [shown, _choices(shown), *_show(shown, score, [])]
+
+
+def _rename(shown: Shown | None, score: float, words: str, labeler: TextLabeler) -> list:
+    """The names to filter by, and what `_show` gives, under the visitor's names."""
+    if shown is None:
+        return [gr.skip()] * 6
+    try:
+        name_by_text(shown.prediction, words, labeler)
+    except ValueError as error:
+        _refuse(error)
+        return [gr.skip()] * 6
+    return [_choices(shown), *_show(shown, score, [])]
+
+
+def _choices(shown: Shown) -> "gr.Dropdown":
     choices = [(f"{name} ({count})", name) for name, count in shown.prediction.name_counts.items()]
-    return [shown, gr.Dropdown(choices=choices, value=[]), *_show(shown, score, [])]
+    return gr.Dropdown(choices=choices, value=[])
 
 
 def _show(shown: Shown | None, score: float, names: list[str]) -> list:

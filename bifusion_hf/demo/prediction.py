@@ -13,7 +13,8 @@ from scipy import ndimage
 
 from ..data.augmentation import resize_image
 from ..data.frames import RGBDFrame
-from ..postprocessing import describe_class, describe_instances, instance_map, unpad_frames
+from ..labeling import TextLabeler, read_labels
+from ..postprocessing import describe_class, describe_instances, instance_map, pixel_masks, unpad_frames
 from ..visualization.colors import instance_colors
 from ..visualization.overlay import without_specks
 from ..visualization.ply import color_by_instance, write_ply
@@ -65,6 +66,7 @@ class Prediction:
         superpoint_ids: int64 [N] of the sampled points.
         pixel_indices: int64 [N], flat pixel of each.
         superpoint_map: int [H, W] with the same ids, -1 = none.
+        text_features: float32 [K, D], what the page's labeler sees of each, once a visitor has asked.
     """
 
     frame: RGBDFrame
@@ -74,6 +76,7 @@ class Prediction:
     superpoint_ids: torch.Tensor
     pixel_indices: torch.Tensor
     superpoint_map: torch.Tensor
+    text_features: np.ndarray | None = None
 
     @property
     def colors(self) -> np.ndarray:
@@ -140,6 +143,34 @@ def predict(segmenter: "RGBDInstanceSegmentationPipeline", frame: RGBDFrame, che
         points["pixel_indices"],
         points["superpoint_map"],
     )
+
+
+def name_by_text(prediction: Prediction, labels: str, labeler: TextLabeler) -> None:
+    """Calls the instances of a prediction by the best of a visitor's labels, or again by the network's without any.
+
+    Args:
+        prediction: It is changed.
+        labels: With commas between them.
+        labeler: Of the page.
+
+    Raises:
+        ValueError: The labels are malformed.
+    """
+    if not labels.strip():
+        for segment in prediction.segments:
+            segment["name"] = segment.pop("own_name", segment["name"])
+            for key in ("text_label", "text_score", "text_labels"):
+                segment.pop(key, None)
+        return
+    # A file of the server is none of the visitor's business.
+    candidates = read_labels([label.strip() for label in labels.split(",")])
+    if prediction.text_features is None:
+        places = prediction.superpoint_ids, prediction.pixel_indices, prediction.superpoint_map
+        masks = pixel_masks(prediction.masks, *places).numpy()
+        prediction.text_features = labeler.instance_features(prediction.frame.image, masks)
+    for segment, found in zip(prediction.segments, labeler.label(prediction.text_features, candidates), strict=True):
+        segment.setdefault("own_name", segment["name"])
+        segment.update({f"text_{key}": value for key, value in found.items()}, name=found["label"])
 
 
 def annotated_image(

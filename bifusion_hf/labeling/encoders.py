@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..import_utils import require_package
 from ..io.hub_files import OPEN_CLIP_NAME, explain_missing, refuse_nowhere, split_revision
+from .pixels import patch_pixels, unit
 
 
 class ImageTextEncoder(Protocol):
@@ -130,14 +131,14 @@ class TransformersEncoder:
                 f"{longest!r} has more than the {limit} tokens that the text tower of {self.name} takes; expected a "
                 "shorter label"
             )
-        return _unit(self.model.get_text_features(**inputs.to(self.model.device)).pooler_output)
+        return unit(self.model.get_text_features(**inputs.to(self.model.device)).pooler_output)
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """[N, D], features of images uint8 [H, W, 3] RGB."""
         inputs = self.image_processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
         inputs = inputs.to(self.model.device)
-        return _unit(self.model.get_image_features(**inputs).pooler_output)
+        return unit(self.model.get_image_features(**inputs).pooler_output)
 
     @torch.no_grad()
     def encode_patches(self, image: np.ndarray, side: int) -> torch.Tensor:
@@ -171,7 +172,7 @@ class TransformersEncoder:
             features = tower.head(tokens[:, None])
         else:
             features = self.model.visual_projection(tokens[1:])
-        return _unit(features).unflatten(0, (rows, columns))
+        return unit(features).unflatten(0, (rows, columns))
 
     @torch.no_grad()
     def logits(self, cosines: torch.Tensor) -> torch.Tensor:
@@ -183,30 +184,3 @@ class TransformersEncoder:
 
 # Model types whose towers `encode_patches` knows.
 DENSE_KINDS = ("clip", "metaclip_2", "siglip")
-
-
-def patch_pixels(
-    image: np.ndarray, side: int, patch: int, mean: Sequence[float], std: Sequence[float]
-) -> tuple[torch.Tensor, tuple[int, int]]:
-    """A whole image for a tower, both sides rounded to multiples of the patch.
-
-    Args:
-        image: uint8 [H, W, 3] RGB.
-        side: Of its shorter side.
-        patch: Side of a patch.
-        mean: Fractions of 255.
-        std: Fractions of 255.
-
-    Returns:
-        float32 [1, 3, h * patch, w * patch], and (h, w).
-    """
-    scale = side / min(image.shape[:2])
-    rows, columns = (max(1, round(length * scale / patch)) for length in image.shape[:2])
-    resized = Image.fromarray(image).resize((columns * patch, rows * patch), Image.Resampling.BICUBIC)
-    values = (np.asarray(resized, dtype=np.float32) / 255 - np.float32(mean)) / np.float32(std)
-    return torch.from_numpy(values).permute(2, 0, 1)[None], (rows, columns)
-
-
-def _unit(features: torch.Tensor) -> torch.Tensor:
-    features = features.float().cpu()
-    return features / features.norm(dim=-1, keepdim=True)

@@ -27,6 +27,9 @@ class ModelArguments:
         preset: `BiFusionConfig.from_preset` name.
         config: Fields of `BiFusionConfig` that differ from the preset.
         processor: Arguments of `BiFusionProcessor` that differ from the preset's and from the configuration's.
+        labels: Labels of one's own, `{seat: [chair, couch], table: [table, desk]}`, each with its classes of the data;
+            or a YAML or JSON file with such a mapping, or with the list of the data's classes by number
+            (docs/release.md). Heads of other sizes than those of `pretrained` start new. null = those of the network.
         pretrained: Folder, or Hub id `org/name` or `org/name@revision`, of a bifusion checkpoint to start from; its
             own configuration and processor replace the preset's and may still be changed by `config` and `processor`.
     """
@@ -34,6 +37,7 @@ class ModelArguments:
     preset: str = "tiny"
     config: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
+    labels: str | dict[str, Any] | None = None
     pretrained: str | None = None
 
 

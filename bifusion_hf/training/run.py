@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,15 @@ from ..recipe.arguments import (
 )
 from ..superpoints import segmentation as superpoints
 from .data_loading import StreamedFrames
+from .label_set import read_label_set
 from .run_folder import choose_start, find_checkpoint
 from .setup import build_accelerator
 from .trainer import BiFusionTrainer
 
 
+logger = logging.getLogger(__name__)
+# What depends on the number of labels and of semantic classes.
+LABEL_HEADS = ("decoder.class_head.", "decoder.semantic_head.", "image_classifier.")
 # What the over-segmentation is made of.
 SUPERPOINTS = Path(superpoints.__file__).parent
 
@@ -66,18 +71,44 @@ def build_model(
     if checkpoint is not None:
         return BiFusionForInstanceSegmentation(_resumed_config(arguments, checkpoint)).float()
     if arguments.pretrained is not None:
-        source, pinned = pinned_name(arguments.pretrained)
-        return BiFusionForInstanceSegmentation.from_pretrained(source, **pinned, **arguments.config).float()
+        return _from_pretrained(arguments)
     return BiFusionForInstanceSegmentation(build_config(arguments)).float()
+
+
+def _from_pretrained(arguments: ModelArguments) -> BiFusionForInstanceSegmentation:
+    """The network of `model.pretrained`; with labels of the recipe's own, heads of other sizes start new.
+
+    Raises:
+        ValueError: Something else than a head has another size.
+    """
+    source, pinned = pinned_name(arguments.pretrained)
+    if arguments.labels is None:
+        return BiFusionForInstanceSegmentation.from_pretrained(source, **pinned, **arguments.config).float()
+    model, loading = BiFusionForInstanceSegmentation.from_pretrained(
+        source, **pinned, **_config_fields(arguments), ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    new = sorted(entry[0] if isinstance(entry, tuple) else entry for entry in loading["mismatched_keys"])
+    strange = [name for name in new if not name.startswith(LABEL_HEADS)]
+    if strange:
+        raise ValueError(f"model.pretrained {arguments.pretrained}: {strange} have other shapes than the recipe's")
+    for name in new:
+        logger.info("model.labels: %s starts new", name)
+    return model.float()
+
+
+def _config_fields(arguments: ModelArguments) -> dict[str, Any]:
+    """The fields of the configuration that the recipe sets: by its labels, and by `model.config`."""
+    labels = {} if arguments.labels is None else read_label_set(arguments.labels).config_fields()
+    return {**labels, **arguments.config}
 
 
 def build_config(arguments: ModelArguments) -> BiFusionConfig:
     """The configuration of a recipe's network: that of its checkpoint or preset, with what the recipe changes."""
     if arguments.pretrained is not None:
         source, pinned = pinned_name(arguments.pretrained)
-        return BiFusionConfig.from_pretrained(source, **pinned, **arguments.config)
+        return BiFusionConfig.from_pretrained(source, **pinned, **_config_fields(arguments))
     preset = PRESETS.get(arguments.preset, {})
-    overrides = {name: _merge(preset.get(name), value) for name, value in arguments.config.items()}
+    overrides = {name: _merge(preset.get(name), value) for name, value in _config_fields(arguments).items()}
     return BiFusionConfig.from_preset(arguments.preset, **overrides)
 
 
@@ -168,13 +199,14 @@ def build_processor(
         ValueError: The run resumes with another processor than it began with.
     """
     check_names("model.processor", arguments.processor, inspect.signature(BiFusionProcessor).parameters)
+    labels = {} if arguments.labels is None else read_label_set(arguments.labels).processor_fields(config)
     if arguments.pretrained is None:
-        processor = BiFusionProcessor.from_preset(arguments.preset, config, **arguments.processor)
+        processor = BiFusionProcessor.from_preset(arguments.preset, config, **{**labels, **arguments.processor})
     else:
         source, pinned = pinned_name(arguments.pretrained)
         # `model.config` may rename the labels.
         names = {"label_names": [config.id2label[label] for label in range(config.num_labels)]}
-        processor = BiFusionProcessor.from_pretrained(source, **pinned, **{**names, **arguments.processor})
+        processor = BiFusionProcessor.from_pretrained(source, **pinned, **{**names, **labels, **arguments.processor})
     if checkpoint is not None:
         saved = BiFusionProcessor.from_pretrained(checkpoint).to_dict()
         different = [name for name, value in processor.to_dict().items() if saved.get(name) != value]

@@ -8,7 +8,8 @@ from tiny_image_text import PATCH, SIDE
 from transformers import BertConfig, ViTConfig, ViTModel, pipeline
 
 from bifusion_hf.labeling import TextLabeler
-from bifusion_hf.labeling.encoders import load_encoder, patch_pixels
+from bifusion_hf.labeling.encoders import load_encoder
+from bifusion_hf.labeling.pixels import patch_pixels
 
 
 LABELS = ["red mug", "keyboard", "office chair", "bed"]

@@ -58,6 +58,7 @@ ELSEWHERE = {
     "model.preset": "test_run.py::test_config_overrides_are_checked_and_merged",
     "model.config": "test_run.py::test_config_overrides_are_checked_and_merged",
     "model.processor": "test_run.py::test_the_recipe_sets_the_processor",
+    "model.labels": "test_label_set.py::test_only_the_heads_of_the_labels_start_new",
     "model.pretrained": "test_run.py::test_pretrained_and_overrides_both_take_effect",
     "init.sv3d": "test_recipe_keys.py::test_init_names_the_weights",
     "init.clip": "test_recipe_keys.py::test_init_names_the_weights",

@@ -35,8 +35,8 @@ class Named:
 def found_instances(frame: RGBDFrame, result: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """The segments of a frame that are a true instance, each beside its class.
 
-    A segment is the true instance with which its IoU is above `FOUND_IOU`, over the measured pixels. Segments, and
-    true instances, do not overlap, so pairs are one to one.
+    A segment is the true instance with which its IoU is above `FOUND_IOU`, over the measured pixels. As neither
+    overlap one another, pairs are one to one.
     """
     truth, labels = point_instances_from_labels(frame.instance, frame.semantic)
     measured = frame.depth > 0
