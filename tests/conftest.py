@@ -51,6 +51,22 @@ def dinov2_wheel() -> Path:
 
 
 @pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> str:
+    """A CLIP with random weights, on disk."""
+    from tiny_image_text import save_model
+
+    return save_model(tmp_path_factory.mktemp("clip"), "clip")
+
+
+@pytest.fixture(scope="session")
+def siglip_folder(tmp_path_factory) -> str:
+    """A SigLIP with random weights, on disk."""
+    from tiny_image_text import save_model
+
+    return save_model(tmp_path_factory.mktemp("siglip"), "siglip")
+
+
+@pytest.fixture(scope="session")
 def real_frames() -> Path:
     if not REAL_FRAMES.is_dir():
         pytest.skip(f"the real Kinect frames are absent ({REAL_FRAMES}); set BIFUSION_REAL_FRAMES")

@@ -35,11 +35,12 @@ CHANGES = {
     "nms_kernel": ("linear", "scores"),
     "nms_sigma": (0.2, "scores"),
     "part_gap": (0.0, "masks"),
+    "name_threshold": (0.1, "semantic names"),
 }
 # Where the change shows only beside another.
 BESIDE = {"class_to_label": {"label_names": ["even", "odd"]}}
 BASE = {"num_points": 600, "num_superpoints": 60, "num_semantic_labels": 12, "nms_kernel": "gaussian"}
-INSTANCES = ("names", "masks", "scores")
+INSTANCES = ("names", "semantic names", "masks", "scores")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def inputs_of(processor, frame, superpoints):
     )
 
 
-def instances_of(processor, inputs):
+def instances_of(processor, inputs, semantic=False):
     """What becomes of six queries that overlap; each mask falls off from a point of its own."""
     points = inputs["points"][0]
     centres = points[:: len(points) // 6][:6]
@@ -76,7 +77,14 @@ def instances_of(processor, inputs):
         masks_queries_logits=(6 - 3 * torch.cdist(centres, points))[None],
         query_mask=torch.ones(1, 6, dtype=torch.bool),
     )
-    return processor.post_process_instance_segmentation(outputs, inputs, threshold=0.0)[0]
+    if not semantic:
+        return processor.post_process_instance_segmentation(outputs, inputs, threshold=0.0)[0]
+    # Every superpoint has a query, which is no surer of the class 3 than 0.3.
+    outputs.semantic_queries_logits = torch.zeros(1, 6, 13)
+    outputs.semantic_queries_logits[..., 3] = np.log(0.3 / 0.7 * 11)
+    outputs.query_superpoints = torch.arange(6)[None] % int(inputs["superpoint_ids"].max() + 1)
+    names = {index: f"class {index}" for index in range(12)}
+    return processor.post_process_instance_segmentation(outputs, inputs, threshold=0.0, semantic_names=names)[0]
 
 
 def observe(frame, seen_in, **arguments):
@@ -90,7 +98,9 @@ def observe(frame, seen_in, **arguments):
     inputs = inputs_of(processor, frame, superpoints)
     if seen_in not in INSTANCES:
         return inputs[seen_in][0]
-    found = instances_of(processor, inputs)
+    found = instances_of(processor, inputs, seen_in == "semantic names")
+    if seen_in == "semantic names":
+        return [segment["name"] for segment in found["segments_info"]]
     if seen_in == "names":
         return [segment["label"] for segment in found["segments_info"]]
     return found["point_masks"] if seen_in == "masks" else found["scores"]

@@ -230,7 +230,7 @@ class SceneSession:
         names, values = self.model.config.semantic_id2label, self.bank["semantics"][place]
         if names is None or not len(values):
             return {"name": label}
-        label_tells = self.model.config.num_labels > 1
+        label_tells = len(self.model.config.id2label) > 1
         return describe_class(values, names, label, self.processor.name_threshold, label_tells=label_tells)
 
     @torch.no_grad()

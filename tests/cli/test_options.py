@@ -18,6 +18,7 @@ from bifusion_hf.results import InstanceSegmentation
 
 # Command -> module of bifusion_hf.cli -> option (or positional argument) -> the words that change, and others that
 # both runs have beside those of `BASES`.
+NAMED = ["--labeler", "clip"]
 OPTIONS = {
     "prepare_scannet200": {
         "--scans": (["--scans", "other"], []),
@@ -136,6 +137,11 @@ OPTIONS = {
         "--limit": (["--limit", "2"], []),
         "--part_gap": (["--part_gap", "0.3"], []),
         "--seed": (["--seed", "7"], []),
+        "--candidate_labels": (["--candidate_labels", "chair", "bed"], [*NAMED, "--candidate_labels", "chair"]),
+        "--labeler": (["--labeler", "other"], [*NAMED, "--candidate_labels", "chair"]),
+        "--labeler_mode": (["--labeler_mode", "dense"], [*NAMED, "--candidate_labels", "chair"]),
+        "--templates": (["--templates", "other.txt"], [*NAMED, "--candidate_labels", "chair"]),
+        "--label_floor": (["--label_floor", "0.4"], [*NAMED, "--candidate_labels", "chair"]),
         "--mixed_precision": (["--mixed_precision", "bf16"], []),
         "--device": (["--device", "cpu"], []),
         "--cpu": (["--cpu"], []),
@@ -161,6 +167,13 @@ OPTIONS = {
         "--threshold": (["--threshold", "0.9"], []),
         "--mask_generator": (["--mask_generator", "org/sam"], []),
         "--part_gap": (["--part_gap", "0.3"], []),
+        "--labels": (["--labels", "chair", "bed"], [*NAMED, "--labels", "chair"]),
+        "--labeler": (["--labeler", "other"], [*NAMED, "--labels", "chair"]),
+        "--labeler_mode": (["--labeler_mode", "dense"], [*NAMED, "--labels", "chair"]),
+        "--templates": (["--templates", "other.txt"], [*NAMED, "--labels", "chair"]),
+        "--label_floor": (["--label_floor", "0.4"], [*NAMED, "--labels", "chair"]),
+        "--top_k": (["--top_k", "2"], [*NAMED, "--labels", "chair"]),
+        "--name_threshold": (["--name_threshold", "0.2"], []),
         "--device": (["--device", "cuda:1"], []),
         "--output": (["--output", "other"], []),
     },
@@ -185,6 +198,13 @@ OPTIONS = {
         "--voxel_size": (["--voxel_size", "0.2"], []),
         "--animation": (["--animation", "gif"], []),
         "--rerun": (["--rerun"], []),
+        "--labels": (["--labels", "chair", "bed"], [*NAMED, "--labels", "chair"]),
+        "--find": (["--find", "bed"], [*NAMED, "--find", "chair"]),
+        "--labeler": (["--labeler", "other"], [*NAMED, "--labels", "chair"]),
+        "--labeler_mode": (["--labeler_mode", "dense"], [*NAMED, "--labels", "chair"]),
+        "--templates": (["--templates", "other.txt"], [*NAMED, "--labels", "chair"]),
+        "--label_floor": (["--label_floor", "0.4"], [*NAMED, "--labels", "chair"]),
+        "--top_k": (["--top_k", "2"], [*NAMED, "--find", "chair"]),
         "--save_every": (["--save_every", "1"], []),
         "--strict": (["--strict"], []),
         "--overwrite": (["--overwrite"], ["--output", "before"]),
@@ -195,6 +215,10 @@ OPTIONS = {
         "--data": (["--data", "other"], []),
         "--split": (["--split", "train"], []),
         "--rows": (["--rows", "1"], []),
+        "--labeler": (["--labeler", "other"], []),
+        "--labeler_mode": (["--labeler_mode", "dense"], NAMED),
+        "--templates": (["--templates", "other.txt"], NAMED),
+        "--label_floor": (["--label_floor", "0.4"], NAMED),
         "--device": (["--device", "cuda:1"], []),
         "--host": (["--host", "0.0.0.0"], []),
         "--port": (["--port", "7"], []),
@@ -315,19 +339,27 @@ class Processor:
         pass
 
 
+@dataclasses.dataclass
+class FoundObject:
+    id: int
+    score: float
+    name: str = "object"
+
+
 class Session:
     """A scene that finds two objects, and fails at its second frame."""
 
     calls = None
 
-    def __init__(self, model, processor, **options):
+    def __init__(self, model, processor, labeler=None, **options):
         self.calls.seen.append(f"session {plain(options)}")
+        self.labeler = labeler
         self.notes, self.num_frames, self.frame_ids, self.bank = {"next": 0}, 0, [], ()
         self.merging, self.threshold, self.voxel_size = SimpleNamespace(name=""), 0, 0
 
     @classmethod
-    def load(cls, path, model, processor):
-        session = cls(model, processor, loaded=str(path))
+    def load(cls, path, model, processor, labeler=None):
+        session = cls(model, processor, labeler, loaded=str(path))
         return session
 
     def update(self, frame):
@@ -340,7 +372,15 @@ class Session:
 
     def objects(self, min_views):
         self.calls.seen.append(f"objects of {min_views}")
-        return [SimpleNamespace(score=0.5), SimpleNamespace(score=0.9)]
+        return [FoundObject(0, 0.5), FoundObject(1, 0.9)]
+
+    def label(self, candidate_labels, top_k):
+        self.calls.seen.append(f"{top_k} of {plain(candidate_labels)}")
+        return {}
+
+    def find(self, text, top_k):
+        self.calls.seen.append(f"find {text}")
+        return [SimpleNamespace(item=item, similarity=item.score) for item in self.objects(1)] * 4
 
 
 class Picture:
@@ -357,6 +397,8 @@ class Recording(list):
 def prepare(command, calls):
     """Replaces what the command calls."""
     rows = Rows(range(4))
+    labeler = SimpleNamespace(settings={"model": "clip"}, templates=("a {}",))
+    calls.replace("labeling.TextLabeler", lambda *args, **options: labeler)
     results = {"protocol": {"data": "sample"}}
     if command == "prepare_scannet200":
         for name in ("prepare_scannet200", "prepare_esam"):
@@ -408,6 +450,8 @@ def prepare(command, calls):
             calls.replace(f"evaluation.{name}", lambda *args, **options: {"protocol": {}})
         calls.replace("evaluation.scene_evaluator.evaluate_scenes", lambda *args, **options: {"protocol": {}})
         calls.replace("evaluation.PredictionFile", mock.MagicMock(shown="predictions"))
+        vocabulary = SimpleNamespace(processor=Processor(), protocol={}, namer=lambda rows: None)
+        calls.replace("evaluation.open_vocabulary.OpenVocabulary", lambda *args: vocabulary)
         calls.replace("evaluation.PredictionWriter", mock.MagicMock())
         calls.replace("evaluation.format_results", "")
         calls.replace("evaluation.headline", {})
@@ -415,9 +459,9 @@ def prepare(command, calls):
     elif command == "predict":
         segmenter = mock.MagicMock(processor=Processor())
 
-        def segment(frame, threshold):
+        def segment(frame, threshold, **naming):
             options = f"estimating up: {segmenter.processor.estimate_up}, {segmenter.processor.shown}"
-            calls.seen.append(f"{frame.frame_id} above {threshold}, {options}")
+            calls.seen.append(f"{frame.frame_id} above {threshold}, {options}, {plain(naming)}")
             empty = {"segmentation": frame.depth.astype(int) * 0 - 1, "segments_info": [], "up": None}
             return InstanceSegmentation(empty, frame)
 
