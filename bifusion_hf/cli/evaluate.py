@@ -102,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="LABEL",
         help="name the instances of a class-agnostic checkpoint by text and measure them with their classes: "
-        "'scannet200', or names of its classes; instances of other classes are left out",
+        "'scannet200', or names of the data's classes; instances of other classes are left out",
     )
     add_labeler_options(naming)
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="evaluate these instead of running a model")
@@ -181,6 +181,7 @@ def evaluate_checkpoint(
     if arguments.part_gap is not None:
         processor.part_gap = arguments.part_gap
     if arguments.candidate_labels is not None:
+        from ..data.class_names import read_classes
         from ..evaluation.open_vocabulary import OpenVocabulary
 
         words = arguments.candidate_labels
@@ -188,7 +189,8 @@ def evaluate_checkpoint(
             load_labeler(arguments, accelerator.device),
             words[0] if len(words) == 1 else words,
             processor,
-            model.config.semantic_id2label,
+            dict(enumerate(read_classes(arguments.data))),
+            compare_semantics=has_same_classes,
         )
     measure = _measure_scenes if arguments.scenes else _measure_frames
     results = measure(model, processor, rows, accelerator, arguments, options)

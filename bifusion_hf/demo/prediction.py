@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,7 @@ class Prediction:
         pixel_indices: int64 [N], flat pixel of each.
         superpoint_map: int [H, W] with the same ids, -1 = none.
         text_features: float32 [K, D], what the page's labeler sees of each, once a visitor has asked.
+        own_names: The names before any words of the visitor's.
     """
 
     frame: RGBDFrame
@@ -77,6 +78,10 @@ class Prediction:
     pixel_indices: torch.Tensor
     superpoint_map: torch.Tensor
     text_features: np.ndarray | None = None
+    own_names: list[str] = field(init=False)
+
+    def __post_init__(self):
+        self.own_names = [segment["name"] for segment in self.segments]
 
     @property
     def colors(self) -> np.ndarray:
@@ -157,8 +162,8 @@ def name_by_text(prediction: Prediction, labels: str, labeler: TextLabeler) -> N
         ValueError: The labels are malformed.
     """
     if not labels.strip():
-        for segment in prediction.segments:
-            segment["name"] = segment.pop("own_name", segment["name"])
+        for segment, name in zip(prediction.segments, prediction.own_names, strict=True):
+            segment["name"] = name
             for key in ("text_label", "text_score", "text_labels"):
                 segment.pop(key, None)
         return
@@ -169,7 +174,6 @@ def name_by_text(prediction: Prediction, labels: str, labeler: TextLabeler) -> N
         masks = pixel_masks(prediction.masks, *places).numpy()
         prediction.text_features = labeler.instance_features(prediction.frame.image, masks)
     for segment, found in zip(prediction.segments, labeler.label(prediction.text_features, candidates), strict=True):
-        segment.setdefault("own_name", segment["name"])
         segment.update({f"text_{key}": value for key, value in found.items()}, name=found["label"])
 
 

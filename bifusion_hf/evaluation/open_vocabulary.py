@@ -36,10 +36,12 @@ class OpenVocabulary:
         candidate_labels: See `labeling.read_labels`; each is the name of a class that has instances. Instances of
             other classes are void.
         processor: Of the network.
-        semantic_names: Names of the semantic classes.
+        class_names: Names of the data's classes.
+        compare_semantics: The numbers of the network's semantic classes mean the same as the data's; else its semantic
+            predictions are left out.
 
     Raises:
-        ValueError: The network has classes of its own, the classes have no names, or a label is none of them.
+        ValueError: The network has classes of its own, or a label is no class of the data.
     """
 
     def __init__(
@@ -47,14 +49,15 @@ class OpenVocabulary:
         labeler: TextLabeler,
         candidate_labels: "str | Path | Sequence[str]",
         processor: "BiFusionProcessor",
-        semantic_names: Mapping[int, str] | None,
+        class_names: Mapping[int, str],
+        *,
+        compare_semantics: bool = True,
     ):
         if processor.class_to_label is not None:
             raise ValueError("the network has classes of its own; naming by text needs a class-agnostic one")
-        if semantic_names is None:
-            raise ValueError("the network's semantic classes have no names, by which labels could be told right")
         self.labeler, self.labels = labeler, read_labels(candidate_labels)
-        classes = {name: index for index, name in semantic_names.items() if index not in processor.stuff_classes}
+        self.compare_semantics = compare_semantics
+        classes = {name: index for index, name in class_names.items() if index not in processor.stuff_classes}
         unknown = [name for name in self.labels if name not in classes]
         if unknown:
             raise ValueError(
@@ -63,7 +66,8 @@ class OpenVocabulary:
             )
         self.processor = copy.deepcopy(processor)
         self.processor.label_names = list(self.labels)
-        self.processor.class_to_label = [NONE] * processor.num_semantic_labels
+        self.processor.num_semantic_labels = len(class_names)
+        self.processor.class_to_label = [NONE] * len(class_names)
         for label, name in enumerate(self.labels):
             self.processor.class_to_label[classes[name]] = label
         named = isinstance(candidate_labels, str) and candidate_labels == "scannet200"
@@ -120,7 +124,11 @@ class OpenVocabulary:
             points["pixel_indices"],
             points["superpoint_map"],
         ).numpy()
-        return replace(prediction, labels=self.best(self.labeler.instance_features(image, masks)))
+        return replace(
+            prediction,
+            labels=self.best(self.labeler.instance_features(image, masks)),
+            semantic=prediction.semantic if self.compare_semantics else None,
+        )
 
     def name_objects(self, session: "SceneSession", ids: Sequence[int]) -> list[int]:
         """The label of each object of a session that has this labeler; 0 for one that no frame showed."""

@@ -451,7 +451,7 @@ def prepare(command, calls):
         calls.replace("evaluation.scene_evaluator.evaluate_scenes", lambda *args, **options: {"protocol": {}})
         calls.replace("evaluation.PredictionFile", mock.MagicMock(shown="predictions"))
         vocabulary = SimpleNamespace(processor=Processor(), protocol={}, namer=lambda rows: None)
-        calls.replace("evaluation.open_vocabulary.OpenVocabulary", lambda *args: vocabulary)
+        calls.replace("evaluation.open_vocabulary.OpenVocabulary", lambda *args, **options: vocabulary)
         calls.replace("evaluation.PredictionWriter", mock.MagicMock())
         calls.replace("evaluation.format_results", "")
         calls.replace("evaluation.headline", {})

@@ -13,11 +13,13 @@ from bifusion_hf.demo.prediction import (
     PICTURE_WIDTH,
     VIEWER_POINTS,
     annotated_image,
+    name_by_text,
     predict,
     seen_from_camera,
     viewer_distance,
     write_files,
 )
+from bifusion_hf.labeling import TextLabeler
 from bifusion_hf.pipeline_bifusion import RGBDInstanceSegmentationPipeline
 
 
@@ -102,15 +104,47 @@ def test_filtering_by_class_uncovers_what_lay_below(segmenter, frame):
 def test_names_of_a_class_agnostic_network_are_semantic(segmenter, prediction, frame):
     assert {segment["label"] for segment in prediction.segments} == {"object"}
     assert not {"wall", "floor"} & set(prediction.name_counts)
-    # The name is the most frequent thing among the classes of the points.
     batch = segmenter.processor.collate([segmenter.preprocess(frame)])
     outputs = segmenter.forward(batch)["outputs"]
-    classes = segmenter.processor.post_process_semantic_segmentation(outputs, batch)[0]["point_labels"]
-    for segment, mask in zip(prediction.segments, prediction.masks, strict=True):
-        inside = [int(value) for value in classes[mask] if value > 1]
-        counts = {segmenter.model.config.semantic_id2label[value]: inside.count(value) for value in set(inside)}
-        if counts:
-            assert counts[segment["name"]] == max(counts.values())
+    found = segmenter.processor.post_process_mask_classes(outputs, batch, [prediction.masks])[0]
+    names = segmenter.model.config.semantic_id2label
+    for segment, row in zip(prediction.segments, found, strict=True):
+        assert segment["semantic_label"] == names[int(row.argmax())]
+        assert segment["semantic_probability"] == float(row.max())
+    # Some of an untrained network's are shown with a threshold among their probabilities.
+    middle = float(np.median([segment["semantic_probability"] for segment in prediction.segments]))
+    before, segmenter.processor.name_threshold = segmenter.processor.name_threshold, middle
+    try:
+        again = predict(segmenter, frame, "checkpoint").segments
+    finally:
+        segmenter.processor.name_threshold = before
+    shown = [segment["name"] != "object" for segment in again]
+    assert shown == [segment["semantic_probability"] >= middle for segment in again] and any(shown) and not all(shown)
+
+
+def test_names_of_the_visitors_own(segmenter, frame, clip_folder, tmp_path):
+    labeler = TextLabeler(clip_folder)
+    prediction = predict(segmenter, frame, "checkpoint")
+    own = [segment["name"] for segment in prediction.segments]
+    name_by_text(prediction, "", labeler)
+    assert prediction.text_features is None
+    name_by_text(prediction, "red mug, keyboard,  office chair", labeler)
+    allowed = {"red mug", "keyboard", "office chair", "unknown"}
+    assert set(prediction.name_counts) <= allowed
+    content = json.loads(write_files(prediction, prediction.select(LOWEST_SCORE), tmp_path)["json"].read_text())
+    assert all(segment["text_label"] == segment["name"] for segment in content["segments"])
+    features = prediction.text_features
+    name_by_text(prediction, "bed", labeler)
+    assert prediction.text_features is features and set(prediction.name_counts) <= {"bed", "unknown"}
+    for words, message in [("mug,,bed", "empty label"), ("mug, mug", "more than once")]:
+        with pytest.raises(ValueError, match=message):
+            name_by_text(prediction, words, labeler)
+    # A file's name is a word like any other.
+    name_by_text(prediction, str(tmp_path / "segments.json"), labeler)
+    assert set(prediction.name_counts) <= {str(tmp_path / "segments.json"), "unknown"}
+    name_by_text(prediction, " ", labeler)
+    assert [segment["name"] for segment in prediction.segments] == own
+    assert not any("text_label" in segment for segment in prediction.segments)
 
 
 def test_names_of_a_network_with_classes_are_its_labels(frame):

@@ -9,7 +9,7 @@ from perfect_network import PerfectNetwork, ReadingEncoder, readable_frame, read
 from test_scene_average_precision import FeaturedNetwork
 
 from bifusion_hf.data.dataset import FrameDataset
-from bifusion_hf.data.frames import frame_features, frame_to_row
+from bifusion_hf.data.frames import frame_features, frame_from_row, frame_to_row
 from bifusion_hf.evaluation import evaluate_model
 from bifusion_hf.evaluation.open_vocabulary import OpenVocabulary
 from bifusion_hf.evaluation.scene_evaluator import evaluate_scenes
@@ -96,14 +96,32 @@ def test_objects_of_scenes_are_named(confused):
     assert results["protocol"]["views_per_object"] == 3 and results["protocol"]["num_scenes"] == 2
 
 
+def test_classes_of_the_data_s_own(rows):
+    """Chair, table and bed are the only things, numbered as a data set of one's own numbers them."""
+
+    def renumber(row):
+        frame = frame_from_row(row)
+        places = np.full(201, -1)
+        places[[0, 1, 2, 3, 10]] = np.arange(5)
+        frame.semantic = places[frame.semantic]
+        return frame_to_row(frame)
+
+    own = datasets.Dataset.from_list([renumber(row) for row in rows], features=frame_features())
+    labeler = TextLabeler(ReadingEncoder(), templates="{}", none_texts=())
+    names = dict(enumerate(["wall", "floor", "chair", "table", "bed"]))
+    options = {"compare_semantics": False}
+    vocabulary = OpenVocabulary(labeler, ["bed", "chair", "table"], readable_processor(False), names, **options)
+    results = measure(own, vocabulary)
+    assert results["class_aware"]["all_ap_50%"] == 1.0 and results["class_aware"]["num_instances"] == 9
+    assert "semantic" not in results
+
+
 def test_what_does_not_fit_is_refused(rows):
     with pytest.raises(ValueError, match=r"candidate_labels has \['mug', 'floor'\], which are no classes"):
         make_vocabulary(["chair", "mug", "floor"])
     labeler = TextLabeler(ReadingEncoder(), none_texts=())
     with pytest.raises(ValueError, match="the network has classes of its own"):
         OpenVocabulary(labeler, "scannet200", readable_processor(True), NAMES)
-    with pytest.raises(ValueError, match="semantic classes have no names"):
-        OpenVocabulary(labeler, "scannet200", readable_processor(False), None)
     twice = datasets.concatenate_datasets([rows, rows])
     with pytest.raises(ValueError, match="3 frames have the name of another"):
         make_vocabulary().namer(twice)

@@ -274,3 +274,85 @@ def test_the_memory_can_be_reset_at_every_frame(online_network):
     )
     with pytest.raises(ValueError, match="memory is 'none'"):
         SceneSession(*online_network, memory="none")
+
+
+class Axes:
+    """Labels an instance by its place in the frame: a feature of its own for each of the factory's three things."""
+
+    templates, settings = ("{}",), {"model": "axes", "mode": "crops"}
+
+    def __init__(self):
+        self.looked = []
+
+    def instance_features(self, image, masks):
+        self.looked.append(len(masks))
+        columns = [int(np.nonzero(mask)[1].mean() * 3 / mask.shape[1]) for mask in masks]
+        return np.eye(3, dtype=np.float32)[columns] if len(masks) else np.zeros((0, 0), dtype=np.float32)
+
+    def text_features(self, texts):
+        return np.eye(3, dtype=np.float32)[[("left", "middle", "right").index(text) for text in texts]]
+
+    def label(self, features, labels, top_k):
+        return [{"label": labels[int(row.argmax())], "score": 1.0, "labels": []} for row in features]
+
+
+def test_objects_are_found_by_text_and_kept_with_the_session(network, tmp_path):
+    labeler = Axes()
+    session = Oracle(*network, voxel_size=0.1, labeler=labeler, views_per_object=2)
+    for frame in frames(4):
+        session.update(frame)
+    # Two views of each of three things, and then only views that show more of a thing.
+    assert labeler.looked[:2] == [3, 3] and sum(labeler.looked[2:]) < 6
+    left, right = session.find("left", top_k=1), session.find("right", top_k=3)
+    assert len(left) == 1 and left[0].similarity == pytest.approx(1)
+    assert [match.similarity for match in right] == sorted((match.similarity for match in right), reverse=True)
+    assert left[0].item.id != right[0].item.id and left[0].item.id == right[-1].item.id or right[1].similarity == 0
+    labels = session.label(["left", "middle", "right"], 1)
+    assert sorted(found["label"] for found in labels.values()) == ["left", "middle", "right"]
+    assert labels[left[0].item.id]["label"] == "left"
+
+    session.save(tmp_path / "scene.safetensors")
+    loaded = Oracle.load(tmp_path / "scene.safetensors", *network, labeler=Axes())
+    assert [match.item.id for match in loaded.find("right")] == [match.item.id for match in session.find("right")]
+    without = Oracle.load(tmp_path / "scene.safetensors", *network)
+    with pytest.raises(ValueError, match="the session has no labeler"):
+        without.find("left")
+    # Saved again without it, the features stay.
+    without.save(tmp_path / "again.safetensors")
+    assert len(Oracle.load(tmp_path / "again.safetensors", *network, labeler=Axes()).find("left")) == 3
+    other = Axes()
+    other.settings = {"model": "axes", "mode": "dense"}
+    with pytest.raises(ValueError, match="was made with the labeler"):
+        Oracle.load(tmp_path / "scene.safetensors", *network, labeler=other)
+    for text in ("", " ", None):
+        with pytest.raises(ValueError, match="expected what to look for"):
+            session.find(text)
+
+
+def test_objects_are_called_by_their_semantic_class(network):
+    session = Oracle(*network, voxel_size=0.1)
+    result = [session.update(frame) for frame in frames(2)][-1]
+    names = network[0].config.semantic_id2label
+    # The oracle is sure of the class ten after the instance's number.
+    assert {item.name for item in session.objects()} == {names[10 + index] for index in (3, 10, 17)}
+    assert {item.semantic_probability for item in session.objects()} == {1.0}
+    assert {segment["name"] for segment in result["segments_info"]} == {item.name for item in session.objects()}
+    session.processor.name_threshold, before = 1.1, session.processor.name_threshold
+    try:
+        assert {item.name for item in session.objects()} == {"object"}
+    finally:
+        session.processor.name_threshold = before
+
+
+def test_sessions_of_earlier_releases_have_no_names_yet(network, tmp_path, monkeypatch):
+    session = Oracle(*network, voxel_size=0.1)
+    for frame in frames(2):
+        session.update(frame)
+    state = session.bank.state()
+    monkeypatch.setattr(session.bank, "state", lambda: {k: v for k, v in state.items() if k != "semantics"})
+    session.save(tmp_path / "scene.safetensors")
+    loaded = Oracle.load(tmp_path / "scene.safetensors", *network)
+    assert {item.name for item in loaded.objects()} == {"object"}
+    for frame in frames(4):
+        loaded.update(frame)
+    assert {item.semantic_probability for item in loaded.objects()} == {4 / 6}
