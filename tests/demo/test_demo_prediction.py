@@ -67,9 +67,8 @@ def test_filtering_by_score_is_predicting_with_that_threshold(segmenter, frame, 
         expected = segmenter(frame, threshold=threshold)
         selection = prediction.select(threshold)
         np.testing.assert_array_equal(selection.segmentation, expected["segmentation"])
-        plain = [{key: value for key, value in segment.items() if key != "name"} for segment in selection.segments]
-        assert plain == expected["segments_info"]
-        assert [segment["id"] for segment in plain] == np.unique(
+        assert selection.segments == expected["segments_info"]
+        assert [segment["id"] for segment in selection.segments] == np.unique(
             expected["segmentation"][expected["segmentation"] >= 0]
         ).tolist()
 
