@@ -22,6 +22,9 @@ EXAMPLES = """examples:
   python -m scripts.experiments.names speed
   python -m scripts.experiments.names train_clip --data rooms --output small_clip
   python -m scripts.experiments.names measure_clip --labeler small_clip --data rooms_fresh --scenes walks
+  bifusion-train finetune && bifusion-evaluate outputs/finetune/best --data sample \
+      --output model_cards/results/finetune_sample_val.json
+  python -m scripts.experiments.names report
 """
 
 
@@ -88,6 +91,10 @@ def build_parser() -> argparse.ArgumentParser:
     speed.add_argument("--data", default="sample")
     speed.add_argument("--output", type=Path, default=RESULTS / "naming_speed.json")
     speed.set_defaults(execute=measure_speed)
+    report = commands.add_parser("report", help="fill in the tables of docs/naming.md from the stored results")
+    report.add_argument("--results", type=Path, default=RESULTS)
+    report.add_argument("--document", type=Path, default=Path("docs/naming.md"))
+    report.set_defaults(execute=write_report)
     return parser
 
 
@@ -170,6 +177,13 @@ def measure_speed(arguments: argparse.Namespace) -> None:
     content = full_size(next(read_frames(arguments.data)))
     write_text(arguments.output, json.dumps(content, indent=2) + "\n")
     print(json.dumps(content, indent=2))
+
+
+def write_report(arguments: argparse.Namespace) -> None:
+    """Fills in the tables."""
+    from .report import write_tables
+
+    write_tables(arguments.results, arguments.document)
 
 
 def train_clip(arguments: argparse.Namespace) -> None:
