@@ -31,17 +31,22 @@ def _percent(value: float | None) -> str:
 
 def semantic_table(content: Mapping[str, Any]) -> str:
     """Names by the semantic head."""
+    groups, threshold = ", ".join(SPLIT_NAMES), content["name_threshold"]
     lines = [
-        f"| data | found | right, all | {', '.join(SPLIT_NAMES)} | named from {content['name_threshold']:g} on | right |",
+        f"| data | found | right, all | {groups} | named from {threshold:g} on | right |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in content["data"].items():
         groups = ", ".join(_percent(row[split]["share"]) for split in SPLIT_NAMES)
         shown = row["above_the_threshold"]
-        lines.append(
-            f"| `{name}` | {row['all']['found']} of {row['true_instances']} | {_percent(row['all']['share'])} | {groups} | "
-            f"{_percent(shown['shown'])} | {_percent(shown['right'])} |"
-        )
+        cells = [
+            f"`{name}`",
+            f"{row['all']['found']} of {row['true_instances']}",
+            _percent(row["all"]["share"]),
+            groups,
+        ]
+        cells += [_percent(shown["shown"]), _percent(shown["right"])]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -70,8 +75,8 @@ def clip_table(content: Mapping[str, Any]) -> str:
     if training:
         lines += [
             "",
-            f"Trained on {training['instances']} instances of {training['classes']} classes, {training['updates']} updates "
-            f"of {training['batch_size']} crops, {training['cpu_seconds'] / 60:.0f} minutes of one core.",
+            f"Trained on {training['instances']} instances of {training['classes']} classes, {training['updates']} "
+            f"updates of {training['batch_size']} crops, {training['cpu_seconds'] / 60:.0f} minutes of one core.",
         ]
     return "\n".join(lines)
 
