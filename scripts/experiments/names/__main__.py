@@ -84,7 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     measure.add_argument("--checkpoint", default="sample")
     measure.add_argument("--data", required=True, help="data set with a split val")
     measure.add_argument("--scenes", help="data set of walks with a split val, for one view against several")
-    measure.add_argument("--limit", type=int, help="first frames, and first scenes, only")
+    measure.add_argument("--limit", type=int, help="first frames only")
+    measure.add_argument("--scene_limit", type=int, help="first scenes only")
     measure.add_argument("--output", type=Path, default=RESULTS / "small_clip_names.json")
     measure.set_defaults(execute=measure_clip)
     speed = commands.add_parser("speed", help="seconds of naming a frame of 20 instances by a CLIP ViT-B/16")
@@ -154,7 +155,7 @@ def measure_clip(arguments: argparse.Namespace) -> None:
         arguments.labeler,
         list(read_frames(arguments.data, limit=arguments.limit)),
         arguments.scenes,
-        arguments.limit,
+        arguments.scene_limit,
     )
     training = Path(arguments.labeler) / "training.json"
     content["protocol"] = {
@@ -164,6 +165,7 @@ def measure_clip(arguments: argparse.Namespace) -> None:
         "data": Path(arguments.data).name,
         "scenes": arguments.scenes and Path(arguments.scenes).name,
         "limit": arguments.limit,
+        "scene_limit": arguments.scene_limit,
         **content["protocol"],
     }
     write_text(arguments.output, json.dumps(content, indent=2) + "\n")

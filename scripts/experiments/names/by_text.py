@@ -28,7 +28,7 @@ def measure(
     model: str,
     frames: Sequence[RGBDFrame],
     scenes: str | None = None,
-    limit: int | None = None,
+    scene_limit: int | None = None,
 ) -> dict[str, Any]:
     """Shares of right names, and times.
 
@@ -37,7 +37,7 @@ def measure(
         model: Of the labelers.
         frames: With labels.
         scenes: Data set of walks, for one view against several.
-        limit: First scenes only.
+        scene_limit: First scenes only.
     """
     labelers = {
         "crops": TextLabeler(model, mode="crops", templates=TEMPLATES, none_texts=()),
@@ -76,7 +76,7 @@ def measure(
         "seconds": {name: seconds(labeler, frames[0]) for name, labeler in labelers.items()},
     }
     if scenes is not None:
-        rows = RowScenes(scenes, load_frames(scenes, "val"), limit)
+        rows = RowScenes(scenes, load_frames(scenes, "val"), scene_limit)
         content["scenes"] = _scenes(segmenter, labelers["crops"], rows)
     return content
 

@@ -77,7 +77,18 @@ def test_a_small_clip_is_trained_saved_and_measured(folder, tmp_path):
     assert np.abs(texts @ texts.T - np.eye(4))[np.triu_indices(4, 1)].max() < 0.9999
     main(
         ["measure_clip", "--labeler", str(tmp_path / "clip"), "--checkpoint", str(folder / "checkpoint")]
-        + ["--data", rooms, "--scenes", rooms, "--limit", "1", "--output", str(tmp_path / "clip.json")]
+        + [
+            "--data",
+            rooms,
+            "--scenes",
+            rooms,
+            "--limit",
+            "1",
+            "--scene_limit",
+            "1",
+            "--output",
+            str(tmp_path / "clip.json"),
+        ]
     )
     content = json.loads((tmp_path / "clip.json").read_text())
     assert content["protocol"]["training"]["instances"] == 9
