@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from bifusion_hf import BiFusionConfig, BiFusionProcessor
@@ -23,7 +22,7 @@ from bifusion_hf.assets import SAMPLE_FRAMES
 from bifusion_hf.cli import predict
 from bifusion_hf.data.frames import frame_from_row, load_frames
 from bifusion_hf.recipe.arguments import valid_keys
-from bifusion_hf.recipe.reading import CONFIG_FOLDER, load_arguments, recipe_names
+from bifusion_hf.recipe.reading import load_arguments, recipe_names
 from bifusion_hf.visualization.cameras import CAMERA_PRESETS, nominal_intrinsics
 
 
@@ -66,9 +65,10 @@ def accept(words: list[str]) -> None:
     program, *arguments = words
     if program in ("accelerate", "torchrun"):
         # What a launcher starts comes after its own options.
-        (start,) = [index for index, word in enumerate(arguments) if word.startswith("scripts/")]
-        assert (ROOT / arguments[start]).is_file()
-        program, arguments = f"bifusion-{Path(arguments[start]).stem}", arguments[start + 1 :]
+        start = arguments.index("-m") + 1
+        package, _, module = arguments[start].rpartition(".")
+        assert package == "bifusion_hf.cli"
+        program, arguments = f"bifusion-{module}", arguments[start + 1 :]
     if program.startswith("bifusion-"):
         module = program.removeprefix("bifusion-").replace("-", "_")
         if module in RECIPE_COMMANDS:
@@ -83,10 +83,12 @@ def accept(words: list[str]) -> None:
     elif program == "make":
         subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     elif program == "pip":
-        extras = re.findall(r"bifusion_hf\[(\w+)\]", " ".join(arguments))
+        extras = re.findall(r"\.\[(\w+)\]", " ".join(arguments))
         setup = ConfigParser()
         setup.read(ROOT / "setup.cfg")
-        assert arguments[0] == "install" and all(extra in setup["options.extras_require"] for extra in extras)
+        # The package is on no index: only the checkout can be installed.
+        assert arguments[0] == "install" and arguments[-1].startswith(".")
+        assert all(extra in setup["options.extras_require"] for extra in extras)
         assert "-c" not in arguments or (ROOT / arguments[arguments.index("-c") + 1]).is_file()
     else:
         assert words[:2] == ["git", "clone"] or program == "cd", f"nothing here knows {shlex.join(words)}"
@@ -118,9 +120,11 @@ def test_what_is_wrong_is_not_accepted():
         ["bifusion-predict", "--colour", "color.png"],
         ["bifusion-predict", "--image", "color.png", "--output", "out"],
         ["bifusion-train", "bifusion_tiny"],
-        ["accelerate", "launch", "scripts/train.py", "tiny", "--data.trian", "rooms"],
+        ["accelerate", "launch", "-m", "bifusion_hf.cli.train", "tiny", "--data.trian", "rooms"],
+        ["accelerate", "launch", "-m", "bifusion_hf.cli.learn", "tiny"],
         ["make", "everything"],
-        ["pip", "install", "bifusion_hf[everything]"],
+        ["pip", "install", ".[everything]"],
+        ["pip", "install", "bifusion_hf[demo]"],
         ["bifusion-segment"],
         ["rm", "-r", "outputs"],
     ):
@@ -181,13 +185,12 @@ def test_links_lead_somewhere(name):
 
 @pytest.fixture
 def desk(tmp_path):
-    """A folder as a reader's: a frame of their own, rooms, and the scripts of the checkout."""
+    """A folder as a reader's: a frame of their own, and rooms."""
     frame = frame_from_row(load_frames("sample", "val")[0])
     Image.fromarray(frame.image).resize((640, 480)).save(tmp_path / "color.png")
     depth = Image.fromarray(np.rint(frame.depth * 1000).astype(np.uint16))
     depth.resize((640, 480), Image.Resampling.NEAREST).save(tmp_path / "depth.png")
     shutil.copytree(SAMPLE_FRAMES, tmp_path / "rooms")
-    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     return tmp_path
 
 
@@ -231,13 +234,7 @@ def test_train_and_evaluate(desk):
 @pytest.mark.slow
 def test_the_plan_of_a_run(desk):
     # One frame in float32: a plan runs one batch, and bfloat16 takes minutes on a CPU without its instructions.
-    small = ["--training.batch_size", "1", "--training.mixed_precision", "no"]
-    plan = run([*find("bifusion-train", "bifusion_residual"), *_at_hand("bifusion_residual"), *small], desk)
-    assert "updates" in plan and not (desk / "outputs").exists()
-
-
-def _at_hand(recipe: str) -> list[str]:
-    """Overrides that put the sample frames in the place of a recipe's data, and no weights in the place of its own."""
-    content = yaml.safe_load((CONFIG_FOLDER / f"{recipe}.yaml").read_text(encoding="utf-8"))
-    words = ["--data.train", "sample", "--data.val", "sample", "--data.cache_superpoints", "false"]
-    return words + [word for key in content.get("init", {}) for word in (f"--init.{key}", "null")]
+    small = ["--training.batch_size", "1", "--training.mixed_precision", "no", "--data.cache_superpoints", "false"]
+    plan = run([*find("bifusion-train", "bifusion_residual"), *small], desk)
+    assert "updates" in plan and "init.clip ViT-B-16/openai: loaded when the run starts" in plan
+    assert not (desk / "outputs").exists()

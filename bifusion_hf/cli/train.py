@@ -24,7 +24,8 @@ Without one, the defaults below hold.
   bifusion-train tiny --data rooms --checkpoint sample --output outputs/mine --device cpu
                                                                    the words of the other commands: data.train and
                                                                    data.val, model.pretrained, output_dir
-  torchrun --nproc_per_node 2 scripts/train.py tiny                two processes; accelerate launch works too
+  accelerate launch -m bifusion_hf.cli.train tiny                  the processes of Accelerate's configuration
+  torchrun --nproc_per_node 2 -m bifusion_hf.cli.train tiny        two processes
 
 Every key of a recipe can be given on the command line, its value as YAML:
 
@@ -82,7 +83,7 @@ def command_to_go_on(words: Sequence[str]) -> str:
     for key, given in split_overrides(words[len(recipe) :]):
         if key.replace("-", "_") not in ("resume_from_checkpoint", "overwrite_output_dir"):
             kept += given
-    program = "bifusion-train" if int(os.environ.get("WORLD_SIZE", 1)) == 1 else "... scripts/train.py"
+    program = "bifusion-train" if int(os.environ.get("WORLD_SIZE", 1)) == 1 else "... -m bifusion_hf.cli.train"
     return shlex.join([*program.split(), *kept, "--resume_from_checkpoint", "latest"])
 
 

@@ -212,7 +212,10 @@ def import_recording(
         "labels": {key: None if value is None else str(value) for key, value in asdict(labels).items()},
         "jpeg_quality": jpeg_quality,
     }
-    report: dict[str, Any] = {"settings": settings, "unmatched": [], "unannotated": []}
+    # A report is published with its data set: the folders of this machine stay out of it.
+    shown = {key: None if value is None else Path(value).name for key, value in settings["labels"].items()}
+    shown = {**settings, "source": Path(source).name, "labels": shown, "options": {}}
+    report: dict[str, Any] = {"settings": shown, "unmatched": [], "unannotated": []}
     classes = read_classes(source) if recording.kind == ROWS_KIND else SCANNET200_CLASS_NAMES
     if annotations is not None:
         classes = labels.class_names(annotations.labels)
@@ -224,7 +227,7 @@ def import_recording(
             raise ValueError(f"{source}: {count} frames have no annotations: {_some(report['unannotated'])}")
         if unannotated == "skip":
             taken = [frame_id for frame_id in taken if frame_id in source_rows.names]
-        settings["labels_sha256"] = _digest(annotations)
+        settings["labels_sha256"] = shown["labels_sha256"] = _digest(annotations)
     report["classes"] = list(classes) if classes != SCANNET200_CLASS_NAMES else "ScanNet200"
     splits = _split(taken, recording, pieces, val, val_frames)
     records = write_shards(

@@ -242,7 +242,7 @@ class TrainArguments:
             `"auto"`, the latest or a new run.
         seed: Of everything random.
         deterministic: Use deterministic algorithms of PyTorch, an error where there is none; slower on a GPU.
-        dry_run: Print the plan and stop.
+        dry_run: Print the plan and stop; needs the data, and none of the weights that `init` names.
     """
 
     model: ModelArguments = field(default_factory=ModelArguments)

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,12 @@ def load_initial_weights(model: BiFusionForInstanceSegmentation, init: InitArgum
     return reports
 
 
+def name_initial_weights(init: InitArguments) -> list[str]:
+    """What `load_initial_weights` would load, for a plan, which needs no weights."""
+    sources = {"init.sv3d": init.sv3d, "init.clip": init.clip, "init.vision": init.vision}
+    return [f"{key} {source}: loaded when the run starts" for key, source in sources.items() if source is not None]
+
+
 def build_processor(
     arguments: ModelArguments, config: BiFusionConfig, checkpoint: Path | None = None
 ) -> BiFusionProcessor:
@@ -233,8 +240,8 @@ def build_trainer(arguments: TrainArguments) -> BiFusionTrainer:
     model = build_model(arguments.model, arguments.seed, checkpoint)
     processor = build_processor(arguments.model, model.config, checkpoint)
     # The last moment before the weights are copied, wrapped or resumed.
-    reports = load_initial_weights(model, arguments.init) if checkpoint is None else []
-    for report in reports:
+    bring_weights = name_initial_weights if arguments.dry_run else partial(load_initial_weights, model)
+    for report in bring_weights(arguments.init) if checkpoint is None else []:
         accelerator.print(report)
     frames = build_train_dataset(
         arguments.data, processor, accelerator, batch_size=arguments.training.batch_size, seed=arguments.seed

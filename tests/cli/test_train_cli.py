@@ -40,6 +40,22 @@ def test_dry_run_prints_the_plan_and_trains_nothing(tmp_path, capsys, monkeypatc
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_dry_run_needs_no_weights(tmp_path, capsys, monkeypatch):
+    """The recipe names weights that are not here, and a package that reads them which need not be."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    words = [
+        "tiny_demo", "--dry_run", "--output_dir", str(tmp_path / "run"), "--data.max_train_frames", "2",
+        "--data.max_val_frames", "1", "--data.num_workers", "0", "--model.processor.num_points", "500",
+        "--init.clip", "ViT-B-16/openai", "--init.sv3d", str(tmp_path / "baseline.pth"),
+    ]  # fmt: skip
+    train.main(words)
+    text = capsys.readouterr().out
+    assert "init.clip ViT-B-16/openai: loaded when the run starts" in text and "parameter group" in text
+    assert f"init.sv3d {tmp_path / 'baseline.pth'}: loaded" in text
+    with pytest.raises(SystemExit, match="baseline.pth"):
+        train.main([word for word in words if word != "--dry_run"])
+
+
 WAITING = """
 import importlib.util, os, sys
 spec = importlib.util.spec_from_file_location("openmp", sys.argv[1])

@@ -62,6 +62,7 @@ def test_frames_and_labels_arrive(desk):
         assert np.abs(frame.image.astype(int) - source.image).mean() < 8 and frame.camera_to_world is None
         np.testing.assert_array_equal(frame.instance, np.where(inside, 0, -1))
         np.testing.assert_array_equal(frame.semantic, np.where(inside, 3, -1))
+    assert str(desk) not in (desk / "out" / "report.json").read_text()
     text = (desk / "out" / "report.txt").read_text()
     assert "classes: 4 of its own: wall, floor, mug, drill" in text and "objects of drill: 4" in text
 

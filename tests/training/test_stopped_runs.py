@@ -123,7 +123,7 @@ def test_the_command_that_goes_on(monkeypatch):
     assert again == ["bifusion-train", *expected]
     assert train.command_to_go_on(["--seed", "3"]) == "bifusion-train --seed 3 --resume_from_checkpoint latest"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert train.command_to_go_on([]) == "... scripts/train.py --resume_from_checkpoint latest"
+    assert train.command_to_go_on([]) == "... -m bifusion_hf.cli.train --resume_from_checkpoint latest"
 
 
 @pytest.mark.slow
