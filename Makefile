@@ -9,7 +9,8 @@ TEST_WORKERS ?= 2
 GPU_CHECK ?=
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo train-demo test conformance test-openclip test-spconv test-demo test-sanitizers gpu-check lint format clean help
+.PHONY: demo train-demo test conformance test-openclip test-spconv test-triton test-demo test-sanitizers gpu-check docs lint format
+.PHONY: clean help
 
 help:
 	@echo "make demo           install, run the sample checkpoint on the sample frames, print AP, write pictures"
@@ -18,10 +19,12 @@ help:
 	@echo "make conformance    transformers' own tests on our configuration, models and processor (downloads them)"
 	@echo "make test-openclip  the tests that need open_clip, in an environment of their own"
 	@echo "make test-spconv    the tests that need spconv, in an environment of their own"
+	@echo "make test-triton    the tests that need Triton, in an environment of their own"
 	@echo "make test-demo      the tests of the demo page, in headless Chromium, in an environment of their own"
 	@echo "make test-sanitizers  the tests of the C kernels, built with the address and undefined behaviour sanitizers"
 	@echo "make gpu-check      what only a GPU can show, in seven minutes; GPU_CHECK=\"--wheels FOLDER\" (CONTRIBUTING.md)"
-	@echo "make lint           check style with ruff"
+	@echo "make docs           the API reference from the docstrings, its links checked: $(OUT)/docs/bifusion_hf.html"
+	@echo "make lint           check style with ruff, and the types of the public API with mypy"
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +71,15 @@ test-sanitizers: $(VENV)/installed
 test-spconv: $(VENV)-spconv/installed
 	$(VENV)-spconv/bin/python -m pytest tests/sparse
 
+# Triton unpacks to 700 MB; its interpreter and its compiler need no GPU.
+$(VENV)-triton/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-triton
+	$(VENV)-triton/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test,triton]"
+	touch $@
+
+test-triton: $(VENV)-triton/installed
+	OMP_NUM_THREADS=1 $(VENV)-triton/bin/python -m pytest tests/sparse/test_triton_backend.py
+
 # Without Chromium and its driver (Debian: chromium, chromium-driver) only the tests of the page's parts run.
 $(VENV)-demo/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-demo
@@ -84,6 +96,12 @@ gpu-check:
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Every module is imported: the docstrings are those of the code as it is.
+docs: $(VENV)/installed
+	$(INSTALL) --editable ".[docs]"
+	$(BIN)/python -m scripts.api_reference $(OUT)/docs
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -278,11 +278,11 @@ class BiFusionConfig(PreTrainedConfig):
             setattr(self, name, value)
         if self.vision_config is None and self.fusion_type != "none":
             self.vision_config = clip_tower(4)
-        if self.id2label is None:
+        if self.id2label is None:  # type: ignore[has-type]
             names = {1: ("object",), len(INSTANCE_CLASS_NAMES): INSTANCE_CLASS_NAMES}.get(kwargs.get("num_labels", 1))
             if names is not None:
                 self.id2label = dict(enumerate(names))
-                self.label2id = {name: label for label, name in self.id2label.items()}
+                self.label2id = {name: label for label, name in enumerate(names)}
         super().__post_init__(**kwargs)
         if self.semantic_id2label is None and self.num_semantic_labels == 200:
             self.semantic_id2label = dict(enumerate(SCANNET200_CLASS_NAMES))

@@ -304,7 +304,7 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         self.image_classifier = None
         if config.loss_config.image_semantic_weight:
             self.image_classifier = nn.Linear(config.projection_dim, config.num_semantic_labels)
-        self.criterion = BiFusionCriterion(config.loss_config, config.num_labels, config.num_semantic_labels)
+        self.criterion = BiFusionCriterion(config.loss_config, config.num_labels, config.num_semantic_labels)  # type: ignore[arg-type]
         self.post_init()
 
     @can_return_tuple

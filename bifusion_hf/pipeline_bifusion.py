@@ -173,7 +173,7 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         )
         if labeler is not None:
             for result, frame in zip(results, batch["frames"], strict=True):
-                self.get_labeler(labeler).label_segments(frame.image, result, candidate_labels, top_k)
+                self.get_labeler(labeler).label_segments(frame.image, result, candidate_labels, top_k)  # type: ignore[arg-type]
         for result, frame in zip(results, unpad_frames(batch), strict=True):
             result["points"], result["pixel_indices"] = frame["points"], frame["pixel_indices"]
         arrays = (

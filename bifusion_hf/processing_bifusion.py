@@ -467,7 +467,7 @@ class BiFusionProcessor(ProcessorMixin):
             raise ValueError(
                 f"label_names has {len(names)} names; the model's class_queries_logits have {num_labels} labels"
             )
-        settings = {
+        settings: dict[str, Any] = {
             "threshold": threshold,
             "mask_threshold": self.mask_threshold if mask_threshold is None else mask_threshold,
             "min_points": self.min_instance_points if min_points is None else min_points,

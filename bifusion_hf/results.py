@@ -70,7 +70,7 @@ class InstanceSegmentation(dict):
         content = io.BytesIO()
         self.plot().save(content, format="PNG")
         rows = [
-            f"<tr><td>{segment['id']}</td><td>{html.escape(segment_name(segment))}</td><td>{segment['score']:.2f}</td>"
+            f"<tr><td>{segment['id']}</td><td>{html.escape(str(segment_name(segment)))}</td><td>{segment['score']:.2f}</td>"
             f"<td>{' x '.join(f'{side:.2f}' for side in segment['oriented_box_3d']['size'])}</td></tr>"
             for segment in self["segments_info"][:_LISTED]
         ]
@@ -127,7 +127,7 @@ class InstanceSegmentation(dict):
         with new_file(paths["overlay"]) as partial:
             self.plot().save(partial, format="PNG")
         points, colors, instance = self.colored_points()
-        names = {segment["id"]: segment_name(segment) for segment in self["segments_info"]}
+        names = {segment["id"]: str(segment_name(segment)) for segment in self["segments_info"]}
         write_ply(paths["ply"], points, colors, instance=instance, names=names)
         with new_file(paths["json"]) as partial:
             partial.write_text(json.dumps(self.to_json(**extra), indent=2) + "\n", encoding="utf-8")
@@ -135,7 +135,7 @@ class InstanceSegmentation(dict):
 
     def to_npz(self, path: str | Path) -> None:
         """Writes the arrays, and `segments_info` as JSON text, to a file that `numpy.load` reads."""
-        arrays = {name: np.asarray(self[name]) for name in ARRAYS if name in self}
+        arrays: dict[str, Any] = {name: np.asarray(self[name]) for name in ARRAYS if name in self}
         segments = np.array(json.dumps(self["segments_info"]))
         with new_file(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **arrays, segments_info=segments)

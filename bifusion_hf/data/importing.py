@@ -213,8 +213,8 @@ def import_recording(
         "jpeg_quality": jpeg_quality,
     }
     # A report is published with its data set: the folders of this machine stay out of it.
-    shown = {key: None if value is None else Path(value).name for key, value in settings["labels"].items()}
-    shown = {**settings, "source": Path(source).name, "labels": shown, "options": {}}
+    files = {key: None if value is None else Path(value).name for key, value in settings["labels"].items()}
+    shown: dict[str, Any] = {**settings, "source": Path(source).name, "labels": files, "options": {}}
     report: dict[str, Any] = {"settings": shown, "unmatched": [], "unannotated": []}
     classes = read_classes(source) if recording.kind == ROWS_KIND else SCANNET200_CLASS_NAMES
     if annotations is not None:
@@ -337,7 +337,7 @@ def _split(
             frame_id = _frame_of(line.strip(), pieces) if line.strip() else None
             if line.strip() and frame_id is None:
                 raise DataFileError(f"{val_frames} (line {number})", f"{line.strip()!r} is no frame")
-            in_val.add(frame_id)
+            in_val |= {frame_id} if frame_id is not None else set()
     splits = {
         "train": [frame_id for frame_id in taken if frame_id not in in_val],
         "val": [frame_id for frame_id in taken if frame_id in in_val],

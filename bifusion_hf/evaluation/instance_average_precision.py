@@ -137,7 +137,7 @@ class InstanceAveragePrecision:
         self._num_predictions += np.bincount(labels, minlength=len(self.class_names))
         self._add_unmatched(labels, scores, iou.max(axis=1, initial=0), ignored / pred_sizes)
         self._num_instances += np.bincount(instance_labels[~void & ~small], minlength=len(self.class_names))
-        used = [set() for _ in self.thresholds]
+        used: list[set[Any]] = [set() for _ in self.thresholds]
         for instance in np.flatnonzero(~void & ~small):
             rows = np.flatnonzero(iou[:, instance] > self.thresholds.min())
             candidates = list(zip(rows.tolist(), iou[rows, instance].tolist(), scores[rows].tolist(), strict=True))

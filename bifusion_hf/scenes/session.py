@@ -308,7 +308,7 @@ class SceneSession:
 
     def _record(self, frame: RGBDFrame, segmentation: np.ndarray) -> None:
         self.frame_ids.append(frame.frame_id)
-        self._poses.append(frame.camera_to_world)
+        self._poses.append(frame.camera_to_world)  # type: ignore[arg-type]
         if self.keep_frames:
             height, width = segmentation.shape
             self._maps.append((height, width, zlib.compress(segmentation.tobytes(), 1)))

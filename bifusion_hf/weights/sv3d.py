@@ -186,18 +186,18 @@ def translate(key: str, value: torch.Tensor, backbone_prefix: str | None) -> dic
     # MinkowskiEngine keeps a BatchNorm1d inside each of its normalisations.
     name = re.sub(r"\.bn\.(?=[a-z_]+$)", ".", key)
     if backbone_prefix is not None and name.startswith(backbone_prefix):
-        name = _replace_start(name.removeprefix(backbone_prefix), BACKBONE)
-        return {} if name is None else {POINT_ENCODER + _replace_block(name): value}
+        own = _replace_start(name.removeprefix(backbone_prefix), BACKBONE)
+        return {} if own is None else {POINT_ENCODER + _replace_block(own): value}
     if match := re.fullmatch(r"memory\.(\w+)\.(\d)\.(\d)\.(\w+)", name):
         kind, level, index, leaf = match.groups()
         part = ADAPTER.get((kind, index))
         return {} if part is None else {f"{POINT_ENCODER}frame_adapters.{level}.{part}.{leaf}": value}
     if name.startswith("pool."):
-        name = _replace_start(name.removeprefix("pool."), POOLING)
-        return {} if name is None else {f"superpoint_pooling.{name}": value}
+        own = _replace_start(name.removeprefix("pool."), POOLING)
+        return {} if own is None else {f"superpoint_pooling.{own}": value}
     if name.startswith("merge_head."):
-        name = _replace_start(name.removeprefix("merge_head."), MERGE_HEAD)
-        return {} if name is None else {f"merge_head.{name}": value}
+        own = _replace_start(name.removeprefix("merge_head."), MERGE_HEAD)
+        return {} if own is None else {f"merge_head.{own}": value}
     if name.startswith("decoder."):
         return _translate_decoder(name.removeprefix("decoder."), value)
     return {}
@@ -212,8 +212,8 @@ def _own_names(key: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
 def _translate_decoder(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
     match = re.fullmatch(r"(cross_attn|self_attn|ffn)_layers\.(\d+)\.(.+)", name)
     if match is None:
-        name = _replace_start(name, DECODER)
-        return {} if name is None else {f"decoder.{name}": value}
+        own = _replace_start(name, DECODER)
+        return {} if own is None else {f"decoder.{own}": value}
     kind, layer, rest = match.groups()
     if packed := re.fullmatch(r"attn\.in_proj_(weight|bias)", rest):
         place = f"decoder.layers.{layer}.{PACKED_ATTENTION[kind]}"

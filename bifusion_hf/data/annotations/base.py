@@ -72,8 +72,8 @@ class Annotations(Protocol):
     Attributes: `names`, of the images, paths without endings; `labels`, names of classes in their order.
     """
 
-    names: Sequence[str]
-    labels: Sequence[str]
+    names: list[str]
+    labels: list[str]
 
     def files(self) -> Iterator[Path]:
         """The files that the labels come from."""
@@ -227,7 +227,7 @@ def _pixels(
         size: (width, height) of the image that runs are of.
         shape: (height, width) of the depth image.
     """
-    if item.runs is not None:
+    if item.runs is not None and size is not None:
         width, height = size
         inside = np.repeat(np.arange(len(item.runs)) % 2 == 1, item.runs)
         return np.flatnonzero(resample(inside.reshape(width, height).T, shape))

@@ -35,7 +35,9 @@ def read_coco(path: str | Path, names: Mapping[int, str] | None = None) -> Objec
                 place, f"is named {name!r}; expected one of {sorted((names or {}).values()) or 'text'}"
             )
         categories[_entry(category, "id", int, place)] = name
-    images, names_of_images, sizes = {}, {}, {}
+    images: dict[int, list[AnnotatedObject]] = {}
+    names_of_images: dict[int, str] = {}
+    sizes: dict[int, tuple[int, int]] = {}
     for index, image in enumerate(parts["images"]):
         place = f"{path} (images[{index}])"
         number, name = _entry(image, "id", int, place), _entry(image, "file_name", str, place)

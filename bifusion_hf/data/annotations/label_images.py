@@ -37,7 +37,7 @@ class LabelImages:
     ):
         self.instances = image_files(Path(instances))
         self.semantics = None if semantics is None else image_files(Path(semantics))
-        if self.semantics is not None:
+        if semantics is not None and self.semantics is not None:
             other = sorted(self.instances.keys() ^ self.semantics.keys())
             if other:
                 raise DataFileError(semantics, f"and {instances} do not both have {', '.join(other[:5])}")

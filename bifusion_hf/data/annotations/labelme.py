@@ -32,7 +32,8 @@ def read_labelme(folder: str | Path, names: Mapping[int, str] | None = None) -> 
     sources = [folder] if folder.is_file() else sorted(folder.rglob("*.json"))
     if not sources:
         raise DataFileError(folder, "has no files of labelme (.json)")
-    images, labels = {}, set()
+    images: dict[str, AnnotatedImage] = {}
+    labels: set[str] = set()
     for path in sources:
         name, image = _read(path, names)
         if name in images:
@@ -46,9 +47,10 @@ def _read(path: Path, names: Mapping[int, str] | None) -> tuple[str, AnnotatedIm
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise DataFileError(path, "has no list 'shapes'; expected a file of labelme")
-    size = (content.get("imageWidth"), content.get("imageHeight"))
-    if not all(isinstance(side, int) and side > 0 for side in size):
-        raise DataFileError(path, f"has imageWidth and imageHeight {size}; expected whole numbers")
+    width, height = content.get("imageWidth"), content.get("imageHeight")
+    if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
+        raise DataFileError(path, f"has imageWidth and imageHeight {(width, height)}; expected whole numbers")
+    size = (width, height)
     groups: dict[Any, list[AnnotatedObject]] = {}
     for index, shape in enumerate(content["shapes"]):
         place = f"{path} (shapes[{index}])"

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -95,6 +96,12 @@ class Recording(Sequence):
     def __len__(self) -> int:
         return len(self.ids)
 
+    @overload
+    def __getitem__(self, index: int) -> RGBDFrame: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Recording": ...
+
     def __getitem__(self, index: int | slice) -> "RGBDFrame | Recording":
         if isinstance(index, slice):
             numbers = range(len(self.ids)) if self.numbers is None else self.numbers
@@ -140,10 +147,10 @@ def quaternion_pose(values: Sequence[float], place: str | Path) -> np.ndarray:
     """
     from scipy.spatial.transform import Rotation
 
-    values = np.asarray(values, dtype=np.float64)
-    if values.shape != (7,) or not np.isfinite(values).all() or np.linalg.norm(values[:4]) < 1e-6:
-        raise DataFileError(place, f"has the pose {values.tolist()}; expected qx qy qz qw tx ty tz")
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.shape != (7,) or not np.isfinite(numbers).all() or np.linalg.norm(numbers[:4]) < 1e-6:
+        raise DataFileError(place, f"has the pose {numbers.tolist()}; expected qx qy qz qw tx ty tz")
     pose = np.eye(4)
-    pose[:3, :3] = Rotation.from_quat(values[:4]).as_matrix()
-    pose[:3, 3] = values[4:]
+    pose[:3, :3] = Rotation.from_quat(numbers[:4]).as_matrix()
+    pose[:3, 3] = numbers[4:]
     return pose

@@ -199,6 +199,10 @@ def open_frame_folders(folder: Path, options: ReadOptions) -> Recording:
         (path for path in folder.iterdir() if path.is_dir() and is_frame_folder(path)),
         key=lambda path: natural_order(path.name),
     )
+    colors, depths = (
+        [path for path in (_one_of(place, stems) for place in folders) if path is not None]
+        for stems in (FRAME_COLORS, FRAME_DEPTHS)
+    )
     posed = all(_pose_file(path) is not None for path in folders)
 
     def read(index: int) -> RGBDFrame:
@@ -209,9 +213,9 @@ def open_frame_folders(folder: Path, options: ReadOptions) -> Recording:
             content = read_json(place / "intrinsics.json")
             scale = content.get("depth_scale") if isinstance(content, dict) else None
         pose = _pose_file(place)
-        depth = read_depth(_one_of(place, FRAME_DEPTHS), scale)
+        depth = read_depth(depths[index], scale)
         frame = RGBDFrame(
-            read_color(_one_of(place, FRAME_COLORS)),
+            read_color(colors[index]),
             depth,
             camera.of_depth(depth.shape),
             None if pose is None else options.upright(read_pose(pose)),
@@ -223,7 +227,7 @@ def open_frame_folders(folder: Path, options: ReadOptions) -> Recording:
         return frame
 
     ids = [f"{folder.name}_{place.name}" for place in folders]
-    images = [_without_ending(_one_of(place, FRAME_COLORS).relative_to(folder)) for place in folders]
+    images = [_without_ending(path.relative_to(folder)) for path in colors]
     return Recording("a folder for each frame", folder, ids, posed, read, images=images)
 
 

@@ -119,7 +119,7 @@ def _depth_size(metadata: dict[str, Any], count: int, image_shape: tuple[int, ..
     else:
         # The apps that did not write a size had two, upright or lying as the colour image is.
         upright = image_shape[0] > image_shape[1]
-        sizes = [image_shape[:2], *(size for size in KNOWN_SIZES if (size[0] > size[1]) == upright)]
+        sizes = [(image_shape[0], image_shape[1]), *(size for size in KNOWN_SIZES if (size[0] > size[1]) == upright)]
     for height, width in sizes:
         if height * width == count:
             return height, width
