@@ -21,6 +21,8 @@ def f(a: int, b: int = 2, *, scale=0.5):
         raise ValueError(f"a is {a}; expected {b + 1}")
     values = torch.relu(a - b).float()
     values[0, 0] = 1
+    pair = {"first": [], "second": []}
+    values = values.to(a.device)
     print("a", a + 1)
     try:
         return g(a, b, scale=scale) if values is not None else [a, b]
@@ -67,6 +69,8 @@ def test_each_is_another_program_and_messages_are_left_alone(faults):
         assert not lines[fault.line - 1].strip().startswith(('"""', "import", "print")), fault.describe(SOURCE)
         assert fault.text != "(0, 0)" and ast.dump(ast.parse(source)) != ast.dump(ast.parse(SOURCE))
         assert "TypeError" not in fault.text, "the order of types says nothing"
+        assert "[]" not in fault.text, "the two entries are equal"
+        assert fault.text != "(values)", "there is one device"
         assert "expected" not in fault.describe(SOURCE) or fault.kind == "raise removed"
 
 
