@@ -126,6 +126,14 @@ def test_depth_without_measurement_is_skipped(processor):
     assert torch.isfinite(batch["points"]).all()
 
 
+def test_intrinsics_of_a_batch_may_be_of_several_kinds(processor):
+    frame = make_frame()
+    fx, fy, cx, cy = (float(frame.intrinsics[place]) for place in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    kinds = [{"fx": fx, "fy": fy, "cx": cx, "cy": cy}, frame.intrinsics.tolist()]
+    batch = processor([frame.image] * 2, [frame.depth] * 2, kinds)
+    torch.testing.assert_close(batch["points"][0], batch["points"][1], rtol=0, atol=1e-5)
+
+
 def test_columns_of_another_length_are_refused(processor):
     frame = make_frame()
     with pytest.raises(ValueError, match="camera_to_world has 1 entries; expected one for each of 2 images"):

@@ -82,6 +82,18 @@ def test_colour_may_be_larger_than_depth_at_the_same_aspect():
     assert RGBDFrame(**arguments(image=np.zeros((480, 640, 3), np.uint8))).image.shape == (480, 640, 3)
 
 
+@pytest.mark.parametrize("depth", [(48, 64), (64, 48), (12, 16)])
+def test_sizes_may_be_rounded_by_a_pixel_at_either_size(depth):
+    """16x13 for 16x12 is within a pixel; 16x14 is another aspect."""
+    height, width = depth
+    intrinsics = np.array([[width, 0, (width - 1) / 2], [0, width, (height - 1) / 2], [0, 0, 1]], dtype=float)
+    image = (13, 16) if width > height else (16, 13)
+    RGBDFrame(np.zeros((*image, 3), np.uint8), np.ones(depth), intrinsics)
+    image = (14, 16) if width > height else (16, 14)
+    with pytest.raises(ValueError, match="while depth is"):
+        RGBDFrame(np.zeros((*image, 3), np.uint8), np.ones(depth), intrinsics)
+
+
 @pytest.mark.parametrize("camera_to_world", [None, pose()])
 def test_unproject_is_the_inverse_of_projection(camera_to_world):
     frame = RGBDFrame(**arguments(camera_to_world=camera_to_world))

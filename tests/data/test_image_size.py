@@ -4,6 +4,7 @@ from frame_factory import make_frame
 from processing_examples import arguments
 
 from bifusion_hf.data.alignment import ALIGNMENT_THRESHOLD, alignment_error
+from bifusion_hf.data.image_size import fit_image
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 
 
@@ -16,6 +17,10 @@ def test_a_strip_is_refused_before_it_grows(size):
         BiFusionProcessor(image_size=240).prepare_frame(frame)
     # At its own size it is small.
     assert BiFusionProcessor().prepare_frame(frame)["image"].shape[:2] == size
+
+
+def test_the_longest_image_that_is_no_strip():
+    assert fit_image(np.zeros((10, 100, 3), np.uint8), 20).shape == (20, 200, 3)
 
 
 def test_images_of_different_size_need_a_configured_size():

@@ -3,11 +3,13 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 
 from bifusion_hf.training.curves import (
+    MARGIN_TOP,
     PANEL_SIZE,
     _select,
     dashes,
@@ -16,7 +18,16 @@ from bifusion_hf.training.curves import (
     linear_axis,
     logarithmic_axis,
 )
-from bifusion_hf.training.metrics import CURVES_FILE, LOG_FILE, METRICS_FILE, OWN_PARTS, Recorder, Timer, read_metrics
+from bifusion_hf.training.metrics import (
+    CURVES_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    OWN_PARTS,
+    Recorder,
+    Timer,
+    memory_gib,
+    read_metrics,
+)
 
 
 def test_timer_splits_the_time(monkeypatch):
@@ -127,6 +138,20 @@ def test_curves_show_what_was_measured(tmp_path):
     # A loss that falls: the curve's left end is above its right end.
     rows, columns = np.nonzero(panels[0][:, : width - 170])
     assert rows[columns < 150].mean() < rows[columns > width - 250].mean()
+
+
+def test_a_panel_has_its_title_above_the_axes():
+    titles = []
+    for title in ("losses", "learning rate", ""):
+        panel = Image.new("RGB", PANEL_SIZE, "white")
+        draw_panel(panel, title, {}, 1)
+        titles.append(np.asarray(panel)[:MARGIN_TOP])
+    assert (titles[2] == 255).all() and 0 < (titles[0] < 255).sum() < (titles[1] < 255).sum()
+
+
+def test_memory_is_that_of_the_process():
+    found = memory_gib(torch.device("cpu")) * 2**30
+    assert found == pytest.approx(psutil.Process().memory_info().rss, rel=0.05)
 
 
 @pytest.mark.parametrize(

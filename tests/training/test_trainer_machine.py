@@ -139,6 +139,7 @@ def test_cached_memory_is_released_every_n_updates(tmp_path, monkeypatch):
 def test_more_processes_than_gpus_are_refused_and_the_cpu_can_be_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    bifusion_hf.training.setup._check_devices()  # one process that nothing launched
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes were launched on a machine with 1 GPUs.*ACCELERATE_USE_CPU"):
         make_trainer(recipe(tmp_path))

@@ -13,8 +13,9 @@ from recording_files import (
 
 from bifusion_hf.data.frames import frame_features, frame_to_row
 from bifusion_hf.data.recordings import open_recording
-from bifusion_hf.data.recordings.base import UP_ROTATIONS
+from bifusion_hf.data.recordings.base import UP_ROTATIONS, ReadOptions
 from bifusion_hf.data.recordings.folders import read_trajectory_log
+from bifusion_hf.data.recordings.tum import _camera
 from bifusion_hf.io.files import DataFileError
 
 
@@ -171,6 +172,20 @@ def test_tum_interpolates_between_poses_and_refuses_gaps(tmp_path):
     (other / "intrinsics.txt").unlink()
     with pytest.raises(DataFileError, match="has no intrinsics"):
         open_recording(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("rgbd_dataset_freiburg1_room", [517.3, 516.5, 318.6, 255.3]),
+        ("rgbd_dataset_Freiburg3_teddy", [535.4, 539.2, 320.1, 247.6]),
+    ],
+)
+def test_the_calibration_of_a_tum_sequence_goes_by_its_name(tmp_path, name, expected):
+    (tmp_path / name).mkdir()
+    camera = _camera(tmp_path / name, ReadOptions())
+    matrix = camera.of_depth((480, 640))
+    assert [matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]] == expected
 
 
 def test_trajectories_of_some_frames(tmp_path):

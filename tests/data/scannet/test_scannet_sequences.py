@@ -1,5 +1,7 @@
 """Scans as sequences: ids that are the same in all frames, boxes of whole objects, windows, and meshes by name."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scannet_files import (
@@ -90,10 +92,13 @@ def test_settings_are_as_before_without_sequences(scans, tmp_path):
     assert "scene_id" not in load_frames(tmp_path, "train").column_names
 
 
-def test_meshes_by_the_names_of_scenes(scans, tmp_path):
+def test_meshes_by_the_names_of_scenes(scans, tmp_path, monkeypatch):
     prepare(scans, tmp_path)
     meshes = ScanMeshes(scans / "scans", scans / "labels.tsv")
     assert list(meshes) == ["scene0000_00", "scene0000_01"] and len(meshes) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", lambda folder: sorted(folder.glob("*"), reverse=True))
+        assert list(meshes) == ["scene0000_00", "scene0000_01"], "whatever order the folder has"
     vertices, faces, objects = room_mesh()
     # A data set that is no sequence has the same names.
     for name in RowScenes(tmp_path, load_frames(tmp_path, "train")):
