@@ -70,6 +70,13 @@ def test_malformed_fields_are_named(changes, message):
         RGBDFrame(**arguments(**changes))
 
 
+def test_numbers_of_any_kind_are_taken():
+    frame = RGBDFrame(**arguments(intrinsics=INTRINSICS.tolist(), camera_to_world=pose().astype(np.float32).tolist()))
+    for value, expected in ((frame.intrinsics, INTRINSICS), (frame.camera_to_world, pose())):
+        assert value.dtype == np.float64
+        np.testing.assert_allclose(value, expected, atol=1e-6)
+
+
 def test_no_measurement_is_zero():
     depth = np.full((48, 64), 2.0)
     depth[0, :6] = [0, -1, np.nan, np.inf, -np.inf, 1e60]
