@@ -212,10 +212,13 @@ def test_samples_depend_on_epoch_and_row_only(tmp_path):
 
 
 def test_the_plan_says_what_will_happen(tmp_path):
-    arguments = small_recipe(tmp_path, config={"gate_warmup_steps": 7}, training={"accumulation": 2})
+    training = {"accumulation": 2, "max_updates": 200}
+    arguments = small_recipe(tmp_path, config={"gate_warmup_steps": 700}, training=training)
     trainer = build_trainer(arguments)
     text = describe_plan(trainer)
-    for part in ("1 updates", "2 x 2 accumulated x 1 processes", "LONGER THAN THE RUN", "main_no_decay", "tower",
+    rows = text.split("update   learning rate\n")[1].splitlines()[:7]
+    assert [row.split()[0] for row in rows] == ["0", "20", "50", "100", "150", "180", "198"]
+    for part in ("200 updates", "2 x 2 accumulated x 1 processes", "LONGER THAN THE RUN", "main_no_decay", "tower",
                  "MiB (measured on the first batch)", "model.encoder.fusion"):  # fmt: skip
         assert part in text, part
     assert not (tmp_path / "checkpoints").exists()

@@ -125,3 +125,6 @@ def test_a_damaged_archive(tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DataFileError, match=r"2d-instance-filt\.zip: cannot be unpacked"):
         LabelImages(folder).read(0)
+    # What was unpacked goes before its archive.
+    write_label_images(folder, POSES, zipped=False)
+    LabelImages(folder).read(0)
