@@ -88,7 +88,8 @@ def tilted_frame(degrees=35.0):
 
 def test_a_frame_without_a_pose_is_turned_upright_and_its_results_come_back():
     frame, up = tilted_frame()
-    upright, plain = (BiFusionProcessor(num_points=2000, num_superpoints=30, estimate_up=on) for on in (True, False))
+    choices = ({}, {"estimate_up": False})
+    upright, plain = (BiFusionProcessor(num_points=2000, num_superpoints=30, **choice) for choice in choices)
     sample, bare = upright.prepare_frame(frame), plain.prepare_frame(frame)
     assert (sample["up_source"], bare["up_source"]) == ("estimated", "camera")
     np.testing.assert_array_equal(bare["camera_rotation"], CAMERA_TO_POINTS)

@@ -35,7 +35,7 @@ NEIGHBOURS = {
     ],
     "losses": ["tests/test_modeling_bifusion.py", "tests/test_configuration_fields.py"],
     "sparse": NETWORK,
-    "training": ["tests/recipe"],
+    "training": ["tests/recipe", "tests/cli/test_check_cli.py"],
     "evaluation": ["tests/cli/test_options.py"],
     "weights": ["tests/hub/test_revisions.py"],
     "data": ["tests/training/test_recipe_keys.py", *PROCESSING[:2], "tests/cli/test_options.py"],

@@ -449,6 +449,7 @@ def test_single_views_are_written_as_before(data, tmp_path):
         ("poses", None, "row 1 has no list poses"),
         ("img_paths", ["a"], "row 1 has no list img_paths with an entry for each of its frames"),
         ("pts_paths", [3, 4], "row 1 has pts_paths that are no names"),
+        ("pts_paths", ["a", 4], "row 1 has pts_paths that are no names"),
         ("super_pts_paths", ["0.bin", "40.bin"], "expected a scan's folder and a name"),
         (
             "pts_instance_mask_paths",

@@ -47,6 +47,17 @@ def test_instances_without_classes_are_kept_class_agnostically():
         aware.prepare_frame(frame)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32])
+def test_labels_are_of_64_bits_whatever_those_of_the_frame_are(dtype):
+    given = np.array([1, 0, 4, 4], dtype=dtype)
+    labels = BiFusionProcessor().point_labels(given, (given + 1).astype(dtype))
+    # Class 1 is the floor.
+    expected = {"semantic": [2, 1, 5, 5], "instance": [0, -1, 1, 1], "class_labels": [0, 0]}
+    assert {name: (value.dtype, value.tolist()) for name, value in labels.items()} == {
+        name: (np.int64, value) for name, value in expected.items()
+    }
+
+
 def test_a_class_out_of_range_is_refused():
     with pytest.raises(ValueError, match="synthetic 0: semantic has class 10; expected classes below 10"):
         BiFusionProcessor(num_semantic_labels=10).prepare_frame(make_frame())

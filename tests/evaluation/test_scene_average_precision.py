@@ -13,7 +13,7 @@ from bifusion_hf.evaluation.scene_average_precision import (
     masks_at_vertices,
     vote_segments,
 )
-from bifusion_hf.evaluation.scene_evaluator import SceneEvaluator, SceneTruth, evaluate_scenes
+from bifusion_hf.evaluation.scene_evaluator import SceneEvaluator, SceneTruth, evaluate_scenes, on_mesh
 from bifusion_hf.labels import raw_id_to_index
 from bifusion_hf.scenes import SceneSession
 
@@ -134,6 +134,15 @@ def test_scenes_are_measured_over_the_vertices_of_their_meshes(class_aware):
     )
     missed = evaluate_scenes(network, processor, {"a": frames}, meshes={"a": far}, **options)["class_agnostic"]
     assert missed["num_instances"] == 4 and missed["all_ap_50%"] < 1
+
+
+def test_points_beyond_a_decimetre_from_the_mesh_are_of_another():
+    corners = np.stack(np.meshgrid([0.0, 1, 2], [0.0, 1, 2], [0.0]), axis=-1).reshape(-1, 3)
+    mesh = ScanMesh(corners, np.zeros((0, 3), dtype=np.int64), np.arange(9), VertexLabels(np.zeros(9), np.zeros(9)))
+    masks = np.eye(9, dtype=bool)
+    np.testing.assert_array_equal(on_mesh(corners + [0, 0, 0.095], masks, mesh), masks)
+    with pytest.raises(ValueError, match=r"lie 0\.12 m from the vertices of the mesh .*at most 0\.1 m"):
+        on_mesh(corners + [0, 0, 0.12], masks, mesh)
 
 
 def test_identity_of_a_hand_made_sequence():

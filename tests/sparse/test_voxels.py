@@ -79,6 +79,17 @@ def test_keys_at_the_limits():
     assert VoxelGrid(coordinates, MAX_BATCH_SIZE).coordinates.shape == (24, 4)
 
 
+@pytest.mark.parametrize("axis", [1, 2, 3])
+@pytest.mark.parametrize("end", [-COORDINATE_LIMIT, COORDINATE_LIMIT])
+def test_one_coordinate_beyond_the_limits_is_refused(axis, end):
+    coordinates = torch.zeros(1, 4, dtype=torch.int32)
+    coordinates[0, axis] = end
+    VoxelGrid(coordinates, 1)
+    coordinates[0, axis] += 1 if end > 0 else -1
+    with pytest.raises(ValueError, match="coordinates reach from .*; expected -"):
+        VoxelGrid(coordinates, 1)
+
+
 @pytest.mark.parametrize("stride", [1, 4])
 def test_coarser(stride):
     grid = random_grid(stride=stride)

@@ -18,7 +18,7 @@ from scannet_files import (
 from bifusion_hf.data.frames import frame_from_row, load_frames
 from bifusion_hf.data.recordings.rows import RowScenes
 from bifusion_hf.data.scannet import prepare_scannet200
-from bifusion_hf.data.scannet.scan_mesh import ScanMeshes, boxes_by_id
+from bifusion_hf.data.scannet.scan_mesh import ScanMeshes, boxes_by_id, mesh_files
 from bifusion_hf.data.windows import Scenes, WindowCollator, WindowDataset
 from bifusion_hf.io.files import DataFileError
 from bifusion_hf.processing_bifusion import BiFusionProcessor
@@ -99,6 +99,11 @@ def test_meshes_by_the_names_of_scenes(scans, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "iterdir", lambda folder: sorted(folder.glob("*"), reverse=True))
         assert list(meshes) == ["scene0000_00", "scene0000_01"], "whatever order the folder has"
+    # What has no mesh is no scan.
+    (tmp_path / "rest" / "b").mkdir(parents=True)
+    for path in mesh_files(tmp_path / "rest" / "b")[1:]:
+        path.touch()
+    assert list(ScanMeshes(tmp_path / "rest", scans / "labels.tsv")) == []
     vertices, faces, objects = room_mesh()
     # A data set that is no sequence has the same names.
     for name in RowScenes(tmp_path, load_frames(tmp_path, "train")):
