@@ -153,6 +153,9 @@ def test_a_pose_in_one_line(tmp_path):
     pose = np.arange(16.0).reshape(4, 4)
     (tmp_path / "p.txt").write_text("\ufeff" + " ".join(map(str, pose.ravel())), encoding="utf-8")
     np.testing.assert_array_equal(read_pose(tmp_path / "p.txt"), pose)
+    (tmp_path / "p.txt").write_text(" ".join(map(str, pose.ravel()[:12])))
+    with pytest.raises(ValueError, match=r"p\.txt: pose has shape \(1, 12\)"):
+        read_pose(tmp_path / "p.txt")
 
 
 def test_wrong_number_of_intrinsics():

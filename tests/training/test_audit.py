@@ -1,4 +1,5 @@
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from bifusion_hf.training.audit import (
     gradient_norm,
     nearest_parameters,
     probe_loss,
+    probe_terms,
 )
 
 
@@ -195,3 +197,18 @@ def test_a_projection_that_feeds_a_held_gate_alone_is_no_alarm(clip_samples):
             model.zero_grad()
             model["other"](torch.ones(1, 2)).sum().backward()
             audit.observe(update, {"loss_clip": clip_samples, "visible_points": 5})
+
+
+@pytest.mark.parametrize("scale", [None, 2.0**16])
+def test_of_all_processes_the_one_with_the_largest_gradient_speaks_for_a_term(scale):
+    weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+    terms = {"here": (weight * weight).sum() / 2, "elsewhere": 0 * weight.sum(), "nowhere": 0 * weight.sum()}
+    # Norms and evidence of another process.
+    other = torch.tensor([[[1.0, 7.0, 0.0], [1.0, 1.0, 0.0]]])
+    accelerator = SimpleNamespace(
+        scaler=scale and SimpleNamespace(get_scale=lambda: scale),
+        device="cpu",
+        gather=lambda found: torch.cat([found, other]),
+    )
+    found = probe_terms(terms, {"here": 2, "elsewhere": 0, "nowhere": 0}, accelerator)
+    assert found == {"here": pytest.approx(5.0), "elsewhere": 7.0}

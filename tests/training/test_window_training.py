@@ -1,5 +1,7 @@
 """The online stage with the real network: windows train, resume bit by bit, and the audit watches all their parts."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from real_recipe import assert_all_trained, small_recipe
@@ -7,6 +9,7 @@ from walk_rows import write_walks
 
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor, SceneSession
 from bifusion_hf.data.frames import frame_from_row, load_frames
+from bifusion_hf.training import run
 from bifusion_hf.training.audit import LivenessError
 from bifusion_hf.training.metrics import read_metrics
 from bifusion_hf.training.plan import describe_plan
@@ -120,3 +123,13 @@ def test_two_windows_at_once_are_the_two_one_after_the_other(tmp_path, walks):
     assert one.keys() == two.keys()
     for name, value in one.items():
         assert two[name] == pytest.approx(value, rel=2e-4, abs=1e-6), name
+
+
+def test_scenes_are_shared_out_over_the_processes(monkeypatch):
+    for name in ("load_frames", "_select", "RowScenes"):
+        monkeypatch.setattr(run, name, lambda *_: "rows")
+    monkeypatch.setattr(run, "headline", lambda results: results)
+    monkeypatch.setattr(run, "evaluate_scenes", lambda *given, **options: (given, options))
+    data = SimpleNamespace(val="folder", val_split="val", max_val_frames=None, window_frames=2)
+    found = run.build_evaluation(data, None, "processor", "accelerator")("model")
+    assert found == (("model", "processor", "rows"), {"accelerator": "accelerator"})

@@ -20,7 +20,7 @@ from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionModel
 from bifusion_hf.import_utils import is_available
 from bifusion_hf.io import checkpoint_files
 from bifusion_hf.weights import clip
-from bifusion_hf.weights.clip import load_clip_weights
+from bifusion_hf.weights.clip import _open_clip_settings, load_clip_weights
 
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "clip_tokens.npz"
@@ -416,3 +416,9 @@ def test_models_without_a_clip_tower_are_refused(make_model, small_config):
         load_clip_weights(torch.nn.Linear(1, 1), "anything")
     with pytest.raises(FileNotFoundError, match="missing.bin"):
         load_clip_weights(make_model(), "missing.bin", activation="gelu")
+
+
+def test_what_an_open_clip_configuration_does_not_say_is_as_there():
+    """Heads of 64 channels, the exact GELU and 1e-5 are the defaults of its CLIPVisionCfg."""
+    settings = _open_clip_settings({"vision_cfg": {"width": 768, "layers": 12, "patch_size": 16}}, "somewhere")
+    assert (settings.num_attention_heads, settings.hidden_act, settings.layer_norm_eps) == (12, "gelu", 1e-5)
