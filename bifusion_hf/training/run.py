@@ -239,6 +239,12 @@ def build_trainer(arguments: TrainArguments) -> BiFusionTrainer:
     checkpoint = find_checkpoint(*start) if arguments.dry_run else choose_start(*start, arguments.overwrite_output_dir)
     model = build_model(arguments.model, arguments.seed, checkpoint)
     processor = build_processor(arguments.model, model.config, checkpoint)
+    if arguments.data.window_frames is not None and processor.reference_depth:
+        # What is trained could not be used: scenes refuse it.
+        raise ValueError(
+            f"the processor's reference_depth is {processor.reference_depth}; the frames of a window are compared in "
+            "metres, so with data.window_frames model.processor.reference_depth must be 0"
+        )
     # The last moment before the weights are copied, wrapped or resumed.
     bring_weights = name_initial_weights if arguments.dry_run else partial(load_initial_weights, model)
     for report in bring_weights(arguments.init) if checkpoint is None else []:

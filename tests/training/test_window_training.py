@@ -9,6 +9,7 @@ from walk_rows import write_walks
 
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor, SceneSession
 from bifusion_hf.data.frames import frame_from_row, load_frames
+from bifusion_hf.recipe.reading import load_arguments
 from bifusion_hf.training import run
 from bifusion_hf.training.audit import LivenessError
 from bifusion_hf.training.metrics import read_metrics
@@ -133,3 +134,11 @@ def test_scenes_are_shared_out_over_the_processes(monkeypatch):
     data = SimpleNamespace(val="folder", val_split="val", max_val_frames=None, window_frames=2)
     found = run.build_evaluation(data, None, "processor", "accelerator")("model")
     assert found == (("model", "processor", "rows"), {"accelerator": "accelerator"})
+
+
+def test_windows_of_enlarged_frames_are_refused_before_the_training(tmp_path, walks):
+    arguments = online_recipe(tmp_path, walks)
+    arguments.model.processor["reference_depth"] = 1.5
+    with pytest.raises(ValueError, match=r"reference_depth is 1\.5; .* must be 0"):
+        build_trainer(arguments)
+    assert load_arguments("tiny_online").model.processor["reference_depth"] == 0
