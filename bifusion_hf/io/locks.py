@@ -39,6 +39,7 @@ def sole_use(folder: str | Path) -> Iterator[None]:
         yield
         return
     path = Path(folder, LOCK_FILE)
+    made = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -65,6 +66,10 @@ def sole_use(folder: str | Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(file)
+        if made:
+            # Where nothing was written: of a call that was refused no folder stays.
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
 
 
 def _is_still(path: Path, file: int) -> bool:

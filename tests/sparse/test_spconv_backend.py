@@ -156,14 +156,6 @@ def test_auto_never_takes_spconv_on_a_cpu():
         choose_backend("fast", "cpu", torch.float32)
 
 
-def test_auto_takes_spconv_on_a_gpu_for_its_dtypes_where_it_is_installed(monkeypatch):
-    for installed in (True, False):
-        monkeypatch.setattr("bifusion_hf.sparse.backends.is_available", lambda name: installed)  # noqa: B023
-        for dtype in (torch.float32, torch.float16, torch.float64):
-            takes = installed and dtype != torch.float64
-            assert choose_backend("auto", "cuda", dtype) == ("spconv" if takes else "torch")
-
-
 class SmallUNet(nn.Module):
     """Every kind of layer, over three levels."""
 

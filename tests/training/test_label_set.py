@@ -11,6 +11,7 @@ from real_recipe import small_recipe, write_frames
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.cli import evaluate, predict
 from bifusion_hf.cli.train import main as train
+from bifusion_hf.data.class_names import CLASSES_FILE, classes_text
 from bifusion_hf.data.frames import frame_to_row
 from bifusion_hf.io.files import DataFileError
 from bifusion_hf.recipe.reading import load_arguments
@@ -135,6 +136,9 @@ def test_from_a_folder_of_labelled_frames_to_named_instances(tmp_path, pretraine
     content = CLASSES if form == "classes" else {"seat": ["chair"], "table": ["table"], "bed": 10}
     names = CLASSES[2:] if form == "classes" else list(content)
     (tmp_path / "labels.json").write_text(json.dumps(content))
+    if form == "classes":
+        # The numbers of the class images are those of the data set's own list.
+        (tmp_path / "mine" / CLASSES_FILE).write_text(classes_text(CLASSES))
     recipe = {
         "model": {"pretrained": str(pretrained), "labels": str(tmp_path / "labels.json")},
         "data": {"train": str(tmp_path / "mine"), "val": str(tmp_path / "mine"), "num_workers": 0},
