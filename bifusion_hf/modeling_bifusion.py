@@ -146,6 +146,12 @@ class BiFusionPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         except SafetensorError as error:
             raise DataFileError(pretrained_model_name_or_path, f"its weights cannot be read ({error})") from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise DataFileError(
+                pretrained_model_name_or_path, f"its weights have other sizes than its configuration says ({error})"
+            ) from error
         finally:
             if pretrained_model_name_or_path is not None:
                 verify_pulled_weights(pretrained_model_name_or_path, revision, cache_dir)

@@ -140,7 +140,11 @@ class BiFusionProcessor(ProcessorMixin):
         expect("color_std", min(self.color_std) > 0, "positive numbers")
         expect("superpoint_color_blur", self.superpoint_color_blur >= 0, "metres, at least 0")
         expect("reference_depth", self.reference_depth >= 0, "metres, at least 0")
-        expect("stuff_classes", set(self.stuff_classes) <= set(range(self.num_semantic_labels)), "semantic classes")
+        expect(
+            "stuff_classes",
+            all(0 <= index < self.num_semantic_labels for index in self.stuff_classes),
+            "semantic classes",
+        )
         expect("part_gap", self.part_gap >= 0, "metres, at least 0")
         expect("name_threshold", 0 <= self.name_threshold <= 1, "a probability")
         expect("nms_kernel", self.nms_kernel in ("linear", "gaussian"), "'linear' or 'gaussian'")

@@ -98,7 +98,7 @@ def _camera_of_mapping(content: Mapping[str, Any], source: str) -> Camera:
     lower = {str(key).lower(): value for key, value in content.items()}
     _refuse_distortion(lower, source)
     sides = [next((lower[name] for name in names if lower.get(name) is not None), None) for names in _SIZES]
-    size = None if None in sides else tuple(round(_number(side, source)) for side in sides)
+    size = None if None in sides else tuple(_side(side, source) for side in sides)
     found = [next((lower[name] for name in names if name in lower), None) for names in _NUMBERS]
     if None not in found:
         return Camera(_matrix_of_four([_number(value, source) for value in found]), size, source)
@@ -217,6 +217,13 @@ def as_matrix(values: Any, path: str | Path) -> np.ndarray:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{path}: is no matrix of numbers (rows of different length, or something else)") from None
+
+
+def _side(value: Any, path: str | Path) -> int:
+    number = _number(value, path)
+    if not np.isfinite(number):
+        raise ValueError(f"{path}: {value!r} is no width or height of an image")
+    return round(number)
 
 
 def _number(value: Any, path: str | Path) -> float:

@@ -170,6 +170,8 @@ def depth_in_metres(values: np.ndarray, depth_scale: float | None, name: str) ->
     Raises:
         ValueError: Integers without `depth_scale`, one that is not positive, or one that gives no camera's depth.
     """
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"{name}: depth has dtype {values.dtype}; expected integers or floating point")
     if depth_scale is None and not np.issubdtype(values.dtype, np.floating):
         raise ValueError(
             f"{name}: depth has dtype {values.dtype} and depth_scale is None; expected depth_scale, the units per "

@@ -111,7 +111,7 @@ def change_json(content: bytes, rng: Generator) -> bytes | None:
     """A value of a JSON tree exchanged, renamed, taken out, or buried deep; or its text damaged."""
     try:
         tree = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if rng.random() < 0.25:
         return change_text(content, rng)

@@ -17,7 +17,7 @@ import numpy as np
 from ...import_utils import require_package
 from ...io.files import DataFileError
 from ...io.images import decode_image
-from ..camera_files import read_camera, read_intrinsics
+from ..camera_files import as_matrix, read_camera, read_intrinsics
 from ..frames import RGBDFrame, depth_in_metres, scale_intrinsics
 from .base import OPENGL_CAMERA, ReadOptions, Recording, quaternion_pose
 
@@ -62,7 +62,7 @@ def open_r3d(path: Path, options: ReadOptions) -> Recording:
     archive = _Archive(path)
     try:
         metadata = json.loads(archive.read("metadata"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataFileError(path, f"metadata is not JSON ({error})") from error
     size = (int(_entry(metadata, "w", path)), int(_entry(metadata, "h", path)))
     poses = _entry(metadata, "poses", path)
@@ -106,7 +106,7 @@ def _camera(metadata: dict[str, Any], index: int, path: Path, options: ReadOptio
     each = metadata.get("perFrameIntrinsicCoeffs")
     if isinstance(each, list) and index < len(each) and len(each[index]) >= 4:
         return read_intrinsics(each[index][:4])
-    values = np.asarray(_entry(metadata, "K", path), dtype=np.float64)
+    values = as_matrix(_entry(metadata, "K", path), f"{path} (K)")
     if values.size != 9:
         raise DataFileError(path, f"metadata has {values.size} numbers as K; expected 9")
     return values.reshape(3, 3).T
