@@ -147,7 +147,10 @@ def quaternion_pose(values: Sequence[float], place: str | Path) -> np.ndarray:
     """
     from scipy.spatial.transform import Rotation
 
-    numbers = np.asarray(values, dtype=np.float64)
+    try:
+        numbers = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataFileError(place, f"has the pose {values!r}; expected qx qy qz qw tx ty tz") from error
     if numbers.shape != (7,) or not np.isfinite(numbers).all() or np.linalg.norm(numbers[:4]) < 1e-6:
         raise DataFileError(place, f"has the pose {numbers.tolist()}; expected qx qy qz qw tx ty tz")
     pose = np.eye(4)

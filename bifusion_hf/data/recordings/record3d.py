@@ -24,6 +24,8 @@ from .base import OPENGL_CAMERA, ReadOptions, Recording, quaternion_pose
 
 # More than a frame's member can hold: 4096 x 4096 of float32.
 MAX_MEMBER_BYTES = 2**26
+# Pixels; far more than any phone has.
+MAX_SIDE = 2**16
 # Depth sizes (height, width) of the apps that did not write them: front camera and LiDAR.
 KNOWN_SIZES = ((640, 480), (480, 640), (256, 192), (192, 256))
 
@@ -64,7 +66,9 @@ def open_r3d(path: Path, options: ReadOptions) -> Recording:
         metadata = json.loads(archive.read("metadata"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataFileError(path, f"metadata is not JSON ({error})") from error
-    size = (int(_entry(metadata, "w", path)), int(_entry(metadata, "h", path)))
+    size = tuple(_entry(metadata, side, path) for side in ("w", "h"))
+    if not all(isinstance(side, int | float) and 0 < side < MAX_SIDE for side in size):
+        raise DataFileError(path, f"metadata has w {size[0]!r} and h {size[1]!r}; expected pixels")
     poses = _entry(metadata, "poses", path)
     start = quaternion_pose(metadata.get("initPose", (0, 0, 0, 1, 0, 0, 0)), f"{path} (initPose)")
 

@@ -77,7 +77,10 @@ def open_rows(source: Any, options: ReadOptions) -> Recording:
     data = load_frames(source, options.split)
     if "frame_id" not in data.column_names:
         raise DataFileError(source, f"has the columns {data.column_names}; expected frame_id and those of a frame")
-    scenes = scenes_of(data)
+    try:
+        scenes = scenes_of(data)
+    except UnicodeDecodeError as error:
+        raise DataFileError(source, f"has a frame_id or scene_id that is no text ({error})") from error
     if not scenes:
         raise DataFileError(source, f"{options.split!r} has no frames")
     if options.scene is None and len(scenes) > 1:

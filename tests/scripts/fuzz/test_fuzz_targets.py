@@ -24,7 +24,8 @@ EARLIER_FAILURES = {
     2: {
         "camera.json": (6, 110),
         "redwood": (10,),
-        "r3d": (18, 102),
+        "r3d": (18, 102, 282, 356, 378, 589),
+        "rows": (187,),
         "checkpoint": (64, 111, 120),
         "safetensors": (116,),
         "arrays": (64,),
