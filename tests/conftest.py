@@ -30,6 +30,17 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(skip)
 
 
+# What commands put into the environment by --device, for the processes that they start.
+_DEVICE_VARIABLES = ("ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE")
+
+
+@pytest.fixture(autouse=True)
+def device_of_no_earlier_test(monkeypatch):
+    """A command that a test calls would choose the device of all tests after it."""
+    for name in _DEVICE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """Small reference files of the original code, kept in the repository."""
