@@ -1,6 +1,6 @@
 """Runs damaged inputs in a process of their own, within bounds of time and memory, and says how each ended."""
 
-import contextlib
+import itertools
 import multiprocessing
 import resource
 import shutil
@@ -183,12 +183,9 @@ def run_inputs(
         start: Number of the first input of each kind.
     """
     done = 0
-    number = start
-    with contextlib.suppress(StopIteration):
-        while True:
-            for name in names:
-                if (count is not None and done >= count) or (until is not None and time.monotonic() >= until):
-                    return
-                yield runner.run(name, number)
-                done += 1
-            number += 1
+    for number in itertools.count(start):
+        for name in names:
+            if (count is not None and done >= count) or (until is not None and time.monotonic() >= until):
+                return
+            yield runner.run(name, number)
+            done += 1

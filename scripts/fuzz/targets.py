@@ -99,8 +99,6 @@ def one_file(name: str, values: Any, read: Callable[[Path], Any]) -> Target:
         if isinstance(values, dict):
             dump = yaml.safe_dump if name.endswith(".yaml") else json.dumps
             (folder / name).write_text(dump(values))
-        elif isinstance(values, torch.nn.Module | dict):
-            torch.save(values, folder / name)
         else:
             save(folder / name, values)
 
