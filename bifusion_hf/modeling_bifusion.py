@@ -138,7 +138,8 @@ class BiFusionPreTrainedModel(PreTrainedModel):
         held against the Hub's checksum.
 
         Raises:
-            DataFileError: The content of the download is another, whether it can be read or not.
+            DataFileError: The content of the download is another, whether it can be read or not; or the weights have
+                other shapes than the configuration says.
         """
         pretrained_model_name_or_path = checkpoint_place(pretrained_model_name_or_path)
         revision, cache_dir = kwargs.get("revision"), kwargs.get("cache_dir")
@@ -149,9 +150,8 @@ class BiFusionPreTrainedModel(PreTrainedModel):
         except RuntimeError as error:
             if "ignore_mismatched_sizes" not in str(error):
                 raise
-            raise DataFileError(
-                pretrained_model_name_or_path, f"its weights have other sizes than its configuration says ({error})"
-            ) from error
+            reason = "its weights do not have the shapes of its config.json, see above"
+            raise DataFileError(pretrained_model_name_or_path, reason) from error
         finally:
             if pretrained_model_name_or_path is not None:
                 verify_pulled_weights(pretrained_model_name_or_path, revision, cache_dir)

@@ -16,16 +16,16 @@ def load_pretrained(source: str | Path) -> tuple[BiFusionForInstanceSegmentation
 
     Raises:
         OSError: There is no such checkpoint or revision, or the Hub cannot be reached and nothing is cached.
-        ValueError: No revision follows the `@`, the weights are damaged, not those that the Hub promised, or of other
-            shapes than the configuration says, or a later release of the package wrote them.
+        ValueError: No revision follows the `@`, the weights are damaged, not those that the Hub promised, of other
+            shapes than the configuration says or not complete, or a later release of the package wrote them.
     """
     name, pinned = pinned_name(source)
     try:
-        model = BiFusionForInstanceSegmentation.from_pretrained(name, **pinned)
+        model, loading = BiFusionForInstanceSegmentation.from_pretrained(name, **pinned, output_loading_info=True)
     except OSError as error:
         raise explain_missing(name, error) from error
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise ValueError(f"{source}: its weights do not have the shapes of its config.json, see above") from error
+    # transformers starts them anew with a warning: right for a training, never for results.
+    if missing := sorted(loading["missing_keys"]):
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ValueError(f"{source}: {len(missing)} tensors of the network are missing from its weights: {some}")
     return model, BiFusionProcessor.from_pretrained(name, **pinned)

@@ -1,6 +1,9 @@
 """Checkpoints by name, in Python as in the commands."""
 
+import shutil
+
 import pytest
+from safetensors.torch import load_file, save_file
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.assets import SAMPLE_CHECKPOINT
@@ -20,6 +23,15 @@ def test_the_packages_own_checkpoint_by_its_name():
     assert build_processor(arguments, built.config).to_dict() == processor.to_dict()
     expected = model.state_dict()
     assert all(value.equal(expected[name]) for name, value in built.state_dict().items())
+
+
+def test_weights_that_are_not_complete(tmp_path):
+    folder = shutil.copytree(SAMPLE_CHECKPOINT, tmp_path / "incomplete")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["decoder.out_norm.weight"], tensors["decoder.key_norm.bias"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="incomplete: 2 tensors .* decoder.key_norm.bias, decoder.out_norm.weight$"):
+        load_pretrained(folder)
 
 
 def test_a_checkpoint_that_is_nowhere_is_told_before_the_hub_is_asked(tmp_path, monkeypatch):

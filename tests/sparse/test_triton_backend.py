@@ -38,13 +38,13 @@ POINTERS = {
 
 @pytest.fixture
 def nothing_tried():
-    def forget():
-        triton_backend.triton_unavailable_reason.cache_clear()
-        triton_backend._kernels.cache_clear()
-
-    forget()
+    # Held here: a test may have put others in their place when this ends.
+    cached = (triton_backend.triton_unavailable_reason, triton_backend._kernels)
+    for function in cached:
+        function.cache_clear()
     yield
-    forget()
+    for function in cached:
+        function.cache_clear()
 
 
 @needs_triton
