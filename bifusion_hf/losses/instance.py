@@ -70,7 +70,7 @@ def classification_loss(
     pair_labels = F.pad(matches.gather_instances(class_labels), (0, 1), value=no_object)
     labels = pair_labels[first_pair].view_as(query_mask)
     losses = cross_entropy(full_precision(class_logits).transpose(1, 2), labels)
-    weights = torch.where(labels == no_object, no_object_weight, 1.0).to(losses.dtype) * query_mask
+    weights = torch.where(labels == no_object, losses.new_tensor(no_object_weight), 1.0) * query_mask
     return (losses * weights).sum(1) / weights.sum(1).clamp(min=torch.finfo(weights.dtype).tiny)
 
 

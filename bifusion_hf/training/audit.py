@@ -163,8 +163,8 @@ class LivenessAudit:
     def _check_parameters(self, update: int) -> None:
         self._since_check = 0
         ripe = self._eligible >= self.window
-        dead = (ripe & (self._largest <= DEAD_FRACTION)).cpu()
         alive = self._largest > DEAD_FRACTION
+        dead = (ripe & ~alive).cpu()
         self._largest = torch.where(ripe | alive, torch.zeros_like(self._largest), self._largest)
         self._eligible = torch.where(ripe | alive, torch.zeros_like(self._eligible), self._eligible)
         if dead.any():

@@ -96,6 +96,8 @@ def test_batches_are_measured_frame_by_frame(sample, processor):
 
 def test_errors_measured_before_the_jitter_are_taken(sample, processor):
     batch = processor.collate([{**sample, "alignment_error": 0.5}, {**sample, "alignment_error": 0.001}])
+    errors = batch_alignment_errors(batch, processor)
+    assert errors.dtype == np.float64 and errors == pytest.approx([0.5, 0.001])
     with pytest.raises(ValueError, match="synthetic 0 127.5/255"):
         check_alignment(batch, processor)
 

@@ -364,6 +364,8 @@ def test_rescaling_is_uniform_in_the_logarithm(sample):
     factors = np.array([augment(sample, seed, **options)["points"].std() / spread for seed in range(200)])
     assert factors.min() > 0.249 and factors.max() < 4.01
     assert 0.35 < (factors < 1).mean() < 0.65
+    by_default = [augment(sample, seed, rescale_probability=1.0)["points"].std() / spread for seed in range(60)]
+    assert 0.33 < min(by_default) < 0.4 and 1.7 < max(by_default) < 2.01
 
 
 @pytest.mark.parametrize("seed", range(6))

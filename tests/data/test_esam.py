@@ -1,12 +1,13 @@
 import pickle
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
-from bifusion_hf.data.esam import ESAM_INTRINSICS, EsamFrames, prepare_esam
+from bifusion_hf.data.esam import ESAM_INTRINSICS, EsamFrames, _pixels, prepare_esam
 from bifusion_hf.data.frames import frame_from_row, load_frames
 from bifusion_hf.io.files import DataFileError
 from bifusion_hf.io.safe_pickle import load_pickle
@@ -235,6 +236,19 @@ def test_image_names_begin_anywhere(data, prefix):
     rows[0]["img_path"] = f"{prefix}2D/scene0011_00/color/0.jpg"
     write_infos(folder, rows)
     assert EsamFrames(folder, "val", check_rows=1)[0].frame_id == "scene0011_00_0"
+
+
+def test_pixels_of_places():
+    u, v = np.array([0, 639, 320]), np.array([0, 479, 100])
+    places = np.stack([(u + 0.5) / 640, (v + 0.5) / 480], axis=1)
+    np.testing.assert_array_equal(_pixels(places, np.ones(3), Path("frame.bin")), np.stack([u, v], axis=1))
+    for wrong in ((-1, 5), (640, 5), (5, -1), (5, 480), (np.nan, 5)):
+        places[1] = (np.array(wrong) + 0.5) / (640, 480)
+        with pytest.raises(DataFileError, match="frame.bin: has 1 of 3 points outside of the image"):
+            _pixels(places, np.ones(3), Path("frame.bin"))
+    places[1] = 0.5
+    with pytest.raises(DataFileError, match="has 1 of 3 points outside"):
+        _pixels(places, np.array([1.0, 1.0, -1.0]), Path("frame.bin"))
 
 
 def test_damaged_files_are_named(data):

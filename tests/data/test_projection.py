@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from frame_factory import make_frame
@@ -25,6 +27,14 @@ def test_a_point_beside_or_behind_the_image_has_a_place_outside_or_no_depth(fram
     axes = frame.camera_rotation
     pixels, depth = project_points(np.stack([centre + 5 * axes[:, 0] + axes[:, 2], centre - axes[:, 2]]), frame)
     assert pixels[0, 0] > 1 and depth[0] == pytest.approx(1) and depth[1] == pytest.approx(-1)
+
+
+def test_points_in_the_plane_of_the_camera_give_no_warning():
+    frame = make_frame(with_pose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        depth = project_points([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [1.0, 1.0, 2.0]], frame)[1]
+    assert depth.tolist() == [0, 0, 1]
 
 
 def test_a_good_pose_passes_and_wrong_ones_are_caught(frame):

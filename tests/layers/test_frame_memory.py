@@ -102,6 +102,11 @@ def test_a_sequence_as_the_slow_implementation(adapter):
     assert len(bank.grid) > 400
 
 
+def test_all_norms_have_the_epsilon_of_the_network():
+    norms = [module for module in FrameAdapter(4, 0.03).modules() if isinstance(module, torch.nn.BatchNorm1d)]
+    assert [norm.eps for norm in norms] == [0.03] * 3
+
+
 def test_what_is_seen_is_the_box_scaled_about_its_centre():
     bank = SparseTensor(torch.ones(41, 1), VoxelGrid(torch.tensor([[0, x, 0, 0] for x in range(-20, 21)]), 1))
     grid = VoxelGrid(torch.tensor([[0, 2, 0, 0], [0, 6, 0, 0]]), 1)

@@ -56,6 +56,17 @@ def test_3d_window_equals_full_attention_inside(small_config):
     assert len(grid) > 0
 
 
+def test_windows_of_later_layers_are_shifted_by_half_of_one(small_config, monkeypatch):
+    module = live(TinySA3D(12, small_config("none", tiny_sa_radius=0.4)))
+    assert module.window == 4
+    shifts = []
+    attend = module._attend
+    monkeypatch.setattr(module, "_attend", lambda *args, shift: shifts.append(shift) or attend(*args, shift=shift))
+    grid = grid_of()
+    module(torch.randn(len(grid), 12, dtype=torch.float64), grid)
+    assert shifts == [0, 2]
+
+
 def test_every_parameter_trains(small_config):
     config = small_config("none")
     grid = grid_of()

@@ -187,6 +187,9 @@ def test_a_window_goes_on_from_the_memory_before_it(small_config, window):
         rest = model(**later, window_frames=2, frame_memory=before)
         forgetful = model(**later, window_frames=2)
     torch.testing.assert_close(rest.point_features, whole.point_features[2:])
+    with torch.no_grad():
+        single = model(**frame_of(window, 1), window_frames=1, frame_memory=before)
+    torch.testing.assert_close(single.point_features, whole.point_features[2:4])
     assert (forgetful.point_features - rest.point_features).abs().max() > 1e-3
 
 

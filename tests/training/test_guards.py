@@ -1,8 +1,17 @@
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
 from bifusion_hf.recipe.arguments import TrainingArguments
-from bifusion_hf.training.guards import OutOfMemoryError, explain_out_of_memory
+from bifusion_hf.training.guards import (
+    NonFiniteError,
+    NonFiniteGuard,
+    OutOfMemoryError,
+    explain_out_of_memory,
+)
 
 
 def test_out_of_memory_says_how_large_the_batch_was():
@@ -17,3 +26,23 @@ def test_out_of_memory_says_how_large_the_batch_was():
         explain_out_of_memory(error, batch, TrainingArguments(batch_size=6))
     # Any other error is for others to tell.
     assert explain_out_of_memory(RuntimeError("shapes differ"), batch, TrainingArguments()) is None
+
+
+def test_skipped_updates_are_counted_and_buffers_put_back():
+    network = nn.BatchNorm1d(2)
+    guard = NonFiniteGuard(network, limit=3)
+    guard.remember()
+    network.running_mean.fill_(math.nan)
+    scaler = SimpleNamespace(get_scale=lambda: 4.0)
+    # While fp16 looks for its scale, updates count, but not as those that stop a run.
+    assert not guard.accept({"loss": 1.0, "grad_norm": math.inf}, scaler)
+    assert (guard.skipped, guard.in_a_row) == (1, 0) and network.running_mean.tolist() == [0, 0]
+    for skipped in (2, 3):
+        assert not guard.accept({"loss": math.nan, "grad_norm": math.inf}, scaler)
+        assert guard.report(7, []).endswith(f"Update skipped, {skipped} so far")
+    guard.pass_over()
+    with pytest.raises(
+        NonFiniteError, match="update 8: none of its frames can be read; frames a, b. That is 3 up"
+    ):
+        guard.report(8, ["a", "b"])
+    assert guard.accept({"loss": 1.0, "grad_norm": 2.0}) and (guard.skipped, guard.in_a_row) == (4, 0)

@@ -1,5 +1,6 @@
 """Recipes with the real network on the sample frames."""
 
+import re
 import shutil
 
 import numpy as np
@@ -221,6 +222,12 @@ def test_the_plan_says_what_will_happen(tmp_path):
     for part in ("200 updates", "2 x 2 accumulated x 1 processes", "LONGER THAN THE RUN", "main_no_decay", "tower",
                  "MiB (measured on the first batch)", "model.encoder.fusion"):  # fmt: skip
         assert part in text, part
+    # As many numbers again for the moving average of the weights.
+    averaged = describe_plan(build_trainer(small_recipe(tmp_path, training={**training, "ema_decay": 0.9})))
+    state, with_average = (int(re.search(r"gradients and optimizer (\d+) MiB", each)[1]) for each in (text, averaged))
+    weights = int(re.search(r"weights (\d+) MiB", text)[1])
+    assert 0 < with_average - state <= weights + 1
+    assert "evaluation: after the last update" in text and "checkpoint: " in text
     assert not (tmp_path / "checkpoints").exists()
 
 

@@ -109,6 +109,9 @@ def test_depth_has_the_users_scale_and_camera_first(tmp_path):
     frame = open_recording(tmp_path, depth_scale=2000, intrinsics=[30, 31, 15, 12])[0]
     np.testing.assert_allclose(frame.depth, frames[0].depth / 2, atol=1e-6)
     assert frame.intrinsics[0, 0] == 30 and frame.intrinsics[1, 2] == 12
+    for scale in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"depth_scale is {scale}; expected positive units per metre"):
+            open_recording(tmp_path, depth_scale=scale)
     (tmp_path / "intrinsic.txt").unlink()
     with pytest.raises(DataFileError, match=r"has no intrinsics \(intrinsic/intrinsic_depth\.txt"):
         open_recording(tmp_path)

@@ -109,6 +109,9 @@ def test_label_images(tmp_path, zipped):
         LabelImages(folder)
     write_label_images(folder, POSES, zipped=zipped)
     assert LabelImages.exist(folder)
+    half = tmp_path / "scene0001_00"
+    (half / "label-filt").mkdir(parents=True)
+    assert not LabelImages.exist(half)
     ids = view(POSES[20], COLOR_INTRINSICS, COLOR_SIZE)[1]
     instance, raw_ids = LabelImages(folder).read(20)
     np.testing.assert_array_equal(instance, np.where(ids == 3, 0, ids + 1))

@@ -1,0 +1,28 @@
+import pytest
+import torch
+
+from bifusion_hf.losses.functional import cross_entropy, group_means, masked_mean
+
+
+def test_means_of_what_is_selected_and_nothing_without_any():
+    values = torch.tensor([[3.0, 5.0, float("nan")], [7.0, 1.0, 2.0], [9.0, 9.0, 9.0]], requires_grad=True)
+    selected = torch.tensor([[True, True, False], [False, True, False], [False, False, False]])
+    found = masked_mean(values, selected)
+    assert found.tolist() == [4, 1, 0]
+    found.sum().backward()
+    assert values.grad.tolist() == [[0.5, 0.5, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_means_of_groups():
+    features = torch.tensor([[2.0, 1.0], [9.0, -3.0], [4.0, 5.0], [8.0, 8.0]])
+    found = group_means(features, torch.tensor([1, 3, 1, -1]), 4)
+    assert found.tolist() == [[0, 0], [3, 3], [0, 0], [9, -3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cross_entropy_is_torchs(dtype):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 5, generator=generator, dtype=dtype)
+    labels = torch.tensor([[0, 3, -100, 1, 2], [-100, -100, 2, 2, 0]])
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(cross_entropy(logits, labels), expected)
