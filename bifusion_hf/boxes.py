@@ -20,7 +20,13 @@ def bounding_box(points: np.ndarray) -> np.ndarray:
     Args:
         points: float [N, 3] metres, at least one.
     """
-    return np.quantile(np.asarray(points, dtype=np.float64), [OUTERMOST, 1 - OUTERMOST], axis=0).reshape(6)
+    # What numpy.quantile gives, several times as fast for the few points of a segment.
+    ordered = np.sort(np.asarray(points, dtype=np.float64).T)
+    below, share = divmod(OUTERMOST * (ordered.shape[1] - 1), 1)
+    below = int(below)
+    low, next_low = ordered[:, below], ordered[:, min(below + 1, ordered.shape[1] - 1)]
+    high, next_high = ordered[:, -1 - below], ordered[:, max(-2 - below, -ordered.shape[1])]
+    return np.concatenate([low + share * (next_low - low), high + share * (next_high - high)])
 
 
 def oriented_box(points: np.ndarray) -> dict[str, np.ndarray]:

@@ -47,20 +47,24 @@ def separate_parts(
     """
     masks = found["masks"].numpy()
     others, touching = touching_points(points.numpy(), gap, masks.any(axis=0))
-    rows, factors, parts = [], [], []
-    for row, mask in enumerate(masks):
-        inside, labels = _connected(mask, others, touching)
-        sizes = np.bincount(labels)
-        for label in np.flatnonzero((sizes > min_points) & (sizes >= _SMALLEST_SHARE * sizes.max(initial=0))):
-            part = np.zeros(len(mask), dtype=bool)
-            part[inside[labels == label]] = True
-            parts.append(part)
-            rows.append(row)
-            factors.append(np.sqrt(sizes[label] / sizes.max()))
-    rows = torch.tensor(rows, dtype=torch.int64)
-    result = {name: value[rows] for name, value in found.items()}
-    result["masks"] = torch.from_numpy(np.array(parts, dtype=bool).reshape(-1, masks.shape[1]))
-    result["scores"] = result["scores"] * torch.tensor(factors, dtype=result["scores"].dtype)
+    owners, inside, labels = _connected(masks, others, touching)
+    sizes = np.bincount(labels)
+    rows = np.zeros(len(sizes), dtype=np.int64)
+    rows[labels] = owners
+    largest = np.zeros(len(masks), dtype=np.int64)
+    np.maximum.at(largest, rows, sizes)
+    kept = (sizes > min_points) & (sizes >= _SMALLEST_SHARE * largest[rows])
+    # Parts in the order of their masks, and within one in that of their first points.
+    kept = np.flatnonzero(kept)[np.argsort(rows[kept], kind="stable")]
+    place = np.full(len(sizes), -1)
+    place[kept] = np.arange(len(kept))
+    parts = np.zeros((len(kept), masks.shape[1]), dtype=bool)
+    taken = place[labels] >= 0
+    parts[place[labels[taken]], inside[taken]] = True
+    result = {name: value[torch.from_numpy(rows[kept])] for name, value in found.items()}
+    result["masks"] = torch.from_numpy(parts)
+    factors = np.sqrt(sizes[kept] / largest[rows[kept]])
+    result["scores"] = result["scores"] * torch.from_numpy(factors).to(result["scores"].dtype)
     order = torch.sort(result["scores"], descending=True, stable=True).indices[:max_instances]
     order = order[result["scores"][order] > threshold]
     return {name: value[order] for name, value in result.items()}
@@ -95,13 +99,15 @@ def touching_points(points: np.ndarray, gap: float, among: np.ndarray) -> tuple[
     return others, touching
 
 
-def _connected(mask: np.ndarray, others: np.ndarray, touching: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices [M] of the points of a mask [N] and the number [M] of the connected part of each."""
-    inside = np.flatnonzero(mask)
-    place = (np.cumsum(mask) - 1).astype(np.int32)
-    others = others[inside]
-    kept = touching[inside] & mask[others]
-    columns = place[others[kept]]
+def _connected(
+    masks: np.ndarray, others: np.ndarray, touching: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The row [M] and the point [M] of each entry of the masks [K, N], and the number [M] of its connected part."""
+    owners, inside = np.nonzero(masks)
+    place = (np.cumsum(masks, dtype=np.int32) - 1).reshape(masks.shape)
+    others, owner = others[inside], owners[:, None]
+    kept = touching[inside] & masks[owner, others]
+    columns = place[owner, others][kept]
     ends = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int32)
     graph = csr_matrix((np.ones(len(columns), dtype=np.int8), columns, ends), shape=(len(inside), len(inside)))
-    return inside, connected_components(graph, directed=False)[1]
+    return owners, inside, connected_components(graph, directed=False)[1]

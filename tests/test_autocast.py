@@ -210,7 +210,7 @@ def test_a_wall_is_pooled_as_in_float32(dtype):
         blocked[..., :8000] = True
         everywhere = torch.ones(1, 12_000, dtype=torch.bool)
         frames = FrameBatch(points[None], torch.zeros(1, 12_000, 3), everywhere, superpoints[None])
-        share = blocked_share(blocked, weights[None], frames)
+        share = blocked_share(-blocked.float(), weights[None], frames)
     expected = weights[:8000].float().sum() / 11_001
     assert share[0, 0].tolist() == pytest.approx([float(expected), 0], rel=1e-3)
 

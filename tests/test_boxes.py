@@ -36,6 +36,12 @@ def test_the_oriented_box_turns_with_its_points(seed):
     assert inside.all(axis=1).mean() > 0.93
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 99, 100, 101, 4000])
+def test_a_box_is_that_of_two_quantiles(count):
+    points = block((3, 2, 1), count, seed=count)
+    np.testing.assert_allclose(bounding_box(points), np.quantile(points, [0.01, 0.99], axis=0).ravel(), atol=1e-12)
+
+
 def test_a_few_points_and_none():
     one = describe_points(np.array([[1.0, 2.0, 3.0]], dtype=np.float32))
     assert one["centroid"] == [1, 2, 3] and one["box_3d"] == [1, 2, 3, 1, 2, 3]

@@ -145,4 +145,5 @@ class FiLM(nn.Module):
     def forward(self, condition: torch.Tensor, *features: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Modulates each of `features` ([P, C]) by the same condition [P, condition_size]."""
         gamma, beta = self.modulation(nn.functional.silu(self.hidden(condition))).chunk(2, dim=1)
-        return tuple((1 + gamma) * feature + beta for feature in features)
+        gamma = 1 + gamma
+        return tuple(torch.addcmul(beta, gamma, feature) for feature in features)

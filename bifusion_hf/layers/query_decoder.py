@@ -13,7 +13,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_bifusion import BiFusionConfig
-from ..sparse import count_rows, sum_rows
+from ..sparse import count_rows, sum_where_negative
 from .attention import MultiHeadAttention
 from .frame_batch import FrameBatch
 from .reductions import sample_mean
@@ -151,7 +151,7 @@ class QueryDecoder(nn.Module):
             allowed = (head.mask_logits >= 0) & real
             nothing = ~allowed.any(dim=2, keepdim=True)
             return allowed | (nothing & real)
-        blocked = blocked_share(head.mask_logits < 0, point_weights, frames)
+        blocked = blocked_share(head.mask_logits, point_weights, frames)
         # Each query keeps the superpoints that are blocked least, so that no row is left without any.
         least = blocked.masked_fill(~real, float("inf")).amin(dim=2, keepdim=True)
         return ((blocked <= 0.5) | (blocked == least)) & real
@@ -223,11 +223,11 @@ def select_queries(
     return nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-1).to(superpoint_mask.device)
 
 
-def blocked_share(blocked: torch.Tensor, point_weights: torch.Tensor, frames: FrameBatch) -> torch.Tensor:
+def blocked_share(mask_logits: torch.Tensor, point_weights: torch.Tensor, frames: FrameBatch) -> torch.Tensor:
     """How much of each superpoint lies outside each query's point mask.
 
     Args:
-        blocked: bool [B, Q, N], point outside the mask.
+        mask_logits: [B, Q, N], negative = outside the mask.
         point_weights: [B, N, 1].
         frames: The batch.
 
@@ -235,12 +235,7 @@ def blocked_share(blocked: torch.Tensor, point_weights: torch.Tensor, frames: Fr
         [B, Q, S]: sum of the blocked points' weights over the number of points (weights reach 2, so may this).
     """
     batch_size, num_superpoints = frames.superpoint_mask.shape
-    num_groups = batch_size * num_superpoints
-    index = frames.point_superpoints
-    # One row a point, so that superpoints are sums of rows; half precision could not sum them.
-    weights = frames.real(point_weights)
-    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
-    rows = frames.real(blocked.transpose(1, 2)) * weights
-    total = sum_rows(rows, index, num_groups)
-    count = count_rows(index, num_groups).clamp(min=1).unsqueeze(1)
-    return (total / count.to(total.dtype)).unflatten(0, (batch_size, num_superpoints)).transpose(1, 2)
+    ids = torch.where(frames.point_mask, frames.superpoint_ids, -1)
+    total = sum_where_negative(mask_logits, point_weights.squeeze(2), ids, num_superpoints)
+    count = count_rows(frames.point_superpoints, batch_size * num_superpoints).clamp(min=1)
+    return total / count.view(batch_size, 1, num_superpoints).to(total.dtype)

@@ -13,6 +13,7 @@ from .convolution import (
 )
 from .finish import VoxelBatchNorm
 from .groups import count_rows, sum_rows, take_rows
+from .negatives import sum_where_negative
 from .neighbors import radius_neighbors
 from .voxels import SparseTensor, VoxelGrid, voxelize
 
@@ -30,6 +31,7 @@ __all__ = [
     "radius_neighbors",
     "set_sparse_backend",
     "sum_rows",
+    "sum_where_negative",
     "take_rows",
     "voxelize",
     "working_backends",

@@ -54,7 +54,7 @@ def test_share_of_a_large_superpoint(dtype):
     blocked = (torch.arange(COUNT) % 5 > 0)[None, None]
     ids = torch.zeros(1, COUNT, dtype=torch.int64)
     frames = FrameBatch(torch.zeros(*ids.shape, 3), torch.zeros(*ids.shape, 3), ids >= 0, ids)
-    share = blocked_share(blocked, weights, frames)
+    share = blocked_share(-blocked.float(), weights, frames)
     assert share.item() == pytest.approx(0.6, abs=1e-6)
 
 

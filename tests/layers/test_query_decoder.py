@@ -68,7 +68,9 @@ def test_blocked_share_leaves_padding_out():
     blocked = torch.ones(1, 2, 5, dtype=torch.bool)
     weights = torch.full((1, 5, 1), 1.5)
     ids = torch.tensor([[0, 0, 1, -1, -1]])
-    share = blocked_share(blocked, weights, FrameBatch(torch.zeros(1, 5, 3), torch.zeros(1, 5, 3), ids >= 0, ids))
+    share = blocked_share(
+        -blocked.float(), weights, FrameBatch(torch.zeros(1, 5, 3), torch.zeros(1, 5, 3), ids >= 0, ids)
+    )
     assert torch.equal(share, torch.full((1, 2, 2), 1.5))
 
 

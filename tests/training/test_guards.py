@@ -41,8 +41,6 @@ def test_skipped_updates_are_counted_and_buffers_put_back():
         assert not guard.accept({"loss": math.nan, "grad_norm": math.inf}, scaler)
         assert guard.report(7, []).endswith(f"Update skipped, {skipped} so far")
     guard.pass_over()
-    with pytest.raises(
-        NonFiniteError, match="update 8: none of its frames can be read; frames a, b. That is 3 up"
-    ):
+    with pytest.raises(NonFiniteError, match="update 8: none of its frames can be read; frames a, b. That is 3 up"):
         guard.report(8, ["a", "b"])
     assert guard.accept({"loss": 1.0, "grad_norm": 2.0}) and (guard.skipped, guard.in_a_row) == (4, 0)
