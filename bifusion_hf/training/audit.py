@@ -15,6 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from .sharding import part, whole_norms
+
 
 # A tensor whose gradient is below this fraction of the model's largest is without gradient: rounding noise.
 DEAD_FRACTION = 1e-10
@@ -141,9 +143,8 @@ class LivenessAudit:
         norms = torch.zeros(len(self.parameters), device=device)
         present = [index for index, parameter in enumerate(self.parameters) if parameter.grad is not None]
         if present:
-            # One kernel for all tensors; a Python loop over 500 parameters would cost more than the optimizer.
-            values = torch._foreach_norm([self.parameters[index].grad for index in present])
-            norms[present] = torch.stack([value.float() for value in values])
+            parameters = [self.parameters[index] for index in present]
+            norms[present] = whole_norms([part(parameter.grad) for parameter in parameters], parameters)
         return norms
 
     def _may_have_gradient(self, update: int, counts: Mapping[str, float]) -> torch.Tensor:
@@ -178,14 +179,14 @@ class LivenessAudit:
 
     def before_step(self) -> None:
         """Remembers the parameters, so that `after_step` can tell how far they moved."""
-        self._before = [parameter.detach().clone() for parameter in self.parameters]
+        self._before = [part(parameter.detach()).clone() for parameter in self.parameters]
 
     def after_step(self) -> None:
         """Measures how far each tensor moved since `before_step`."""
         with torch.no_grad():
-            change = torch._foreach_sub([parameter.detach() for parameter in self.parameters], self._before)
-            self._moved = torch.stack([value.float() for value in torch._foreach_norm(change)]).tolist()
-            self._sizes = torch.stack([value.float() for value in torch._foreach_norm(self._before)]).tolist()
+            change = torch._foreach_sub([part(parameter.detach()) for parameter in self.parameters], self._before)
+            self._moved = whole_norms(change, self.parameters).tolist()
+            self._sizes = whole_norms(self._before, self.parameters).tolist()
         self._before = None
 
     # Loss terms

@@ -1,5 +1,7 @@
 """Checkpoints that survive a kill, a full disk and a change of the number of processes.
 
+They hold whole tensors, whatever the processes share.
+
 A checkpoint is written into a hidden folder and renamed when it is complete, so that a folder named `checkpoint-N` is
 always whole; one that is deleted is renamed away first. It holds what Accelerate saves (model, optimizer, schedule,
 scaler, random state of every process) plus `trainer_state.json`, and it loads with `from_pretrained`.
@@ -28,6 +30,7 @@ from ..io.atomic import (
     publish_folder,
     remove_unfinished,
 )
+from .sharding import has_parts, load_whole_state, whole, whole_state
 
 
 WEIGHTS_FILE = "model.safetensors"
@@ -68,22 +71,18 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def check_same_run(
-    checkpoint: Path, state: dict[str, Any], total_updates: int, frames_per_update: int, num_processes: int
-) -> None:
+def check_same_run(checkpoint: Path, state: dict[str, Any], total_updates: int, frames_per_update: int) -> None:
     """Makes sure that a run is as long, and takes as many frames an update, as the one that wrote a checkpoint.
 
     Raises:
-        ValueError: It is not, or has another number of processes.
+        ValueError: It is not.
     """
     for name, here in (("total_updates", total_updates), ("frames_per_update", frames_per_update)):
         if state[name] != here:
-            raise ValueError(f"{checkpoint} has {name} {state[name]}, this run {here}; keep it")
-    if state["num_processes"] != num_processes:
-        raise ValueError(
-            f"{checkpoint} holds the random states of {state['num_processes']} processes, this run has "
-            f"{num_processes}: resume with as many"
-        )
+            raise ValueError(
+                f"{checkpoint} has {name} {state[name]}, this run {here}; keep it (with another number of processes "
+                "by training.batch_size or training.accumulation)"
+            )
 
 
 def checkpoints_folder(output_dir: str | Path) -> Path:
@@ -104,45 +103,59 @@ def register_weights(accelerator: Accelerator, network: nn.Module, average: nn.M
     """
     modules = {WEIGHTS_FILE: network} if average is None else {WEIGHTS_FILE: network, EMA_FILE: average}
 
+    def write(states: dict[str, dict[str, torch.Tensor]], folder: Path) -> None:
+        for name, state in states.items():
+            tensors = {key: value.contiguous() for key, value in state.items()}
+            save_file(tensors, folder / name, metadata={"format": "pt"})
+        network.config.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+
     def save(models: list, weights: list, folder: str) -> None:
         weights.clear()
-        if accelerator.is_main_process:
-            for name, module in modules.items():
-                tensors = {key: value.contiguous() for key, value in module.state_dict().items()}
-                save_file(tensors, Path(folder) / name, metadata={"format": "pt"})
-            network.config.save_pretrained(folder)
-            if processor is not None:
-                processor.save_pretrained(folder)
+        states = {name: whole_state(module) for name, module in modules.items()}
+        if any(map(has_parts, network.parameters())):
+            # Where it fails, the others must not go on to gather the optimizer's state.
+            in_main_process(accelerator, lambda: write(states, Path(folder)))
+        elif accelerator.is_main_process:
+            write(states, Path(folder))
 
     def load(models: list, folder: str) -> None:
         models.clear()
         for name, module in modules.items():
-            module.load_state_dict(load_file(Path(folder) / name))
+            load_whole_state(module, load_file(Path(folder) / name))
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
 
 
 @torch.no_grad()
-def network_to_keep(network: nn.Module, average: AveragedModel | None, accelerator: Accelerator) -> nn.Module:
+def network_to_keep(
+    network: nn.Module, average: AveragedModel | None, accelerator: Accelerator, copy: nn.Module | None = None
+) -> nn.Module:
     """The (averaged) network that is evaluated and saved, the same in every process; all of them call this together.
 
     Args:
         network: The network, unwrapped; its buffers become those of the first process.
         average: Its moving average, which gets the network's buffers, or None.
         accelerator: Of the run.
+        copy: Of a network in parts: a whole one, which takes the weights, and which each process can call alone.
     """
     if accelerator.num_processes > 1:
         # Without SyncBatchNorm each process has running statistics of its own; the first one's are saved.
         for buffer in network.buffers():
             buffer.copy_(broadcast(buffer))
-    if average is None:
-        return network
+    trained = network if average is None else average.module
+    kept = trained if copy is None else copy
+    if copy is not None:
+        for parameter, value in zip(copy.parameters(), trained.parameters(), strict=True):
+            parameter.copy_(whole(value))
     # Weights are averaged, buffers are not: progress and statistics are those of now. The average's own are from
     # before the last update, and each process's own.
-    for kept, buffer in zip(average.module.buffers(), network.buffers(), strict=True):
-        kept.copy_(buffer)
-    return average.module
+    for module in (trained, kept):
+        for own, buffer in zip(module.buffers(), network.buffers(), strict=True):
+            own.copy_(buffer)
+    return kept
 
 
 def save_checkpoint(
@@ -170,8 +183,6 @@ def save_checkpoint(
     partial = partial_path(final, shared=True)
 
     def write_part() -> None:
-        # A second node may not have the folder yet.
-        partial.mkdir(parents=True, exist_ok=True)
         write(partial)
         if accelerator.is_main_process:
             (partial / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -185,7 +196,10 @@ def save_checkpoint(
         if accelerator.is_local_main_process:
             remove_unfinished(root)
 
-    errors = failures(accelerator, clear) or failures(accelerator, write_part)
+    errors = failures(accelerator, clear)
+    # A second node may not have the folder yet.
+    errors = errors or failures(accelerator, lambda: partial.mkdir(parents=True, exist_ok=True))
+    errors = errors or failures(accelerator, write_part)
     errors = errors or failures(accelerator, put_in_place, main_only=True)
     if errors:
         message = _failure(root, update, "; ".join(errors), partial)

@@ -161,12 +161,13 @@ class StreamedFrames(IterableDataset):
             epoch += 1
 
 
-def stream_readers(data: DataArguments, batch_size: int) -> dict[str, int]:
+def stream_readers(data: DataArguments, batch_size: int, processes: int) -> dict[str, int]:
     """What decides which reader of a stream gives which row; empty where rows are taken by index.
 
     Args:
         data: Section of the recipe.
         batch_size: Frames of one forward in one process.
+        processes: Of the training.
     """
     if not data.streaming:
         return {}
@@ -175,20 +176,24 @@ def stream_readers(data: DataArguments, batch_size: int) -> dict[str, int]:
         "data.num_workers": max(1, data.num_workers),
         "data.shuffle_buffer": data.shuffle_buffer,
         "training.batch_size": batch_size,
+        "processes": processes,
     }
 
 
-def check_readers(checkpoint: Path, before: Mapping[str, int], here: Mapping[str, int]) -> None:
+def check_readers(checkpoint: Path, state: Mapping[str, Any], here: Mapping[str, int]) -> None:
     """Refuses to go on with other readers of a stream than a checkpoint was written with.
 
     Args:
         checkpoint: For the message.
-        before: Its `stream_readers`.
-        here: Those of this run.
+        state: Its `trainer_state.json`.
+        here: `stream_readers` of this run.
 
     Raises:
         ValueError: They differ.
     """
+    # Older checkpoints do not tell all of it.
+    before = state.get("stream", here)
+    before = {**before, "processes": state["num_processes"]} if before else before
     for key in {**before, **here}:
         if before.get(key) != here.get(key):
             raise ValueError(
@@ -253,6 +258,30 @@ def train_batches(
 def to_device(batch: dict[str, Any] | None, device: torch.device) -> dict[str, Any] | None:
     """The batch with what training reads on a device; from pinned memory the host does not wait for the copy."""
     return send_to_device(batch, device, non_blocking=True, skip_keys=list(HOST_ENTRIES))
+
+
+def count_samples(
+    window: list[dict[str, Any]], count: Callable[[dict], Mapping[str, torch.Tensor]], accelerator: Accelerator
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Samples that each loss term applies to, `points` and `visible_points`; all processes call this together.
+
+    Args:
+        window: Batches of an update in this process.
+        count: Batch -> samples of each loss term.
+        accelerator: Of the run.
+
+    Returns:
+        Over window and processes; and in this process's last batch.
+    """
+    per_batch = []
+    for batch in window:
+        points, visible = batch["point_mask"], batch.get("point_visible")
+        counts = dict(count(batch))
+        counts["points"] = points.sum()
+        counts["visible_points"] = torch.zeros_like(counts["points"]) if visible is None else (visible & points).sum()
+        per_batch.append(torch.stack([count.long() for count in counts.values()]))
+    total = accelerator.reduce(torch.stack(per_batch).sum(0), "sum")
+    return dict(zip(counts, total.tolist(), strict=True)), dict(zip(counts, per_batch[-1].tolist(), strict=True))
 
 
 def take_window(

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from ..recipe.arguments import TrainingArguments
+from ..stopping import SIGNALS
 
 
 class NonFiniteError(RuntimeError):
@@ -87,6 +89,18 @@ class NonFiniteGuard:
                 f"{self._advice}"
             )
         return f"{message}. Update skipped, {self.skipped} so far"
+
+
+def signal_of_any(number: int, accelerator: Accelerator) -> int | None:
+    """The signal that a process has got; all processes call this together.
+
+    Args:
+        number: What this one has, 0 for none.
+        accelerator: Of the run.
+    """
+    noted = torch.tensor([number == known for known in SIGNALS], device=accelerator.device)
+    found = accelerator.reduce(noted.long(), "sum").tolist()
+    return next((known for known, count in zip(SIGNALS, found, strict=True) if count), None)
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ from .data_loading import StreamedFrames
 from .label_set import read_label_set
 from .run_folder import choose_start, find_checkpoint
 from .setup import build_accelerator
+from .sharding import read_sharding
 from .trainer import BiFusionTrainer
 
 
@@ -235,6 +236,7 @@ def build_trainer(arguments: TrainArguments) -> BiFusionTrainer:
         arguments.training, arguments.output_dir, arguments.logging.trackers, arguments.deterministic
     )
     # Before anything that takes time.
+    read_sharding(arguments, accelerator.num_processes)
     start = (arguments.output_dir, arguments.resume_from_checkpoint)
     checkpoint = find_checkpoint(*start) if arguments.dry_run else choose_start(*start, arguments.overwrite_output_dir)
     model = build_model(arguments.model, arguments.seed, checkpoint)

@@ -1,12 +1,19 @@
 """The folder of a run. What an earlier run left there is gone on from or moved aside; it is never deleted."""
 
 import shutil
+import time
+import uuid
 from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from ..io.atomic import recover_folder, remove_unfinished
 from .checkpoints import (
     CheckpointError,
     checkpoints_folder,
+    failures,
+    in_main_process,
     list_checkpoints,
     read_state,
     update_of,
@@ -18,6 +25,8 @@ LATEST, AUTO = "latest", "auto"
 WEIGHTS = ("checkpoints", "best", "final")
 LOGS = ("metrics.jsonl", "train.log", "curves.png")
 RECIPE = "recipe.yaml"
+# Network file systems remember for some time that a file was not there.
+SECONDS_TO_APPEAR = 60.0
 
 
 def find_checkpoint(output_dir: str | Path, name: str | None) -> Path | None:
@@ -89,6 +98,36 @@ def choose_start(output_dir: str | Path, resume: str | None, overwrite: bool) ->
             "folder within it"
         )
     return checkpoint
+
+
+def check_shared(output_dir: Path, accelerator: Accelerator) -> None:
+    """Makes sure that all processes see one folder: a checkpoint has a file of each of them.
+
+    Raises:
+        CheckpointError: Some, on other nodes, do not see what the first process writes.
+    """
+    if accelerator.num_processes == 1:
+        return
+    name = [uuid.uuid4().hex]
+    broadcast_object_list(name)
+    token = output_dir / f".{name[0]}.seen"
+
+    def write() -> None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        token.touch()
+
+    def look() -> None:
+        end = time.monotonic() + SECONDS_TO_APPEAR
+        while not token.exists():
+            if time.monotonic() > end:
+                raise FileNotFoundError(f"{output_dir} is not the folder that process 0 writes to")
+            time.sleep(0.2)
+
+    in_main_process(accelerator, write)
+    errors = failures(accelerator, look)
+    in_main_process(accelerator, lambda: token.unlink(missing_ok=True))
+    if errors:
+        raise CheckpointError(f"output_dir must be one folder that all nodes share: {'; '.join(errors)}")
 
 
 def recover_run(output_dir: Path) -> None:

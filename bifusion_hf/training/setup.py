@@ -16,12 +16,14 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     LoggerType,
     parse_flag_from_env,
+    patch_environment,
 )
 from torch import nn
 from torch._functorch import config as functorch_config
 
 from ..recipe.arguments import TrainingArguments
 from .freezing import TOWER, freeze_for_training
+from .sharding import check_launcher
 
 
 logger = logging.getLogger(__name__)
@@ -42,22 +44,25 @@ def build_accelerator(
 
     Raises:
         ValueError: fp16 on a CPU, more processes than GPUs, a setting of `accelerate launch` that contradicts the
-            recipe, or an unknown tracker.
+            recipe or that the loop cannot follow, or an unknown tracker.
         ImportError: A tracker that is not installed.
     """
     _check_launcher("ACCELERATE_MIXED_PRECISION", "training.mixed_precision", training.mixed_precision, "no")
     _check_launcher("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "training.accumulation", training.accumulation, "1")
-    accelerator = launched_accelerator(
-        training.mixed_precision,
-        # The loop accumulates itself, because the counts of a whole window must be known before its first backward.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        # Schedules count updates, not frames: they do not depend on the number of processes.
-        step_scheduler_with_optimizer=False,
-        log_with=_trackers(trackers) or None,
-        project_dir=str(output_dir),
-        # Every branch of the network always takes part, so there are no unused parameters to look for.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
-    )
+    check_launcher()
+    # `fsdp_config` is for `sharding` to read; Accelerate would follow it in its own way.
+    with patch_environment(ACCELERATE_USE_FSDP="false"):
+        accelerator = launched_accelerator(
+            training.mixed_precision,
+            # The loop accumulates itself: the counts of a whole window must be known before its first backward.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            # Schedules count updates, not frames: they do not depend on the number of processes.
+            step_scheduler_with_optimizer=False,
+            log_with=_trackers(trackers) or None,
+            project_dir=str(output_dir),
+            # Every branch of the network always takes part, so there are no unused parameters to look for.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
+        )
     if training.mixed_precision == "bf16" and accelerator.device.type == "cpu":
         warning = slow_bfloat16_warning()
         if warning:

@@ -6,7 +6,9 @@ big batch; check that it is finite; clip, step, and tell the model its progress.
 """
 
 import contextlib
+import copy
 import inspect
+import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..data.alignment import check_alignment
 from ..io.locks import sole_use
 from ..recipe.arguments import TrainArguments
-from ..stopping import SIGNALS, Stopped, StopRequested, StopSignals
+from ..stopping import Stopped, StopRequested, StopSignals
 from . import checkpoints, run_folder
 from .audit import LivenessAudit, alpha_statistics, probe_terms
 from .data_loading import (
     UpdateSampler,
     check_readers,
+    count_samples,
     stream_readers,
     take_window,
     to_device,
@@ -34,10 +37,19 @@ from .data_loading import (
     updates_per_epoch,
 )
 from .freezing import eval_mode, train_mode, unfreeze_due
-from .guards import NonFiniteGuard, explain_out_of_memory, preserved_buffers
+from .guards import NonFiniteGuard, explain_out_of_memory, preserved_buffers, signal_of_any
 from .metrics import Recorder, for_sums, memory_gib
 from .optimization import build_optimizer, build_scheduler
 from .setup import build_accelerator, compile_dense_parts, prepare_network, shares_batch_statistics
+from .sharding import (
+    average_unsharded_gradients,
+    keep_whole_states,
+    kept_gathered,
+    read_sharding,
+    shard_network,
+    whole,
+    wrap_network,
+)
 from .sizing import fitting_batch_size
 
 
@@ -79,6 +91,7 @@ class BiFusionTrainer:
         self.accelerator = accelerator or build_accelerator(
             training, arguments.output_dir, arguments.logging.trackers, arguments.deterministic
         )
+        self.sharding = read_sharding(arguments, self.accelerator.num_processes)
         self.processor, self.train_dataset = processor, train_dataset
         self.collate, self.evaluate_model = collate, evaluate
         self.output_dir = Path(arguments.output_dir)
@@ -93,9 +106,10 @@ class BiFusionTrainer:
             self.updates_per_epoch = updates_per_epoch(len(train_dataset), self.frames_per_update)
         self.total_updates = training.max_updates or training.epochs * self.updates_per_epoch
 
-        # The copy is made before Accelerate changes the network's forward.
+        # The copies are made before Accelerate changes the network's forward.
         average = get_ema_multi_avg_fn(training.ema_decay) if training.ema_decay else None
         self.ema = AveragedModel(self.network, multi_avg_fn=average) if average else None
+        self.whole_copy = None if self.sharding is None else copy.deepcopy(self.network)
         optimizer = build_optimizer(self.network, arguments.optimizer, later=list(training.unfreeze_at))
         if training.find_batch_size:
             frames = self.batch_size * self.accumulation
@@ -105,6 +119,13 @@ class BiFusionTrainer:
             self.accumulation = frames // self.batch_size
         if shares_batch_statistics(training, self.accelerator):
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        if self.sharding is not None:
+            shard_network(self.network, self.sharding, self.accelerator)
+            if self.ema is not None:
+                shard_network(self.ema.module, self.sharding, self.accelerator)
+            # Parts have taken the place of the parameters.
+            optimizer = build_optimizer(self.network, arguments.optimizer, later=list(training.unfreeze_at))
+            keep_whole_states(optimizer)
         self.guard = NonFiniteGuard(self.network, training.max_nonfinite_updates)
         self.audit = LivenessAudit(
             self.network,
@@ -116,7 +137,7 @@ class BiFusionTrainer:
         self.optimizer, self.scheduler = self.accelerator.prepare(optimizer, scheduler)
         if training.compile:
             compile_dense_parts(self.network)
-        self.model = self.accelerator.prepare_model(self.network)
+        self.model = wrap_network(self.network, self.accelerator, self.sharding)
         checkpoints.register_weights(self.accelerator, self.network, self.ema, processor)
         self.update = self.skipped_batches = 0
         # An evaluation that a signal has put off is made up for when the run goes on.
@@ -192,9 +213,7 @@ class BiFusionTrainer:
         Raises:
             Stopped: So it is.
         """
-        noted = torch.tensor([self.signals.number == number for number in SIGNALS], device=self.accelerator.device)
-        found = self.accelerator.reduce(noted.long(), "sum").tolist()
-        number = next((number for number, count in zip(SIGNALS, found, strict=True) if count), None)
+        number = signal_of_any(self.signals.number, self.accelerator)
         if number is not None:
             place = self.save_checkpoint()
             self.recorder.info(f"stopped after update {self.update} of {self.total_updates}; checkpoint {place}")
@@ -246,7 +265,9 @@ class BiFusionTrainer:
             The loss terms over window and processes, `grad_norm`, `skipped` (0 or 1), `points`, `alpha_mean`, ...
         """
         update = self.update + 1
-        counts, last_counts = self._count(window)
+        counts, last_counts = count_samples(
+            window, lambda batch: self.network.count_loss_samples(**self._inputs(batch)), self.accelerator
+        )
         probed = self.audit.wants_probe(counts)
         audited = self._is_audited(update)
         sums: dict[str, torch.Tensor] = {}
@@ -258,14 +279,15 @@ class BiFusionTrainer:
             last = batch is window[-1]
             try:
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                    with self.recorder.timer.part("compute"):
-                        outputs = self.model(**self._inputs(batch), loss_counts=loss_counts)
-                    if last and probed:
-                        with self.recorder.timer.part("audit"):
-                            terms = {name: outputs.loss_dict[name] for name in probed}
-                            for name, norm in probe_terms(terms, last_counts, self.accelerator).items():
-                                self.audit.record_probe(update, name, norm)
-                    # DistributedDataParallel averages over processes; the counts are already sums over them.
+                    with kept_gathered(self.network, self.sharding if last and probed else None):
+                        with self.recorder.timer.part("compute"):
+                            outputs = self.model(**self._inputs(batch), loss_counts=loss_counts)
+                        if last and probed:
+                            with self.recorder.timer.part("audit"):
+                                terms = {name: outputs.loss_dict[name] for name in probed}
+                                for name, norm in probe_terms(terms, last_counts, self.accelerator).items():
+                                    self.audit.record_probe(update, name, norm)
+                    # The gradients are averaged over processes; the counts are already sums over them.
                     with self.recorder.timer.part("compute"):
                         self.accelerator.backward(outputs.loss * self.accelerator.num_processes)
             except Exception as error:
@@ -288,7 +310,9 @@ class BiFusionTrainer:
         timer = self.recorder.timer
         trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         with timer.part("compute"):
-            norm = self.accelerator.clip_grad_norm_(trainable, self.arguments.optimizer.max_grad_norm)
+            if self.sharding is not None:
+                average_unsharded_gradients(trainable, self.accelerator)
+            norm = whole(self.accelerator.clip_grad_norm_(trainable, self.arguments.optimizer.max_grad_norm))
             # One transfer to the host for all numbers of the update; on a GPU it waits for the backward pass.
             losses = self.accelerator.reduce(torch.stack(list(sums.values())), "sum")
             *numbers, norm = torch.cat([losses, for_sums(norm).reshape(1)]).tolist()
@@ -312,20 +336,6 @@ class BiFusionTrainer:
         self.optimizer.zero_grad()
         self.scheduler.step()
         return {**values, "skipped": float(not accepted)}
-
-    def _count(self, window: list[Batch]) -> tuple[dict[str, int], dict[str, int]]:
-        """Samples that each loss term applies to: over window and processes, and in this process's last batch."""
-        per_batch = []
-        for batch in window:
-            points, visible = batch["point_mask"], batch.get("point_visible")
-            counts = dict(self.network.count_loss_samples(**self._inputs(batch)))
-            counts["points"] = points.sum()
-            counts["visible_points"] = (
-                torch.zeros_like(counts["points"]) if visible is None else (visible & points).sum()
-            )
-            per_batch.append(torch.stack([count.long() for count in counts.values()]))
-        total = self.accelerator.reduce(torch.stack(per_batch).sum(0), "sum")
-        return dict(zip(counts, total.tolist(), strict=True)), dict(zip(counts, per_batch[-1].tolist(), strict=True))
 
     def _inputs(self, batch: Batch) -> Batch:
         return {name: value for name, value in batch.items() if name in self.forward_names}
@@ -371,7 +381,7 @@ class BiFusionTrainer:
         if self.evaluate_model is None:
             return {}
         with self.recorder.timer.part("evaluation"):
-            network = checkpoints.network_to_keep(self.network, self.ema, self.accelerator)
+            network = checkpoints.network_to_keep(self.network, self.ema, self.accelerator, self.whole_copy)
             # Several processes would wait for the one that was interrupted.
             alone = self.accelerator.num_processes == 1
             interruptible = self.signals.interruptible() if alone else contextlib.nullcontext()
@@ -389,7 +399,7 @@ class BiFusionTrainer:
 
     def _write_model(self, folder: Path) -> None:
         """Saves network and processor for `from_pretrained`; all processes call this together."""
-        network = checkpoints.network_to_keep(self.network, self.ema, self.accelerator)
+        network = checkpoints.network_to_keep(self.network, self.ema, self.accelerator, self.whole_copy)
 
         def write(partial: Path) -> None:
             network.save_pretrained(partial)
@@ -410,7 +420,7 @@ class BiFusionTrainer:
             "skipped_in_a_row": self.guard.in_a_row,
             "skipped_batches": self.skipped_batches,
             "evaluation_due": self.evaluation_due,
-            "stream": stream_readers(self.arguments.data, self.batch_size),
+            "stream": stream_readers(self.arguments.data, self.batch_size, self.accelerator.num_processes),
         }
         with self.recorder.timer.part("checkpoint"):
             return checkpoints.save_checkpoint(
@@ -427,6 +437,7 @@ class BiFusionTrainer:
     def _start(self) -> str:
         """Resumes, or makes sure that no other run is overwritten; returns what it did."""
         arguments = self.arguments
+        run_folder.check_shared(self.output_dir, self.accelerator)
         checkpoint = run_folder.choose_start(
             self.output_dir, arguments.resume_from_checkpoint, arguments.overwrite_output_dir
         )
@@ -443,31 +454,34 @@ class BiFusionTrainer:
         self.accelerator.init_trackers(arguments.logging.project, config=arguments.flat())
         note = "".join(f"; what an earlier run left is in {aside}" for aside in moved)
         if checkpoint is not None:
-            self._resume(checkpoint)
-            return f"resumed from {checkpoint} at update {self.update} of {self.total_updates}{note}"
-        shared = (
-            "; batch statistics shared" if shares_batch_statistics(self.arguments.training, self.accelerator) else ""
-        )
+            others = self._resume(checkpoint)
+            return f"resumed from {checkpoint} at update {self.update} of {self.total_updates}{others}{note}"
+        shared = "" if self.sharding is None else "; weights and optimizer state in parts"
+        if shares_batch_statistics(self.arguments.training, self.accelerator):
+            shared += "; batch statistics shared"
         return (
             f"{self.total_updates} updates of {self.frames_per_update} {self.arguments.data.unit} "
             f"({self.batch_size} x {self.accumulation} accumulated x {self.accelerator.num_processes} processes) "
             f"on {self.accelerator.device}{shared}{note}"
         )
 
-    def _resume(self, checkpoint: Path) -> None:
+    def _resume(self, checkpoint: Path) -> str:
+        """Takes over a checkpoint; returns what else to tell about it."""
         state = checkpoints.read_state(checkpoint)
-        checkpoints.check_same_run(
-            checkpoint, state, self.total_updates, self.frames_per_update, self.accelerator.num_processes
-        )
-        # Older checkpoints do not tell.
-        readers = stream_readers(self.arguments.data, self.batch_size)
-        check_readers(checkpoint, state.get("stream", readers), readers)
+        processes = self.accelerator.num_processes
+        checkpoints.check_same_run(checkpoint, state, self.total_updates, self.frames_per_update)
+        check_readers(checkpoint, state, stream_readers(self.arguments.data, self.batch_size, processes))
         self.update, self.best = state["update"], state["best"]
         self.guard.skipped, self.guard.in_a_row = state["skipped"], state["skipped_in_a_row"]
         self.skipped_batches = state.get("skipped_batches", 0)
         self.evaluation_due = state.get("evaluation_due", False)
         self._unfreeze()
         self.accelerator.load_state(str(checkpoint))
+        if state["num_processes"] == processes:
+            return ""
+        # Frames and queries have seeds of their own; what a network draws besides, as dropout does, begins anew.
+        set_seed(random.Random(f"{self.arguments.seed} {self.update}").getrandbits(31), device_specific=True)
+        return f"; {state['num_processes']} processes wrote it, {processes} go on, with new random states"
 
     def _unfreeze(self) -> None:
         schedule = self.arguments.training.unfreeze_at
@@ -475,11 +489,14 @@ class BiFusionTrainer:
         if not started:
             return
         train_mode(self.network)
-        if self.accelerator.num_processes > 1:
+        if self.accelerator.num_processes > 1 and self.sharding is None:
             # DistributedDataParallel reduces the parameters that trained when it was made.
             self.accelerator.free_memory()
-            self.optimizer, self.scheduler = self.accelerator.prepare(self.optimizer, self.scheduler)
-            self.model = self.accelerator.prepare_model(self.network)
+            # Accelerate takes no scheduler that it has prepared before: it would be missing in later checkpoints.
+            self.optimizer, self.scheduler = self.accelerator.prepare(
+                self.optimizer.optimizer, self.scheduler.scheduler
+            )
+            self.model = wrap_network(self.network, self.accelerator, self.sharding)
 
     # Helpers
 
