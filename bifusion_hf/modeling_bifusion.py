@@ -135,7 +135,8 @@ class BiFusionPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """As in transformers, and `"sample"` is the checkpoint that the package carries; the weights that it pulls are
-        held against the Hub's checksum.
+        held against the Hub's checksum. They are read, where transformers by itself leaves the model on a mapped file,
+        which ends the process when somebody cuts it (`disable_mmap=False` maps).
 
         Raises:
             DataFileError: The content of the download is another, whether it can be read or not; or the weights have
@@ -143,6 +144,7 @@ class BiFusionPreTrainedModel(PreTrainedModel):
         """
         pretrained_model_name_or_path = checkpoint_place(pretrained_model_name_or_path)
         revision, cache_dir = kwargs.get("revision"), kwargs.get("cache_dir")
+        kwargs.setdefault("disable_mmap", True)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         except SafetensorError as error:

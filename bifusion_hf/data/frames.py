@@ -16,6 +16,7 @@ from PIL import Image
 from ..io.files import DataFileError
 from ..io.hub_files import refuse_nowhere, split_revision
 from ..io.images import read_color, read_values
+from ..io.mapped import in_memory
 from ..io.sanity import check_camera, check_depth, check_stored_depth, saturated
 from ..labels import NONE
 
@@ -42,7 +43,8 @@ class RGBDFrame:
         frame_id: Name used in messages and reports.
 
     Raises:
-        ValueError: A field is malformed; the message names the frame, the field, its shape and what was expected.
+        ValueError: A field is malformed; the message names the frame, the field, its shape and what was expected; or
+            it maps a file that was cut since.
     """
 
     image: np.ndarray
@@ -55,10 +57,10 @@ class RGBDFrame:
     frame_id: str = field(default="frame", kw_only=True)
 
     def __post_init__(self):
-        self.image = np.asarray(self.image)
+        self.image = self._array("image", self.image)
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
             self._fail("image", f"has shape {self.image.shape} and dtype {self.image.dtype}", "uint8 [H, W, 3] RGB")
-        self.depth = np.asarray(self.depth)
+        self.depth = self._array("depth", self.depth)
         if self.depth.ndim != 2 or not np.issubdtype(self.depth.dtype, np.floating):
             self._fail(
                 "depth",
@@ -90,10 +92,13 @@ class RGBDFrame:
             value = getattr(self, name)
             if value is None:
                 continue
-            value = np.asarray(value)
+            value = self._array(name, value)
             if value.shape != self.depth.shape or not np.issubdtype(value.dtype, np.integer):
                 self._fail(name, f"has shape {value.shape} and dtype {value.dtype}", f"integers {self.depth.shape}")
             setattr(self, name, value.astype(np.int32))
+
+    def _array(self, name: str, value: Any) -> np.ndarray:
+        return in_memory(np.asarray(value), f"{self.frame_id}: {name}")
 
     def _fail(self, name: str, found: str, expected: str):
         raise ValueError(f"{self.frame_id}: {name} {found}; expected {expected}")

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ..io.images import read_color, read_values
+from ..io.mapped import in_memory
 from .camera_files import read_camera
 from .frames import RGBDFrame, depth_in_metres
 
@@ -41,7 +42,8 @@ def frame_from_arrays(
 
         depth = read_depth(depth, depth_scale)
     else:
-        depth = read_values(depth, f"{frame_id}: depth") if isinstance(depth, Image.Image) else to_array(depth)
+        name = f"{frame_id}: depth"
+        depth = read_values(depth, name) if isinstance(depth, Image.Image) else in_memory(to_array(depth), name)
         depth = depth_in_metres(depth, depth_scale, frame_id)
     if isinstance(intrinsics, Mapping | str | Path):
         camera = read_camera(intrinsics)

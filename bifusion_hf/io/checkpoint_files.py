@@ -154,7 +154,8 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors" and path.is_file():
         verify_safetensors(path)
         try:
-            return load_file(path)
+            # Read, not mapped: a mapped file that is cut later ends the process at the next look at a tensor.
+            return load_file(path, backend="pread")
         except (SafetensorError, OSError, ValueError) as error:
             raise DataFileError(path, f"is no readable safetensors file ({error})") from error
     if path.is_file() and is_torchscript(path):

@@ -151,7 +151,11 @@ def _opened(
         if data is None:
             yield source, place
             return
-        with Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=formats) as image:
+        # Of a name Pillow would map the file, and a mapped file that is cut ends the process.
+        with (
+            data.open("rb") if isinstance(data, Path) else io.BytesIO(data) as file,
+            Image.open(file, formats=formats) as image,
+        ):
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise DataFileError(place, f"image claims {image.width}x{image.height} pixels")
             yield image, place

@@ -107,7 +107,9 @@ class TransformersEncoder:
                     f"{source} is a {config.model_type!r}, which has no text tower; expected an image-text model such "
                     "as CLIP or SigLIP"
                 )
-            model = AutoModelForZeroShotImageClassification.from_pretrained(place, dtype=torch.float32, **pinned)
+            model = AutoModelForZeroShotImageClassification.from_pretrained(
+                place, dtype=torch.float32, disable_mmap=True, **pinned
+            )
             tokenizer = AutoTokenizer.from_pretrained(place, **pinned)
             image_processor = AutoImageProcessor.from_pretrained(place, **pinned)
         except OSError as error:

@@ -41,7 +41,8 @@ def read_scene(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "numpy") as file:
+        # Read, not mapped: a mapped file that is cut meanwhile ends the process.
+        with safe_open(path, "numpy", backend="pread") as file:
             content = json.loads((file.metadata() or {}).get("scene", "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, json.JSONDecodeError, RecursionError) as error:

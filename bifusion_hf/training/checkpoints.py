@@ -123,7 +123,7 @@ def register_weights(accelerator: Accelerator, network: nn.Module, average: nn.M
     def load(models: list, folder: str) -> None:
         models.clear()
         for name, module in modules.items():
-            load_whole_state(module, load_file(Path(folder) / name))
+            load_whole_state(module, load_file(Path(folder) / name, backend="pread"))
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)

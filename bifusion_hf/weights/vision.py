@@ -68,7 +68,9 @@ def load_vision_weights(model: nn.Module, source: str | Path, *, revision: str |
     if config.model_type == CLIPVisionConfig.model_type:
         raise ValueError("the model's image tower is CLIP's: load_clip_weights (init.clip in a recipe) fills it")
     try:
-        published, loading = type(tower).from_pretrained(source, revision=revision, output_loading_info=True)
+        published, loading = type(tower).from_pretrained(
+            source, revision=revision, output_loading_info=True, disable_mmap=True
+        )
     finally:
         verify_pulled_weights(source, revision)
     state, targets = published.state_dict(), tower.state_dict()
