@@ -120,12 +120,15 @@ def launch(
     """
     # Gradio reads it when it is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "0"
+    from ..demo.serving import serve_from_own_folder, serving_options
+
+    serve_from_own_folder()
     from ..demo.page import build_page, launch_options
 
     if samples is None:
         samples = read_samples("sample", "val")
     page = build_page(load_segmenter(checkpoint, device), samples, Path(checkpoint).name, labeler)
-    return page.queue().launch(**launch_options(), **options)
+    return page.queue().launch(**{**launch_options(), **serving_options(), **options})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The demo page: a frame in, the annotated image and the coloured points out (Gradio, extra `demo`)."""
 
 import html
+import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from .prediction import (
     viewer_distance,
     write_files,
 )
+from .serving import FOLDER_VARIABLE, UPLOAD_MEBIBYTES, delete_empty_folders
 from .upload import (
     camera_fields,
     camera_text,
@@ -35,6 +37,8 @@ gr = require_package("gradio")
 
 INTRODUCTION = """# RGB-D instance segmentation
 One frame of colour and depth in, 3D object instances out. Pick a sample frame, or bring your own."""
+# Also after an hour, or when many others came since: see `KEPT_VISITORS`.
+NOTHING_SHOWN = "No frame here: pick one on the left."
 OWN_CALIBRATION = "own calibration"
 # Units per metre by name.
 DEPTH_SCALES = [("millimetres (1000)", 1000.0), ("TUM RGB-D (5000)", 5000.0), ("metres, floating point", None)]
@@ -111,7 +115,7 @@ def build_page(
                         clear_color=(0.96, 0.97, 0.98, 1.0),
                         elem_id="points",
                     )
-                status = gr.Markdown("No frame yet: pick one on the left.", elem_id="status")
+                status = gr.Markdown(NOTHING_SHOWN, elem_id="status")
                 with gr.Row():
                     score = gr.Slider(
                         LOWEST_SCORE, 1, DEFAULT_SCORE, step=0.05, label="Score above", elem_id="score", scale=2
@@ -180,7 +184,9 @@ def _upload_form() -> dict[str, Any]:
             height=170,
             elem_id="color",
         ),
-        "depth": gr.File(label="Depth (16-bit PNG, TIFF, .npy)", height=120, elem_id="depth"),
+        "depth": gr.File(
+            label=f"Depth (16-bit PNG, TIFF, .npy; to {UPLOAD_MEBIBYTES} MiB)", height=120, elem_id="depth"
+        ),
         "camera": gr.Dropdown(
             [OWN_CALIBRATION, *CAMERA_PRESETS],
             value=OWN_CALIBRATION,
@@ -247,9 +253,18 @@ class Shown:
     """What a visitor looks at: the prediction, and the folder of its files, deleted with it."""
 
     prediction: Prediction
-    folder: tempfile.TemporaryDirectory = field(
-        default_factory=lambda: tempfile.TemporaryDirectory(prefix="bifusion-")
-    )
+    folder: tempfile.TemporaryDirectory | None = None
+
+    def new_folder(self) -> Path:
+        """An empty folder for the files of a selection; those of the last one go.
+
+        Browsers keep what they have by its address: another selection needs another.
+        """
+        if self.folder is not None:
+            self.folder.cleanup()
+        # What Gradio finds in its own folder it serves from there; it would copy what lies elsewhere.
+        self.folder = tempfile.TemporaryDirectory(prefix="shown-", dir=os.environ.get(FOLDER_VARIABLE))
+        return Path(self.folder.name)
 
 
 def _run(
@@ -261,6 +276,7 @@ def _run(
     labeler: TextLabeler | None = None,
 ) -> list:
     """Predicts a frame: what is shown of it, the names to filter by, and what `_show` gives."""
+    delete_empty_folders(CACHE_SECONDS[0])
     try:
         with collected_doubts() as doubts:
             shown = Shown(predict(segmenter, read(), checkpoint))
@@ -294,11 +310,11 @@ def _choices(shown: Shown) -> "gr.Dropdown":
 def _show(shown: Shown | None, score: float, names: list[str]) -> list:
     """Image, points, both downloads and the status line for a filter."""
     if shown is None:
-        return [gr.skip()] * 5
+        return [*[gr.skip()] * 4, NOTHING_SHOWN]
     prediction = shown.prediction
     selection = prediction.select(score, names)
     picture, colors = annotated_image(prediction, selection)
-    paths = write_files(prediction, selection, Path(shown.folder.name))
+    paths = write_files(prediction, selection, shown.new_folder())
     return [
         gr.AnnotatedImage(picture, color_map=colors),
         gr.Model3D(str(paths["viewer"]), camera_position=(*FROM_CAMERA, viewer_distance(prediction.frame))),

@@ -15,6 +15,8 @@ BENCHMARKS = {
     "imports": "importing the package, and a first prediction",
     "parameters": "the size of every preset, part by part",
     "scenes": "whole scenes: average precision with and without merging, time and memory of a long session",
+    "page_load": "the demo page under many visitors at once",
+    "endurance": "memory and open files over thousands of frames",
     "results": "measured average precision, from the files of bifusion-evaluate",
 }
 

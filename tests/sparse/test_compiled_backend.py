@@ -154,6 +154,67 @@ def test_same_bits_for_any_number_of_threads(kernels, dtype):
         assert torch.equal(one, three)
 
 
+def misaligned(value):
+    """The same values one element behind a boundary: no vector load of them is aligned."""
+    moved = torch.empty(value.numel() + 1, dtype=value.dtype)[1:].view(value.shape)
+    assert moved.data_ptr() % 16 == value.element_size() or not value.numel()
+    return moved.copy_(value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(1, 513), (513, 1), (3, 97), (97, 3), (7, 17), (17, 7)])
+@pytest.mark.parametrize("voxels", [0, 1, 2, 70])
+def test_odd_channels_few_voxels_and_misaligned_rows(kernels, voxels, in_channels, out_channels, dtype):
+    """Without any voxel, with one row, with a row in a second block: the same as torch, by two threads."""
+    grid = VoxelGrid(random_grid(count=100, low=-2, high=3, samples=1).coordinates[:voxels], 1)
+    generator = torch.Generator().manual_seed(0)
+    shapes = (voxels, in_channels), (27, in_channels, out_channels), (voxels, out_channels)
+    values = [torch.randn(*shape, generator=generator).to(dtype) for shape in shapes]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        features, kernel, weights = map(misaligned, values)
+        found = gradients(features, kernel, grid, weights, "compiled")
+    finally:
+        torch.set_num_threads(threads)
+    features, kernel, weights = (value.float() for value in values)
+    wanted = gradients(features, kernel, VoxelGrid(grid.coordinates, 1), weights, "torch")
+    for mine, other in zip(found, wanted, strict=True):
+        assert mine.shape == other.shape and mine.dtype == dtype
+        tolerance = (3e-6 if dtype == torch.float32 else 1e-2) * max(1.0, float(other.abs().amax())) if voxels else 0
+        assert not voxels or (mine.float() - other).abs().max() < tolerance
+
+
+def convolve_and_send(connection, features, kernel, coordinates):
+    layer = SubmanifoldConv3d(*kernel.shape[1:], 3)
+    set_sparse_backend(layer, "compiled")
+    x = SparseTensor(features, VoxelGrid(coordinates, 2))
+    with torch.no_grad():
+        connection.send(torch.func.functional_call(layer, {"kernel": kernel}, (x,)).features.numpy())
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_a_forked_child_does_not_wait_for_its_parents_threads(kernels):
+    grid = random_grid(count=3000, low=-8, high=8)
+    generator = torch.Generator().manual_seed(0)
+    features, kernel = torch.randn(len(grid), 17, generator=generator), torch.randn(27, 17, 7, generator=generator)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=convolve_and_send, args=(theirs, features, kernel, grid.coordinates))
+    try:
+        expected = gradients(features, kernel, grid, torch.ones(len(grid), 7), "compiled")[0]
+        child.start()
+        assert ours.poll(120), "the child hangs"
+        assert torch.equal(torch.from_numpy(ours.recv()), expected)
+        child.join(60)
+    finally:
+        torch.set_num_threads(threads)
+        if child.is_alive():
+            child.kill()
+
+
 def test_rows_that_are_not_contiguous(kernels):
     grid = random_grid()
     generator = torch.Generator().manual_seed(0)

@@ -2,6 +2,7 @@ import os
 
 import datasets
 import pytest
+import real_recipe
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
@@ -22,4 +23,5 @@ def no_waiting(tmp_path_factory):
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets_cache")
         patch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
         patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(real_recipe, "PLACE", tmp_path_factory.getbasetemp())
         yield

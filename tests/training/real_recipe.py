@@ -1,8 +1,6 @@
 """A recipe of the real network, small enough for seconds on one core, and frames for it."""
 
-import atexit
 import functools
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -31,6 +29,8 @@ SMALL = {
         "patch_size": 40,
     },
 }
+# Of what tests share, set for each session: some tests kill the process that would delete it, pytest does not forget.
+PLACE = None
 # Pixels of a side of a superpoint.
 BLOCK = 16
 
@@ -51,8 +51,7 @@ def prepared_frames():
 
     To find superpoints takes longer than all else that becomes of a frame in these tests; here they are squares.
     """
-    folder = Path(tempfile.mkdtemp(prefix="bifusion_frames_"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="bifusion_frames_", dir=PLACE))
     for split, count, shards in (("train", 6, 2), ("val", 3, 1)):
         rows = [dict(row) for row in load_frames("sample", split).select(range(count))]
         for row in rows:
