@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ..batch import Engine
 from ..io.files import (
     DataFileError,
     path_inside,
@@ -333,6 +334,7 @@ def prepare_esam(
     jpeg_quality: int | None = None,
     scans_per_shard: int = 16,
     workers: int = 1,
+    engine: Engine | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Writes the frames of ESAM's prepared data as parquet shards, with a report and a card.
@@ -343,11 +345,12 @@ def prepare_esam(
 
     Args:
         folder: Folder of the prepared data.
-        out: Folder of the data set.
+        out: Folder of the data set, or its address (`io.storage`).
         splits: Of the infos files.
         jpeg_quality: Of the stored colour images; None = lossless PNG, so that no colour changes.
         scans_per_shard: Scans of a parquet file.
-        workers: Number of processes.
+        workers: Number of processes of this machine.
+        engine: Makes the shards in place of those processes.
         progress: Show a progress bar.
 
     Returns:
@@ -373,7 +376,7 @@ def prepare_esam(
     is_sequence = all(sequences.values())
     if is_sequence:
         settings["sequences"] = True
-    options = {"units_per_shard": scans_per_shard, "workers": workers, "progress": progress}
+    options = {"units_per_shard": scans_per_shard, "workers": workers, "engine": engine, "progress": progress}
     return write_data_set(EsamSource(Path(folder), jpeg_quality, is_sequence), units, out, settings, **options)
 
 

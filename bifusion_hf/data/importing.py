@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..io.atomic import write_text
+from ..batch import Engine
 from ..io.files import DataFileError, read_bytes, read_text
+from ..io.storage import Folder
 from ..labels import SCANNET200_CLASS_NAMES
 from .annotations import Annotations, open_annotations
 from .annotations.label_images import LabelImages
@@ -163,6 +164,7 @@ def import_recording(
     jpeg_quality: int | None = 95,
     frames_per_shard: int = 100,
     workers: int = 1,
+    engine: Engine | None = None,
     progress: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def import_recording(
 
     Args:
         source: For `open_recording`.
-        out: Folder of the data set.
+        out: Folder of the data set, or its address (`io.storage`).
         labels: Where the labels are.
         val: Share of the frames for the split `val`: the last ones, since frames that follow each other are alike.
         val_frames: Text file with the name of a frame of `val` a line, in place of a share.
@@ -183,7 +185,8 @@ def import_recording(
         skip_unmatched: Leave annotations of images that the recording does not have out, instead of refusing them.
         jpeg_quality: Of the stored colour images; None = lossless PNG.
         frames_per_shard: Frames of a parquet file: what a stop may cost.
-        workers: Number of processes.
+        workers: Number of processes of this machine.
+        engine: Makes the shards in place of those processes.
         progress: Show a progress bar.
         options: Further ones of `open_recording`.
 
@@ -237,16 +240,18 @@ def import_recording(
         {**settings, "classes": report["classes"]},
         units_per_shard=frames_per_shard,
         workers=workers,
+        engine=engine,
         progress=progress,
         unit="frame",
         beside={} if classes == SCANNET200_CLASS_NAMES else {CLASSES_FILE: classes_text(classes)},
     )
     report["splits"] = {split: _summary(record) for split, record in records.items()}
-    write_text(Path(out) / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    write_text(Path(out) / "report.txt", report_text(report))
+    folder = Folder(out)
+    folder.write_text("report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    folder.write_text("report.txt", report_text(report))
     empty = [split for split, record in records.items() if not record.frames]
     if empty:
-        raise ValueError(f"split {empty[0]!r} has no frame; {Path(out) / 'report.txt'} has the reasons")
+        raise ValueError(f"split {empty[0]!r} has no frame; {folder.place('report.txt')} has the reasons")
     return report
 
 

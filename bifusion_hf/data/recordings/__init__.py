@@ -1,9 +1,14 @@
 """Recordings of posed RGB-D frames in the layouts that cameras, apps and benchmarks write."""
 
+import contextlib
+import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ...io.files import DataFileError
+from ...io.storage import Folder, is_remote, same_kind
+from ..frames import RGBDFrame
 from .base import UP_ROTATIONS, ReadOptions, Recording
 
 
@@ -34,7 +39,8 @@ def open_recording(
     """Opens a recording; its layout (see `LAYOUTS`) is told by what is there.
 
     Args:
-        source: A folder, a file, or a data set of the Hub.
+        source: A folder, a file, or a data set of the Hub; or an address (`io.storage`): a recording is copied here
+            and stays as long as it is in use, of a data set nothing but the rows is read.
         intrinsics: fx, fy, cx, cy of the depth image, or a file for `read_intrinsics`; replaces the recording's own.
         depth_scale: Units per metre of depth; replaces that of the layout (1000 for ScanNet, Redwood and Open3D, 5000
             for TUM).
@@ -64,9 +70,29 @@ def open_recording(
     return _open(source, options)[::every][:limit]
 
 
+def _open_remote(source: str, options: ReadOptions) -> Recording:
+    if Folder(source).names("data/*-*.parquet"):
+        from .rows import open_rows
+
+        return open_rows(source, options)
+    with contextlib.ExitStack() as stack:
+        place, _, name = source.rstrip("/").rpartition("/")
+        recording = _open(stack.enter_context(Folder(place).copy(name)), options)
+        kept = stack.pop_all()
+
+    def read(index: int) -> RGBDFrame:
+        return recording.read(index)
+
+    # The copy goes with the last part of the recording, or with the process.
+    weakref.finalize(read, kept.close)
+    return replace(recording, path=source, read=read)
+
+
 def _open(source: str | Path, options: ReadOptions) -> Recording:
     # Readers bring scikit-image or datasets along, so each is imported where it is used.
-    path = Path(source)
+    if is_remote(source):
+        return _open_remote(str(source), options)
+    path = Path(source := same_kind(source))
     if path.is_file():
         if path.suffix == ".sens":
             from .folders import open_sens

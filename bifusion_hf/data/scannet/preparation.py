@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...io.atomic import write_text
+from ...batch import Engine
 from ...io.files import DataFileError, read_text
-from ...io.locks import sole_use
+from ...io.storage import Folder, same_kind
 from .annotations import read_label_ids
 from .card import dataset_card
 from .mesh_labels import MAX_DISTANCE
@@ -67,6 +67,7 @@ def prepare_scannet200(
     sequences: bool = False,
     scans_per_shard: int = 16,
     workers: int = 1,
+    engine: Engine | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Prepares ScanNet200 and writes `data/*.parquet`, `README.md`, `report.json` and `report.txt`.
@@ -74,10 +75,11 @@ def prepare_scannet200(
     An interrupted run goes on where it stopped when it is started again with the same arguments.
 
     Args:
-        scans: Folder with a folder for each scan: `<scan>.sens`, or `color/ depth/ pose/ intrinsic/` exported from it;
-            for labels of the mesh `<scan>_vh_clean_2.ply`, `<scan>_vh_clean_2.0.010000.segs.json` and
-            `<scan>.aggregation.json`; for 2D labels `<scan>_2d-label-filt.zip` and `<scan>_2d-instance-filt.zip`.
-        out: Folder of the data set.
+        scans: Folder, or its address (`io.storage`), with a folder for each scan: `<scan>.sens`, or
+            `color/ depth/ pose/ intrinsic/` exported from it; for labels of the mesh `<scan>_vh_clean_2.ply`,
+            `<scan>_vh_clean_2.0.010000.segs.json` and `<scan>.aggregation.json`; for 2D labels
+            `<scan>_2d-label-filt.zip` and `<scan>_2d-instance-filt.zip`.
+        out: Folder of the data set, or its address.
         split_lists: List file (`read_split_list`) by the name of the split.
         label_map: `scannetv2-labels.combined.tsv`; needed for labels of the mesh.
         labels: `"mesh"`, `"2d"`, `"none"`, or `"auto"`: for each scan the mesh where its files are there, else the 2D
@@ -91,7 +93,8 @@ def prepare_scannet200(
         sequences: Rows for windows of frames too: `scene_id`, and `object_ids` and `object_boxes` of the whole objects
             of the mesh, which each scan then needs. ESAM's online stage has a `frame_interval` of 40.
         scans_per_shard: Scans of a parquet file.
-        workers: Number of processes.
+        workers: Number of processes of this machine.
+        engine: Makes the shards in place of those processes.
         progress: Show a progress bar.
 
     Returns:
@@ -124,7 +127,7 @@ def prepare_scannet200(
         **({"sequences": True} if sequences else {}),
     }
     source = ScanNetSource(
-        Path(scans),
+        same_kind(scans),
         label_ids=None if label_map is None else read_label_ids(label_map),
         frame_numbers=frame_numbers,
         **settings,
@@ -136,6 +139,7 @@ def prepare_scannet200(
         {**settings, "frame_numbers": frame_numbers},
         units_per_shard=scans_per_shard,
         workers=workers,
+        engine=engine,
         progress=progress,
     )
 
@@ -154,7 +158,7 @@ def write_data_set(
         splits: See `write_shards`.
         out: See `write_shards`.
         settings: See `write_shards`.
-        options: `units_per_shard`, `workers`, `progress` of `write_shards`.
+        options: `units_per_shard`, `workers`, `engine`, `progress` of `write_shards`.
 
     Returns:
         The report; see `prepare_scannet200`.
@@ -163,27 +167,27 @@ def write_data_set(
         ValueError: A split has no frame (the report is written all the same), or see `write_shards`.
         FolderInUseError: Another process writes there.
     """
-    out = Path(out)
-    with sole_use(out):
-        return _write_data_set(source, splits, out, settings, options)
+    folder = Folder(out)
+    with folder.sole_use():
+        return _write_data_set(source, splits, folder, settings, options)
 
 
 def _write_data_set(
     source: FrameSource,
     splits: Mapping[str, Sequence[str]],
-    out: Path,
+    out: Folder,
     settings: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    records = write_shards(source, splits, out, settings, **options)
+    records = write_shards(source, splits, out.address, settings, **options)
     shown = {key: value for key, value in settings.items() if key != "frame_numbers"}
     report = {"settings": shown, "splits": {split: _summary(record) for split, record in records.items()}}
-    write_text(out / "report.json", json.dumps(report, indent=1) + "\n")
-    write_text(out / "report.txt", report_text(report))
+    out.write_text("report.json", json.dumps(report, indent=1) + "\n")
+    out.write_text("report.txt", report_text(report))
     empty = [split for split, record in records.items() if record.frames == 0]
     if empty:
-        raise ValueError(f"split {empty[0]!r} has no frame; {out / 'report.txt'} has the reasons")
-    write_text(out / "README.md", dataset_card(report))
+        raise ValueError(f"split {empty[0]!r} has no frame; {out.place('report.txt')} has the reasons")
+    out.write_text("README.md", dataset_card(report))
     return report
 
 

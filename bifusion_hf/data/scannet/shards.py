@@ -6,24 +6,25 @@ made. A shard with a unit that failed is made anew as well, since the cause may 
 """
 
 import json
-import multiprocessing
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from ...io.atomic import new_file, remove_unfinished, write_text
+from ...batch import Engine, LocalEngine, Work, check_settings, cut, shard_names
 from ...io.files import DataFileError
-from ...stopping import leave_interrupts_to_the_parent
+from ...io.storage import Folder
 from ..frames import frame_features, sequence_features
 
 
 # Rows of a row group: what a reader of a stream holds at a time.
 ROW_GROUP = 50
+# What workers have from the start.
+PRELOAD = (__name__, "datasets.arrow_writer")
 _WORK_FOLDER = ".preparation"
 
 
@@ -86,9 +87,9 @@ class ShardRecord:
         self.notes = dict(Counter(self.notes) + Counter(other.notes))
 
     @classmethod
-    def load(cls, path: Path) -> "ShardRecord":
-        """The record in a file."""
-        values = json.loads(path.read_text(encoding="utf-8"))
+    def load(cls, text: str) -> "ShardRecord":
+        """The record that a file holds."""
+        values = json.loads(text)
         return cls(**{**values, "skipped": [SkippedFrame(**item) for item in values["skipped"]]})
 
 
@@ -100,6 +101,7 @@ def write_shards(
     *,
     units_per_shard: int = 16,
     workers: int = 1,
+    engine: Engine | None = None,
     progress: bool = True,
     unit: str = "scan",
     beside: Mapping[str, str] | None = None,
@@ -109,10 +111,11 @@ def write_shards(
     Args:
         source: Reads the units.
         splits: Names of the units by split.
-        out: Folder of the data set; a shard that is complete there is kept.
+        out: Folder of the data set, or its address (`io.storage`); a shard that is complete there is kept.
         settings: All that the content depends on beside the files, as JSON values.
         units_per_shard: Units of a shard. An interruption loses at most one shard of work for each worker.
-        workers: Number of processes.
+        workers: Number of processes of this machine.
+        engine: Makes the shards in place of those processes.
         progress: Show a progress bar over the units.
         unit: What a unit is, for the bar.
         beside: Text files that belong to the shards, by name; there before the first shard is.
@@ -125,74 +128,55 @@ def write_shards(
     """
     if units_per_shard < 1 or workers < 1:
         raise ValueError(f"units_per_shard is {units_per_shard} and workers {workers}; expected at least 1")
-    out = Path(out)
-    (out / "data").mkdir(parents=True, exist_ok=True)
-    (out / _WORK_FOLDER).mkdir(exist_ok=True)
-    _check_settings(out, {**settings, "units_per_shard": units_per_shard, "splits": splits})
-    for folder in (out / "data", out / _WORK_FOLDER):
-        remove_unfinished(folder)
+    folder = Folder(out)
+    if folder.path is not None:
+        (folder.path / "data").mkdir(parents=True, exist_ok=True)
+        (folder.path / _WORK_FOLDER).mkdir(exist_ok=True)
+    settings = {**settings, "units_per_shard": units_per_shard, "splits": splits}
+    check_settings(folder, f"{_WORK_FOLDER}/settings.json", settings, "a data set", "data")
+    for name in ("data", _WORK_FOLDER):
+        folder.remove_unfinished(name)
     for name, text in (beside or {}).items():
-        write_text(out / name, text)
+        folder.write_text(name, text)
 
-    names, jobs = {split: [] for split in splits}, {}
+    names, units_of = {}, {}
     for split, units in splits.items():
-        groups = [list(units[start : start + units_per_shard]) for start in range(0, len(units), units_per_shard)]
-        for index, group in enumerate(groups):
-            name = f"{split}-{index:05d}-of-{len(groups):05d}"
-            names[split].append(name)
-            if not _is_complete(out, name):
-                jobs[name] = group
-    total = sum(len(units) for units in splits.values())
+        groups = cut(units, units_per_shard)
+        names[split] = shard_names(split, len(groups))
+        units_of.update(zip(names[split], map(list, groups), strict=True))
+    complete = _complete_shards(folder)
+    jobs = {name: units for name, units in units_of.items() if name not in complete}
+    engine = LocalEngine(workers, PRELOAD) if engine is None else engine
+    total = sum(map(len, units_of.values()))
     with tqdm(total=total, unit=unit, disable=not progress) as bar:
         bar.update(total - sum(map(len, jobs.values())))
-        for name in _run(source, jobs, out, workers):
+        for name, _ in engine.run(partial(_writing, source, folder), jobs):
             bar.update(len(jobs[name]))
 
     records = {}
     for split in splits:
         records[split] = ShardRecord([])
         for name in names[split]:
-            records[split].add(ShardRecord.load(_record_path(out, name)))
+            records[split].add(_load_record(folder, name))
     return records
 
 
-def _run(source: FrameSource, jobs: Mapping[str, list[str]], out: Path, workers: int) -> Iterator[str]:
-    """Makes the shards; gives the name of each when it is complete."""
-    if workers == 1:
-        for name, units in jobs.items():
-            write_shard(source, units, out, name)
-            yield name
-        return
-    # A fork of this process would inherit the locks of its threads, and a spawned one would import all anew: the fork
-    # server imports once, and forks from there.
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, "datasets.arrow_writer"])
-    else:
-        context = multiprocessing.get_context("spawn")
-    count = min(workers, max(1, len(jobs)))
-    with ProcessPoolExecutor(count, mp_context=context, initializer=leave_interrupts_to_the_parent) as pool:
-        futures = {pool.submit(write_shard, source, units, out, name): name for name, units in jobs.items()}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield futures[future]
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            # What they write has private names, which the next run takes away.
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+def _writing(source: FrameSource, folder: Folder) -> Work:
+    """What a worker calls for each shard."""
+
+    def work(name: str, units: Iterable[str]) -> None:
+        write_shard(source, units, folder, name)
+
+    return work
 
 
-def write_shard(source: FrameSource, units: Iterable[str], out: Path, name: str) -> None:
+def write_shard(source: FrameSource, units: Iterable[str], folder: Folder, name: str) -> None:
     """Writes one shard and its record.
 
     Args:
         source: Reads the units.
         units: Their names.
-        out: Folder of the data set.
+        folder: Of the data set.
         name: Of the shard, without suffix.
     """
     from datasets.arrow_writer import ParquetWriter
@@ -201,8 +185,8 @@ def write_shard(source: FrameSource, units: Iterable[str], out: Path, name: str)
     notes: Counter[str] = Counter()
     features = sequence_features() if source.sequences else frame_features()
     with (
-        new_file(_shard_path(out, name)) as partial,
-        ParquetWriter(path=str(partial), features=features, writer_batch_size=ROW_GROUP) as writer,
+        folder.new_file(f"data/{name}.parquet") as path,
+        ParquetWriter(path=str(path), features=features, writer_batch_size=ROW_GROUP) as writer,
     ):
         for unit in record.units:
             try:
@@ -218,35 +202,19 @@ def write_shard(source: FrameSource, units: Iterable[str], out: Path, name: str)
                 record.failed[unit] = str(error)
         writer.finalize()
     record.notes = dict(notes)
-    write_text(_record_path(out, name), json.dumps(asdict(record), indent=1))
+    folder.write_text(_record_name(name), json.dumps(asdict(record), indent=1))
 
 
-def _shard_path(out: Path, name: str) -> Path:
-    return out / "data" / f"{name}.parquet"
+def _record_name(name: str) -> str:
+    return f"{_WORK_FOLDER}/{name}.json"
 
 
-def _record_path(out: Path, name: str) -> Path:
-    return out / _WORK_FOLDER / f"{name}.json"
+def _load_record(folder: Folder, name: str) -> ShardRecord:
+    return ShardRecord.load(folder.read_text(_record_name(name)))
 
 
-def _is_complete(out: Path, name: str) -> bool:
-    record = _record_path(out, name)
-    return _shard_path(out, name).is_file() and record.is_file() and not ShardRecord.load(record).failed
-
-
-def _check_settings(out: Path, settings: Mapping[str, Any]):
-    # Through JSON, so that tuples and lists are the same.
-    settings = json.loads(json.dumps(settings))
-    path = out / _WORK_FOLDER / "settings.json"
-    if path.is_file():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        changed = sorted(key for key in {*settings, *earlier} if settings.get(key) != earlier.get(key))
-        if changed:
-            raise ValueError(
-                f"{out} holds a data set that was begun with another {', '.join(changed)}; "
-                "expected the same settings, or an empty folder"
-            )
-    elif any((out / "data").iterdir()):
-        raise ValueError(f"{out / 'data'} holds other files; expected an empty folder")
-    else:
-        write_text(path, json.dumps(settings, indent=1))
+def _complete_shards(folder: Folder) -> set[str]:
+    """Names of the shards that are there with a record, and without a unit that failed."""
+    shards = {Path(name).stem for name in folder.names("data/*.parquet")}
+    recorded = {Path(name).stem for name in folder.names(f"{_WORK_FOLDER}/*-of-*.json")}
+    return {name for name in shards & recorded if not _load_record(folder, name).failed}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...io.files import DataFileError
+from ...io.storage import Folder
 from ...labels import raw_id_to_index
 from ..frames import MIN_VALID_POINTS, RGBDFrame, frame_to_row
 from .annotations import axis_alignment
@@ -26,7 +27,7 @@ class ScanNetSource:
     """Reads scans; see `prepare_scannet200` for what the fields mean.
 
     Args:
-        scans: Folder with a folder for each scan.
+        scans: Folder with a folder for each scan, or its address; from a store each is copied here while it is read.
         label_ids: Raw category ids by name, of `read_label_ids`.
         labels: One of `LABEL_SOURCES`.
         frame_interval: Every how manieth frame of the stream is taken.
@@ -39,7 +40,7 @@ class ScanNetSource:
         sequences: Add the columns of `sequence_features()`, with boxes of the mesh's objects in the frames' world.
     """
 
-    scans: Path
+    scans: str | Path
     label_ids: Mapping[str, int] | None = None
     labels: str = "auto"
     frame_interval: int = 200
@@ -57,7 +58,10 @@ class ScanNetSource:
         Raises:
             DataFileError: The scan, its mesh or its annotation cannot be read.
         """
-        folder = Path(self.scans, unit)
+        with Folder(self.scans).copy(unit) as folder:
+            yield from self._rows(unit, folder)
+
+    def _rows(self, unit: str, folder: Path) -> Iterator[dict[str, Any] | SkippedFrame | str]:
         with open_scan(folder, assume_registered=self.assume_registered) as scan:
             kind = self._label_source(folder)
             alignment = axis_alignment(folder / f"{unit}.txt") if self.axis_align else None
