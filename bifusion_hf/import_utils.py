@@ -23,6 +23,7 @@ OPTIONAL_PACKAGES = {
     "rerun": "rerun",
     "open3d": "open3d",
     "lzfse": "record3d",
+    "ray": "ray",
 }
 
 

@@ -23,9 +23,10 @@ LEVELS = (
     {"losses", "results"},
     {"modeling_bifusion", "processing_bifusion"},
     {"pipeline_bifusion", "weights"},
-    {"prediction", "scenes"},
+    {"scenes"},
     {"evaluation"},
     {"demo", "hub", "training"},
+    {"prediction"},
     {"cli"},
 )
 # Goes with a release, where it stands alone; nothing in the package imports it as code.

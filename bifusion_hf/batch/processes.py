@@ -19,12 +19,12 @@ class Processes:
     Args:
         rank: Number of this one.
         count: Of all.
-        local_rank: Number of this one on its node.
+        device: Of this one, a `torch.device` string; None = no choice was made.
     """
 
     rank: int = 0
     count: int = 1
-    local_rank: int = 0
+    device: str | None = None
 
     @property
     def is_main(self) -> bool:
@@ -72,4 +72,4 @@ def launched_processes(cpu: bool = False) -> Processes:
     state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=_PATIENCE)
     if launched != state.num_processes:
         raise ValueError(f"{launched} processes were launched, but Accelerate runs {state.num_processes}")
-    return Processes(state.process_index, state.num_processes, state.local_process_index)
+    return Processes(state.process_index, state.num_processes, str(state.device))

@@ -84,10 +84,14 @@ def load_labeler(arguments: argparse.Namespace, device: Any = None) -> "TextLabe
         return None
     from ..labeling import TextLabeler
 
-    return TextLabeler(
-        arguments.labeler,
-        mode=arguments.labeler_mode or "crops",
-        templates=arguments.templates,
-        floor=0.0 if arguments.label_floor is None else arguments.label_floor,
-        device=device,
-    )
+    return TextLabeler(**labeler_arguments(arguments), device=device)
+
+
+def labeler_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the options say to `TextLabeler`."""
+    return {
+        "model": arguments.labeler,
+        "mode": arguments.labeler_mode or "crops",
+        "templates": arguments.templates,
+        "floor": 0.0 if arguments.label_floor is None else arguments.label_floor,
+    }

@@ -10,9 +10,19 @@ import numpy as np
 from .. import assets
 from ..io.atomic import new_file
 from ..io.sanity import check_fraction
+from ..io.storage import is_remote, same_kind
+from ..prediction.segmenter import load_segmenter
 from ..superpoints.masks import load_mask_generator, superpoints_from_mask_generator
+from .engine_options import add_engine_options, check_engine_options, engine_of
 from .entry import command
-from .labeler_options import LABELS_HELP, add_labeler_options, check_labeler_options, given_labels, load_labeler
+from .labeler_options import (
+    LABELS_HELP,
+    add_labeler_options,
+    check_labeler_options,
+    given_labels,
+    labeler_arguments,
+    load_labeler,
+)
 from .output_names import name_for_input
 from .parser import DEVICE_HELP, CommandParser
 from .recording_options import add_recording_options, open_source, parse_intrinsics
@@ -22,6 +32,7 @@ if TYPE_CHECKING:
     from ..data.frames import RGBDFrame
     from ..labeling import TextLabeler
     from ..pipeline_bifusion import RGBDInstanceSegmentationPipeline
+    from ..prediction.sources import FrameSource
 
 EXAMPLES = """examples:
   bifusion-predict --image color.png --depth depth.png --depth_scale 1000 \\
@@ -31,6 +42,8 @@ EXAMPLES = """examples:
   bifusion-predict --recording rgbd_dataset_freiburg2_desk --every 50 --output out
   bifusion-predict --data sample --rows 0 --labels mug keyboard chair --labeler google/siglip2-base-patch16-224 \\
       --output out
+  bifusion-predict --data rooms --split val --shards parquet --workers 4 --output results
+  torchrun --nproc_per_node 8 -m bifusion_hf.cli.predict --recordings recordings --shards coco --output results
 """
 
 
@@ -44,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     check_arguments(parser, arguments)
+    if arguments.shards is not None:
+        predict_many(arguments)
+        return
     segmenter = load_segmenter(arguments.checkpoint, arguments.device)
     segmenter.processor.estimate_up &= not arguments.camera_up
     if arguments.part_gap is not None:
@@ -96,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     rows = parser.add_argument_group("frames of a data set")
     rows.add_argument("--data", help="folder with data/SPLIT-*.parquet, id on the Hub, or 'sample'")
     rows.add_argument("--split", default="val", help="default: val")
-    rows.add_argument("--rows", type=int, nargs="+", default=[0], help="rows to predict, default: 0")
+    rows.add_argument("--rows", type=int, nargs="+", help="rows to predict, default: 0; with --shards all")
     recording = parser.add_argument_group("frames of a recording, each on its own")
     recording.add_argument(
         "--recording",
@@ -104,7 +120,24 @@ def build_parser() -> argparse.ArgumentParser:
         help="folders color/ depth/ (pose/), .sens, TUM RGB-D, trajectory.log, .r3d, a folder a frame, or a data set; "
         "docs/scenes.md has the layouts",
     )
+    recording.add_argument(
+        "--recordings",
+        metavar="FOLDER",
+        help="with --shards: a folder, or its address, with a recording in each entry",
+    )
     add_recording_options(recording)
+    many = parser.add_argument_group(
+        "all frames of --data or --recordings, in shards",
+        "Writes shards/NAME.parquet or .json, many frames each, and report.json. A run that was stopped goes on when "
+        "it is started again. Under torchrun or accelerate launch each process takes its shards. docs/scale.md tells "
+        "more.",
+    )
+    many.add_argument("--shards", choices=("parquet", "coco"), help="format of the results: Parquet or COCO's JSON")
+    many.add_argument("--shard_size", type=int, metavar="FRAMES", help="of a shard, default: 256")
+    many.add_argument("--batch_size", type=int, metavar="FRAMES", help="of one forward, default: 4")
+    many.add_argument("--merge", action="store_true", help="also write all frames to one file")
+    many.add_argument("--workers", type=int, help="processes, default: 1; on a cluster as many as there is room for")
+    add_engine_options(many)
     parser.add_argument(
         "--checkpoint",
         default=str(assets.SAMPLE_CHECKPOINT),
@@ -135,14 +168,16 @@ def build_parser() -> argparse.ArgumentParser:
         help="parts of a mask farther apart are instances of their own, 0 leaves masks whole; default: processor's",
     )
     parser.add_argument("--device", help=DEVICE_HELP)
-    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument(
+        "--output", type=same_kind, required=True, help="folder for the results; with --shards also its address"
+    )
     return parser
 
 
 def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Ends with a usage error unless exactly one source of frames is given, in full."""
     of_files = ("image", "depth", "camera_to_world", "superpoints", "intrinsics", "depth_scale")
-    sources = {"--data": of_files, "--recording": of_files[:4]}
+    sources = {"--data": of_files, "--recording": of_files[:4], "--recordings": of_files[:4]}
     given = [name for name in sources if getattr(arguments, name[2:]) is not None]
     if len(given) > 1:
         parser.error(f"{' and '.join(given)} exclude each other")
@@ -157,6 +192,17 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
                 f"{', '.join(missing)} missing; a frame needs --image, --depth and --intrinsics, or --data, or "
                 "--recording"
             )
+    check_engine_options(parser, arguments)
+    of_shards = ("shard_size", "batch_size", "workers", "merge", "recordings")
+    if arguments.shards is None:
+        unused = [f"--{name}" for name in of_shards if getattr(arguments, name)]
+        unused += ["--engine"] if arguments.engine != "local" else []
+        if unused:
+            parser.error(f"{', '.join(unused)} needs --shards")
+        if is_remote(arguments.output):
+            parser.error(f"--output {arguments.output} needs --shards; single frames go to a folder of this machine")
+    elif given not in (["--data"], ["--recordings"]) or arguments.rows is not None:
+        parser.error("--shards is for all frames of --data or --recordings")
     if arguments.superpoints is not None and arguments.mask_generator is not None:
         parser.error("--superpoints and --mask_generator exclude each other")
     parse_intrinsics(parser, arguments)
@@ -164,28 +210,72 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     check_fraction("--name_threshold", arguments.name_threshold)
     check_fraction("--label_floor", arguments.label_floor)
     check_labeler_options(parser, arguments, ("labels",))
-    if arguments.output.exists() and not arguments.output.is_dir():
+    if not is_remote(arguments.output) and arguments.output.exists() and not arguments.output.is_dir():
         parser.error(f"--output {arguments.output} is a file; expected a folder")
 
 
-def load_segmenter(checkpoint: str, device: str | None) -> "RGBDInstanceSegmentationPipeline":
-    """The pipeline of a checkpoint.
+def predict_many(arguments: argparse.Namespace) -> None:
+    """Predicts all frames of a data set or of a folder of recordings in shards."""
+    from ..batch import launched_processes
+    from ..prediction.shards import PRELOAD, PredictionSettings, predict_shards
 
-    Args:
-        checkpoint: See `load_pretrained`.
-        device: `torch.device` string; None = a GPU if there is one.
-    """
+    processes = launched_processes(cpu=arguments.device == "cpu")
+    if processes.count > 1:
+        if arguments.workers or arguments.engine != "local":
+            raise ValueError(f"{processes.count} processes were launched; expected no --workers and no --engine")
+        if arguments.device not in (None, "cpu", "cuda"):
+            raise ValueError(f"--device {arguments.device}: each of the launched processes has a device of its own")
+    settings = PredictionSettings(
+        checkpoint=arguments.checkpoint,
+        threshold=arguments.threshold,
+        name_threshold=arguments.name_threshold,
+        part_gap=arguments.part_gap,
+        camera_up=arguments.camera_up,
+        mask_generator=arguments.mask_generator,
+        labels=given_labels(arguments.labels),
+        labeler={} if arguments.labeler is None else labeler_arguments(arguments),
+        top_k=arguments.top_k,
+        batch_size=arguments.batch_size or 4,
+    )
+    report = predict_shards(
+        source_of(arguments),
+        settings,
+        arguments.output,
+        kind=arguments.shards,
+        shard_size=arguments.shard_size or 256,
+        merge=arguments.merge,
+        device=processes.device or arguments.device,
+        engine=engine_of(arguments, preload=PRELOAD, workers=arguments.workers, gpu=uses_gpu(arguments.device)),
+        processes=processes,
+    )
+    if report is None:
+        return
+    print(
+        f"{report['frames']} frames, {report['instances']} instances, {report['shards']} shards -> {arguments.output}"
+    )
+    if report["skipped"]:
+        name, reason = next(iter(report["skipped"].items()))
+        print(f"{len(report['skipped'])} frames could not be used, see report.json; the first: {name}: {reason}")
+
+
+def uses_gpu(device: str | None) -> bool:
+    """Whether a `--device` is a GPU, which several workers take in turn."""
     import torch
-    from transformers.utils import logging
 
-    from ..hub.pretrained import load_pretrained
-    from ..pipeline_bifusion import RGBDInstanceSegmentationPipeline
+    return torch.cuda.is_available() if device is None else device == "cuda"
 
-    logging.disable_progress_bar()
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, processor = load_pretrained(checkpoint)
-    return RGBDInstanceSegmentationPipeline(model=model, processor=processor, device=torch.device(device))
+
+def source_of(arguments: argparse.Namespace) -> "FrameSource":
+    """The frames that a prediction in shards is of."""
+    from ..prediction.sources import DataSetFrames, RecordingFrames
+
+    if arguments.data is not None:
+        return DataSetFrames(arguments.data, arguments.split)
+    names = ("intrinsics", "depth_scale", "up", "split", "scene", "max_difference", "every", "limit")
+    options = {name: getattr(arguments, name) for name in names}
+    if isinstance(options["intrinsics"], list):
+        options["intrinsics"] = tuple(options["intrinsics"])
+    return RecordingFrames(arguments.recordings, options)
 
 
 def read_frames(arguments: argparse.Namespace) -> Iterator[tuple["RGBDFrame", str]]:
@@ -209,7 +299,7 @@ def read_frames(arguments: argparse.Namespace) -> Iterator[tuple["RGBDFrame", st
         yield frame, f"{_place(arguments.image)}, {_place(arguments.depth)}"
         return
     data = load_frames(arguments.data, arguments.split)
-    for row in arguments.rows:
+    for row in [0] if arguments.rows is None else arguments.rows:
         if not 0 <= row < len(data):
             raise ValueError(f"--rows {row}: {arguments.data} has {len(data)} rows in {arguments.split!r}")
         yield frame_from_row(data[row]), f"{_place(arguments.data)} {arguments.split} row {row}"

@@ -18,6 +18,7 @@ from ..io.hub_files import refuse_nowhere, split_revision
 from ..io.images import read_color, read_values
 from ..io.mapped import in_memory
 from ..io.sanity import check_camera, check_depth, check_stored_depth, saturated
+from ..io.storage import Folder
 from ..labels import NONE
 
 
@@ -340,8 +341,9 @@ def load_frames(source: str | Path, split: str, *, streaming: bool = False):
     """A data set of frames, undecoded; read its rows with `frame_from_row`.
 
     Args:
-        source: A folder with `data/{split}-*.parquet`, `"sample"` for the frames that the package carries, or a
-            data set id of the Hub, `"org/name"`, or `"org/name@revision"` for a branch, a tag or a commit of it.
+        source: A folder with `data/{split}-*.parquet`, or its address (`io.storage`); `"sample"` for the frames that
+            the package carries, or a data set id of the Hub, `"org/name"`, or `"org/name@revision"` for a branch, a
+            tag or a commit of it.
         split: `"train"`, `"val"`, ...
         streaming: Give a `datasets.IterableDataset`.
 
@@ -356,17 +358,17 @@ def load_frames(source: str | Path, split: str, *, streaming: bool = False):
         from .. import assets
 
         source = assets.SAMPLE_FRAMES
-    folder = Path(source)
-    if folder.is_dir():
-        shards = sorted(str(path) for path in (folder / "data").glob(f"{split}-*.parquet"))
+    folder = Folder(source)
+    if folder.path is None or folder.path.is_dir():
+        shards = [str(folder.place(name)) for name in folder.names(f"data/{split}-*.parquet")]
         if not shards:
-            found = sorted(path.name for path in folder.rglob("*.parquet"))
+            found = folder.names("*.parquet") + folder.names("data/*.parquet")
             raise ValueError(f"{folder}: no data/{split}-*.parquet; its shards: {found}")
         try:
             data = datasets.load_dataset("parquet", data_files={split: shards}, split=split, streaming=streaming)
         except (OSError, ValueError, TypeError, datasets.exceptions.DatasetsError, pyarrow.ArrowException) as error:
             reason = error.__cause__ or error
-            raise DataFileError(folder, f"data/{split}-*.parquet cannot be read ({reason})") from error
+            raise DataFileError(folder.address, f"data/{split}-*.parquet cannot be read ({reason})") from error
     else:
         repository, revision = split_revision(source)
         refuse_nowhere(repository, source, "frames")

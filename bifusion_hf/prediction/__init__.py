@@ -1,0 +1,1 @@
+"""Many frames in, many results out: prediction in shards, by one process, several, or a cluster."""

@@ -1,0 +1,83 @@
+import functools
+import os
+import signal
+
+import pytest
+
+from bifusion_hf.batch import LocalEngine, WorkerDiedError, cut, open_engine, shard_names
+
+
+def build(folder):
+    """A worker that notes its start, and does what a shard says."""
+    (folder / f"started-{os.getpid()}").touch()
+
+    def work(name, task):
+        kind, value = task
+        if kind == "die" and len(list(folder.glob(f"{name}-*"))) < value:
+            (folder / f"{name}-{os.getpid()}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "fail":
+            raise ZeroDivisionError(f"no {value}")
+        return os.getpid(), value
+
+    return work
+
+
+def run(folder, shards, processes):
+    return dict(LocalEngine(processes).run(functools.partial(build, folder), shards))
+
+
+def started(folder):
+    return {int(path.name.partition("-")[2]) for path in folder.glob("started-*")}
+
+
+def test_this_process_alone(tmp_path):
+    found = run(tmp_path, {name: ("give", name) for name in "abc"}, 1)
+    assert found == {name: (os.getpid(), name) for name in "abc"} and started(tmp_path) == {os.getpid()}
+    assert run(tmp_path / "nowhere", {}, 1) == run(tmp_path / "nowhere", {}, 3) == {}
+
+
+def test_a_killed_worker_costs_its_shard_one_more_try(tmp_path, caplog):
+    shards = {name: ("give", name) for name in "abcd"} | {"e": ("die", 1)}
+    found = run(tmp_path, shards, 2)
+    assert {name: value for name, (_, value) in found.items()} == {**{name: name for name in "abcd"}, "e": 1}
+    # Two, and the one that took the place of the dead one; each was built once.
+    assert len(started(tmp_path)) == 3 and {pid for pid, _ in found.values()} <= started(tmp_path)
+    assert "shard e: its worker died; once more" in caplog.text and caplog.text.count("once more") == 1
+
+
+def test_a_shard_that_kills_its_workers_is_named_and_the_others_are_made(tmp_path):
+    seen = {}
+    with pytest.raises(WorkerDiedError, match="shard a: 3 workers died while they made it"):
+        for name, record in LocalEngine(2).run(
+            functools.partial(build, tmp_path), {"a": ("die", 9), "b": ("give", 1), "c": ("give", 2)}
+        ):
+            seen[name] = record[1]
+    assert seen == {"b": 1, "c": 2} and len(list(tmp_path.glob("a-*"))) == 3
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_ends_the_run_with_the_shard_in_the_log(tmp_path, processes, caplog):
+    with pytest.raises(ZeroDivisionError, match="no luck"):
+        run(tmp_path, {"a": ("give", 1), "b": ("fail", "luck")}, processes)
+    assert "shard b failed: no luck" in caplog.text
+
+
+def test_names_and_pieces():
+    assert cut(range(7), 3) == [range(0, 3), range(3, 6), range(6, 7)] and cut([], 3) == []
+    assert shard_names("val", 2) == ["val-00000-of-00002", "val-00001-of-00002"]
+    with pytest.raises(ValueError, match="size of a shard is 0"):
+        cut([1], 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "slurm"}, "engine is 'slurm'; expected one of"),
+        ({"processes": 0}, "processes is 0"),
+        ({"address": "auto"}, "expected the engine 'ray'"),
+    ],
+)
+def test_engines_that_there_are_not(options, message):
+    with pytest.raises(ValueError, match=message):
+        open_engine(**options)

@@ -1,0 +1,70 @@
+import datasets
+import fsspec
+import numpy as np
+import pytest
+from frame_factory import make_frame
+
+from bifusion_hf.data.frame_table import FrameTable
+from bifusion_hf.data.frames import frame_features, frame_from_row, frame_to_row, load_frames
+from bifusion_hf.io.files import DataFileError
+
+
+COUNTS = (5, 1, 4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Ten frames in three files, of row groups of two."""
+    folder = tmp_path_factory.mktemp("table")
+    (folder / "data").mkdir()
+    frames, first = [make_frame(30, 40, seed=seed, frame_id=f"frame {seed}") for seed in range(sum(COUNTS))], 0
+    for index, count in enumerate(COUNTS):
+        rows = [frame_to_row(frame) for frame in frames[first : first + count]]
+        data = datasets.Dataset.from_list(rows, features=frame_features())
+        data.to_parquet(folder / "data" / f"val-{index:05d}-of-00003.parquet", batch_size=2)
+        first += count
+    return folder
+
+
+@pytest.mark.parametrize("place", ["disk", "store"])
+def test_every_range_of_rows(folder, place):
+    source = folder
+    if place == "store":
+        source = f"memory://table-{folder.name}"
+        store = fsspec.filesystem("memory")
+        store.put(str(folder / "data"), f"/table-{folder.name}/data", recursive=True)
+    table = FrameTable(source, "val")
+    assert len(table) == 10
+    for start in range(11):
+        for stop in range(start, 12):
+            names = [row["frame_id"] for row in table.rows(start, stop)]
+            assert names == [f"frame {index}" for index in range(start, min(stop, 10))]
+
+
+def test_rows_are_those_of_load_frames(folder):
+    for row, other in zip(
+        FrameTable(folder, "val").rows(4, 6), load_frames(folder, "val").select([4, 5]), strict=True
+    ):
+        first, second = frame_from_row(row), frame_from_row(other)
+        for name in ("image", "depth", "intrinsics", "instance", "semantic"):
+            np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_of_an_address_load_frames_reads_all(folder):
+    assert load_frames(f"file://{folder}", "val")["frame_id"] == load_frames(folder, "val")["frame_id"]
+    assert [row["frame_id"] for row in load_frames(f"file://{folder}", "val", streaming=True)][:1] == ["frame 0"]
+
+
+def test_what_is_no_data_set_is_named(folder, tmp_path):
+    with pytest.raises(DataFileError, match=r"has no data/train-\*.parquet"):
+        FrameTable(folder, "train")
+    with pytest.raises(FileNotFoundError, match="no such folder, and no id of the Hub"):
+        FrameTable(tmp_path / "nothing", "val")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "val-0.parquet").write_bytes(b"no table")
+    with pytest.raises(DataFileError, match="val-0.parquet: is no Parquet file"):
+        len(FrameTable(tmp_path, "val"))
+
+
+def test_the_package_carries_one():
+    assert len(FrameTable("sample", "val")) == 32 and next(FrameTable("sample", "val").rows(0, 1))["frame_id"]
