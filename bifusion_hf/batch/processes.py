@@ -4,8 +4,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+
+if TYPE_CHECKING:
+    from accelerate.utils import InitProcessGroupKwargs
 
 Item = TypeVar("Item")
 # Others may still be at their last shard when one has ended its own.
@@ -54,6 +57,13 @@ class Processes:
         return gather_object([value])
 
 
+def group_options() -> "InitProcessGroupKwargs":
+    """For an `Accelerator` whose processes share shards: none gives up waiting for the others."""
+    from accelerate.utils import InitProcessGroupKwargs
+
+    return InitProcessGroupKwargs(timeout=_PATIENCE)
+
+
 def launched_processes(cpu: bool = False) -> Processes:
     """The processes of this launch; a program that was started alone is one.
 
@@ -69,7 +79,7 @@ def launched_processes(cpu: bool = False) -> Processes:
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=_PATIENCE)
+    state = PartialState(cpu=cpu or not torch.accelerator.is_available(), **group_options().to_kwargs())
     if launched != state.num_processes:
         raise ValueError(f"{launched} processes were launched, but Accelerate runs {state.num_processes}")
     return Processes(state.process_index, state.num_processes, str(state.device))

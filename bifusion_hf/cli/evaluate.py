@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--meshes needs --scenes and --label_map, and --label_map --meshes")
     if arguments.scenes and (arguments.predictions or arguments.save_predictions):
         parser.error("--scenes and --predictions, --save_predictions exclude each other")
+    if arguments.shard_size is not None and arguments.save_predictions is None:
+        parser.error("--shard_size needs --save_predictions")
     if arguments.predictions is not None:
         given = [
             f"--{name}" for name in ("save_predictions", "seed", "part_gap") if getattr(arguments, name) is not None
@@ -107,6 +109,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_labeler_options(naming)
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="evaluate these instead of running a model")
     parser.add_argument("--save_predictions", type=Path, metavar="FILE", help="keep the predictions (Parquet)")
+    parser.add_argument(
+        "--shard_size",
+        type=int,
+        metavar="FRAMES",
+        help="with --save_predictions: keep them in shards until all are there, so that a run that was stopped goes "
+        "on; default with several processes: 256",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--batch_size", type=int, default=4, help="frames of one forward, default: 4")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare frames, default: 0")
@@ -167,12 +176,12 @@ def evaluate_checkpoint(
     arguments: argparse.Namespace, rows: Any, options: dict[str, Any]
 ) -> tuple[dict[str, Any], bool]:
     """Runs a checkpoint on the rows; see `run`."""
+    from ..batch.processes import group_options
     from ..hub.pretrained import load_pretrained
     from ..training.setup import launched_accelerator
 
-    accelerator = launched_accelerator(arguments.mixed_precision, cpu=arguments.cpu or arguments.device == "cpu")
-    if arguments.save_predictions is not None and accelerator.num_processes > 1:
-        raise ValueError(f"--save_predictions needs one process; there are {accelerator.num_processes}")
+    cpu = arguments.cpu or arguments.device == "cpu"
+    accelerator = launched_accelerator(arguments.mixed_precision, cpu=cpu, kwargs_handlers=[group_options()])
     model, processor = load_pretrained(arguments.checkpoint)
     has_same_classes = compare_classes(arguments, processor.label_names, model.config.semantic_id2label)
     model = model.eval().to(accelerator.device)
@@ -241,6 +250,9 @@ def _measure_frames(model, processor, rows, accelerator, arguments, options) -> 
             "truth_processor": truth_processor,
             "extra_protocol": vocabulary.protocol,
         }
+    loading = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers, **naming, **options}
+    if arguments.save_predictions is not None and (accelerator.num_processes > 1 or arguments.shard_size is not None):
+        return _measure_in_shards(model, processor, truth_processor, rows, accelerator, arguments, loading)
     with contextlib.ExitStack() as stack:
         on_prediction = None
         if arguments.save_predictions is not None:
@@ -250,14 +262,49 @@ def _measure_frames(model, processor, rows, accelerator, arguments, options) -> 
             model,
             processor,
             FrameDataset(rows, truth_processor),
-            batch_size=arguments.batch_size,
-            num_workers=arguments.num_workers,
             accelerator=accelerator,
             progress=True,
             on_prediction=on_prediction,
-            **naming,
-            **options,
+            **loading,
         )
+
+
+def _measure_in_shards(
+    model, processor, truth_processor, rows, accelerator, arguments, loading: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes the predictions in shards, and measures the file that they become."""
+    from ..batch import Processes
+    from ..data.dataset import FrameDataset
+    from ..evaluation import PredictionFile, evaluate_model, evaluate_predictions
+    from ..evaluation.prediction_shards import write_in_shards
+    from ..io.hub_files import weights_digest
+
+    def predict(places: Sequence[int], writer) -> None:
+        frames = FrameDataset(rows.select(places), truth_processor)
+        with accelerator.autocast():
+            evaluate_model(model, processor, frames, on_prediction=writer.write, **loading)
+
+    processes = Processes(accelerator.process_index, accelerator.num_processes)
+    names = ("checkpoint", "data", "split", "batch_size", "part_gap", "seed", "candidate_labels", "labeler")
+    names = (*names, "labeler_mode", "label_floor")
+    settings = {name: getattr(arguments, name) for name in names}
+    settings |= {"mixed_precision": accelerator.mixed_precision, "templates": str(arguments.templates)}
+    write_in_shards(
+        arguments.save_predictions,
+        len(rows),
+        predict,
+        truth_processor,
+        model.config.semantic_id2label,
+        {**settings, "weights_sha256": weights_digest(arguments.checkpoint)},
+        shard_size=arguments.shard_size or 256,
+        processes=processes,
+    )
+    results = None
+    if processes.is_main:
+        measured = {name: loading[name] for name in ("class_agnostic", "include_95")}
+        results = evaluate_predictions(PredictionFile(arguments.save_predictions), rows, **measured)
+        results["protocol"].update(loading.get("extra_protocol", {}))
+    return processes.gather(results)[0]
 
 
 def _measure_scenes(model, processor, rows, accelerator, arguments, options) -> dict[str, Any]:

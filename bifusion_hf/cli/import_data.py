@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..data.annotations import FORMATS
 from ..data.importing import UNANNOTATED, LabelOptions, import_recording, report_text
+from ..data.scannet.shards import PRELOAD
+from ..io.storage import same_kind
+from .engine_options import add_engine_options, check_engine_options, engine_of
 from .entry import command
 from .parser import CommandParser
 from .recording_options import add_camera_options, add_recording_options, parse_intrinsics
@@ -35,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     parse_intrinsics(parser, arguments)
+    check_engine_options(parser, arguments)
     report = import_recording(
         arguments.source,
         arguments.output,
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         skip_unmatched=arguments.skip_unmatched,
         jpeg_quality=arguments.jpeg_quality or None,
         frames_per_shard=arguments.frames_per_shard,
-        workers=arguments.workers,
+        engine=engine_of(arguments, preload=PRELOAD, workers=arguments.workers),
         intrinsics=arguments.intrinsics,
         depth_scale=arguments.depth_scale,
         up=arguments.up,
@@ -73,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
     )
     parser.add_argument("source", metavar="SOURCE", help="as in bifusion-scan; poses are not needed")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--output", type=same_kind, required=True, help="folder of the data set, or its address")
     labels = parser.add_argument_group("labels, by default those that the recording has itself, if any")
     labels.add_argument(
         "--annotations",
@@ -105,7 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
     stored = parser.add_argument_group("what is stored")
     stored.add_argument("--jpeg_quality", type=int, default=95, help="of colour, 1..100; 0 = PNG. Default: 95")
     stored.add_argument("--frames_per_shard", type=int, default=100, help="of a parquet file, default: 100")
-    stored.add_argument("--workers", type=int, default=1, help="processes, default: 1")
+    stored.add_argument("--workers", type=int, help="processes, default: 1; on a cluster as many as it has room for")
+    add_engine_options(stored)
     recording = parser.add_argument_group("the recording")
     add_recording_options(recording)
     add_camera_options(recording)

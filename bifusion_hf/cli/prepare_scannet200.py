@@ -7,7 +7,10 @@ from pathlib import Path
 from ..data.esam import prepare_esam
 from ..data.scannet.mesh_labels import MAX_DISTANCE, NEAR_RANGE
 from ..data.scannet.preparation import prepare_scannet200, report_summary
+from ..data.scannet.shards import PRELOAD
 from ..data.scannet.source import LABEL_SOURCES
+from ..io.storage import Folder, same_kind
+from .engine_options import add_engine_options, check_engine_options, engine_of
 from .entry import command
 from .parser import CommandParser
 
@@ -35,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     report = prepare(parser, arguments)
     print(report_summary(report), end="")
-    print(f"settings and skipped frames: {arguments.output / 'report.txt'}")
+    print(f"settings and skipped frames: {Folder(arguments.output).place('report.txt')}")
     failed = [scan for part in report["splits"].values() for scan in part["failed"]]
     if failed:
         raise SystemExit(f"{len(failed)} scans failed; mend their files and start again: only their shards are remade")
@@ -52,12 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--scans",
-        type=Path,
-        help="folder with a folder for each scan: <scan>.sens, or exported color/ depth/ pose/ intrinsic/; mesh and "
-        "annotation files or 2D label images beside them",
+        type=same_kind,
+        help="folder, or its address, with a folder for each scan: <scan>.sens, or exported color/ depth/ pose/ "
+        "intrinsic/; mesh and annotation files or 2D label images beside them",
     )
     source.add_argument("--esam", type=Path, help="folder of data prepared for ESAM (SV or MV), instead of --scans")
-    parser.add_argument("--output", "--out", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--output", "--out", type=same_kind, required=True, help="of the data set: folder or address")
     parser.add_argument(
         "--split",
         action="append",
@@ -66,7 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="a split and its list file, a scan (the official scannetv2_train.txt) or a frame (scene0000_00_200) a "
         "line; may be repeated. With --esam the name alone, of an infos file",
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--workers", type=int, help="processes (default 1; on a cluster as many as it has room for)")
+    add_engine_options(parser)
     parser.add_argument(
         "--scans_per_shard", type=int, default=16, help="scans of a parquet file (default 16): what a stop may cost"
     )
@@ -116,7 +120,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict:
     """Prepares the data set; gives its report."""
-    options = {"scans_per_shard": arguments.scans_per_shard, "workers": arguments.workers}
+    check_engine_options(parser, arguments)
+    engine = engine_of(arguments, preload=PRELOAD, workers=arguments.workers)
+    options = {"scans_per_shard": arguments.scans_per_shard, "engine": engine}
     if arguments.esam is not None:
         options["jpeg_quality"] = arguments.jpeg_quality or None
         return prepare_esam(arguments.esam, arguments.output, arguments.split, **options)

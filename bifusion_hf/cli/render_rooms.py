@@ -6,10 +6,12 @@ import textwrap
 from pathlib import Path
 
 from ..import_utils import require_package
+from ..io.storage import same_kind
 from ..rooms.catalog import LIBRARIES
 from ..rooms.dataset import build_dataset
 from ..rooms.generate import WORLDS, RoomSettings
 from ..rooms.sensor import SENSORS, about_sensors
+from .engine_options import add_engine_options, check_engine_options, engine_of
 from .entry import command
 from .parser import CommandParser
 
@@ -58,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="sweethome3d-furniture .deb, a folder with .sh3f files, or .sh3f files; without it rooms hold "
         "parametric furniture alone",
     )
-    parser.add_argument("--output", "--out", required=True, type=Path, help="folder of the data set")
+    parser.add_argument("--output", "--out", required=True, type=same_kind, help="of the data set: folder or address")
     parser.add_argument("--train", type=int, default=0, metavar="N", help="training frames (default: 0)")
     parser.add_argument("--val", type=int, default=0, metavar="N", help="validation frames (default: 0)")
     parser.add_argument("--width", type=int, default=640, help="pixels (default: 640)")
@@ -100,7 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
         default="kinect1",
         help="depth model; mixed: another one for each frame (default: kinect1)",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--workers", type=int, help="processes (default: all cores; on a cluster all of its own)")
+    add_engine_options(parser)
     parser.add_argument("--jpeg_quality", type=int, metavar="Q", help="JPEG colour of this quality (default: PNG)")
     parser.add_argument(
         "--cache",
@@ -118,6 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.train < 0 or arguments.val < 0 or arguments.train + arguments.val == 0:
         parser.error(f"--train {arguments.train} --val {arguments.val}: expected at least one frame")
+    check_engine_options(parser, arguments)
     require_package("embreex")
     settings = RoomSettings(
         furniture=tuple(arguments.furniture),
@@ -137,7 +141,8 @@ def main(argv: list[str] | None = None) -> None:
         arguments.output,
         settings,
         {"train": arguments.train, "val": arguments.val},
-        workers=arguments.workers,
+        workers=arguments.workers or os.cpu_count() or 1,
+        engine=None if arguments.engine == "local" else engine_of(arguments, workers=arguments.workers),
         jpeg_quality=arguments.jpeg_quality,
     )
     for split, digest in summary["sha256"].items():

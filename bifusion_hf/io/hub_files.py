@@ -92,6 +92,14 @@ def checkpoint_place(source: Any) -> Any:
     return str(SAMPLE_CHECKPOINT) if isinstance(source, str | Path) and str(source) == "sample" else source
 
 
+def weights_digest(source: str | Path) -> str | None:
+    """What tells the weights in a folder from those that are there later: their SHA-256; None for an id of the Hub."""
+    path = Path(checkpoint_place(source), WEIGHTS_FILE)
+    if not path.is_file():
+        return None
+    return _digest(path, hashlib.sha256()).hexdigest()
+
+
 @contextmanager
 def naming(source: Any) -> Iterator[None]:
     """Within, what is wrong with a checkpoint's content is a ValueError that begins with the checkpoint's name."""
@@ -130,15 +138,19 @@ def verify_download(path: str | Path) -> None:
         digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
     else:
         return
-    with blob.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    if digest.hexdigest() != blob.name:
+    if _digest(blob, digest).hexdigest() != blob.name:
         raise DataFileError(
             path,
             f"has the {digest.name} {digest.hexdigest()}, but the Hub promised {blob.name}: the download is damaged "
             f"or not the released file. Delete {blob} and load again",
         )
+
+
+def _digest(path: Path, digest: Any) -> Any:
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest
 
 
 def verify_safetensors(path: str | Path) -> None:

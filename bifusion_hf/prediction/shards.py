@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..batch import Engine, LocalEngine, Processes, check_settings
 from ..data.frames import RGBDFrame
 from ..io.ahead import one_ahead
-from ..io.hub_files import WEIGHTS_FILE, checkpoint_place
+from ..io.hub_files import weights_digest
 from ..io.storage import Folder
 from .files import WRITERS, merge_results, read_about
 from .segmenter import load_segmenter
@@ -59,10 +59,8 @@ class PredictionSettings:
 
     def described(self) -> dict[str, Any]:
         """The settings as JSON values, with what tells these weights from later ones of the same folder."""
-        weights = Path(checkpoint_place(self.checkpoint), WEIGHTS_FILE)
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
         labeler = {name: value if value is None else str(value) for name, value in self.labeler.items()}
-        return {**asdict(self), "labeler": labeler, "weights_sha256": digest}
+        return {**asdict(self), "labeler": labeler, "weights_sha256": weights_digest(self.checkpoint)}
 
 
 class ShardPredictor:

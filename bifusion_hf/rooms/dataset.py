@@ -7,16 +7,18 @@ import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from ..batch import Engine, Work, cut, shard_names
+from ..data.frame_table import FrameTable
 from ..data.frames import frame_features, frame_from_row, frame_to_row, sequence_features
-from ..io.atomic import new_file, remove_unfinished, write_text
-from ..io.locks import sole_use
+from ..io.storage import Folder
 from ..labels import SCANNET200_CLASS_NAMES
 from ..stopping import leave_interrupts_to_the_parent
 from .catalog import attribution
@@ -86,7 +88,7 @@ def _room_rows(job: tuple[str, int, int | None]) -> list[dict[str, Any]]:
 
 def build_dataset(
     out: str | Path, settings: RoomSettings, frames: dict[str, int], *, workers: int = 1,
-    jpeg_quality: int | None = None, progress: bool = True,
+    engine: Engine | None = None, jpeg_quality: int | None = None, progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Renders a data set that `bifusion_hf.data.frames.load_frames` reads.
 
@@ -94,10 +96,11 @@ def build_dataset(
     depend on the number of workers.
 
     Args:
-        out: Folder for `data/{split}-*.parquet`, `README.md` and `rooms.json`.
+        out: Folder for `data/{split}-*.parquet`, `README.md` and `rooms.json`, or its address (`io.storage`).
         settings: What is rendered.
         frames: Number of frames of each split.
-        workers: Processes.
+        workers: Processes of this machine, which share the rooms of each shard.
+        engine: Renders the shards in place of those processes, each shard in one worker.
         jpeg_quality: Of the colour images; None writes PNG.
         progress: Show a bar.
 
@@ -111,22 +114,25 @@ def build_dataset(
     unknown = set(frames) - set(SPLITS)
     if unknown:
         raise ValueError(f"splits {sorted(unknown)} are unknown; expected names out of {SPLITS}")
-    out = Path(out)
-    (out / "data").mkdir(parents=True, exist_ok=True)
+    folder = Folder(out)
+    if folder.path is not None:
+        (folder.path / "data").mkdir(parents=True, exist_ok=True)
     plan = {
         **settings.content(),
         "frames": frames,
         "jpeg_quality": jpeg_quality,
         "generator": GENERATOR_VERSIONS[settings.world],
     }
-    with sole_use(out):
-        _check_plan(out / SETTINGS_FILE, plan)
-        remove_unfinished(out / "data")
-        return _render(out, settings, plan, workers=workers, progress=progress)
+    with folder.sole_use():
+        _check_plan(folder, plan)
+        folder.remove_unfinished("data")
+        if engine is not None:
+            return _render_by(engine, folder, settings, plan, progress=progress)
+        return _render(folder, settings, plan, workers=workers, progress=progress)
 
 
 def _render(
-    out: Path, settings: RoomSettings, plan: dict[str, Any], *, workers: int, progress: bool
+    out: Folder, settings: RoomSettings, plan: dict[str, Any], *, workers: int, progress: bool
 ) -> dict[str, Any]:
     frames, jpeg_quality = plan["frames"], plan["jpeg_quality"]
     with _workers(workers, settings) as run:
@@ -136,13 +142,53 @@ def _render(
         for _ in tqdm(run(_prepare_model, jobs), "meshes", len(jobs), disable=not progress):
             pass
         bar = tqdm(total=sum(frames.values()), desc="frames", disable=not progress)
-        for split, count in frames.items():
-            _write_split(out, split, count, settings, jpeg_quality, run, bar)
+
+        def told(function: Callable, jobs: list) -> Iterator[list[dict[str, Any]]]:
+            for rows in run(function, jobs):
+                bar.update(len(rows))
+                yield rows
+
+        for name, shard in _plan_shards(frames, settings.views).items():
+            if out.is_file(_shard_file(name)):
+                bar.update(shard.length)
+            else:
+                _write_shard(out, name, shard, settings, jpeg_quality, told)
         bar.close()
+    return _finish(out, plan, models)
+
+
+def _render_by(
+    engine: Engine, out: Folder, settings: RoomSettings, plan: dict[str, Any], *, progress: bool
+) -> dict[str, Any]:
+    frames = plan["frames"]
+    done = set(out.names("data/*.parquet"))
+    shards = _plan_shards(frames, settings.views)
+    left = {name: shard for name, shard in shards.items() if _shard_file(name) not in done}
+    with tqdm(total=sum(frames.values()), desc="frames", disable=not progress) as bar:
+        bar.update(sum(shard.length for name, shard in shards.items() if name not in left))
+        for name, _ in engine.run(partial(_shard_work, out, settings, plan["jpeg_quality"]), left):
+            bar.update(shards[name].length)
+    inventories = RoomGenerator(settings).inventories
+    return _finish(out, plan, {split: inventories[split].all_models() for split in SPLITS})
+
+
+def _shard_work(out: Folder, settings: RoomSettings, jpeg_quality: int | None) -> Work:
+    """What a worker of an engine calls for each shard."""
+    _start_worker(settings)
+
+    def work(name: str, shard: "RoomShard") -> None:
+        _write_shard(out, name, shard, settings, jpeg_quality, map)
+
+    return work
+
+
+def _finish(out: Folder, plan: dict[str, Any], models: dict[str, list]) -> dict[str, Any]:
+    """Writes card and summary, and gives the summary."""
+    frames = plan["frames"]
     used = [model for split, count in frames.items() if count for model in models[split]]
     summary = {**plan, **_summarize(out, frames)}
-    write_text(out / "README.md", _card(summary, used))
-    write_text(out / SETTINGS_FILE, json.dumps(summary, indent=2) + "\n")
+    out.write_text("README.md", _card(summary, used))
+    out.write_text(SETTINGS_FILE, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -159,57 +205,68 @@ def _workers(count: int, settings: RoomSettings) -> Iterator[Callable[[Callable,
         yield pool.imap
 
 
-def _check_plan(path: Path, plan: dict[str, Any]) -> None:
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+def _check_plan(out: Folder, plan: dict[str, Any]) -> None:
+    if out.is_file(SETTINGS_FILE):
+        found = json.loads(out.read_text(SETTINGS_FILE))
         differing = {key: (found.get(key), value) for key, value in plan.items() if found.get(key) != value}
         if differing:
             raise ValueError(
-                f"{path.parent} holds a data set of other settings: "
+                f"{out} holds a data set of other settings: "
                 + ", ".join(f"{key} is {old}, asked for {new}" for key, (old, new) in differing.items())
                 + "; expected the same ones or another folder"
             )
-    write_text(path, json.dumps(plan, indent=2) + "\n")
+    out.write_text(SETTINGS_FILE, json.dumps(plan, indent=2) + "\n")
 
 
-def _shards(count: int, views: int) -> list[tuple[int, int]]:
-    """First frame and frames of each shard; a room's frames stay in one shard."""
+class RoomShard(NamedTuple):
+    """Frames of a shard.
+
+    Args:
+        split: `"train"` or `"val"`.
+        start: First frame.
+        length: Number of frames.
+    """
+
+    split: str
+    start: int
+    length: int
+
+
+def _plan_shards(frames: dict[str, int], views: int) -> dict[str, RoomShard]:
+    """The shards by their names; a room's frames stay in one shard."""
     size = max(_MAX_FRAMES_PER_SHARD // views, 1) * views
-    return [(start, min(size, count - start)) for start in range(0, count, size)]
+    shards = {}
+    for split, count in frames.items():
+        parts = [RoomShard(split, piece[0], len(piece)) for piece in cut(range(count), size)]
+        shards.update(zip(shard_names(split, len(parts)), parts, strict=True))
+    return shards
 
 
-def _write_split(
-    out: Path, split: str, count: int, settings: RoomSettings, jpeg_quality: int | None, run: Callable, bar: tqdm
+def _shard_file(name: str) -> str:
+    return f"data/{name}.parquet"
+
+
+def _write_shard(
+    out: Folder, name: str, shard: RoomShard, settings: RoomSettings, jpeg_quality: int | None, run: Callable
 ) -> None:
     from datasets import Dataset
 
-    views = settings.views
+    first, last = shard.start // settings.views, (shard.start + shard.length - 1) // settings.views
+    rows: list[dict[str, Any]] = []
+    for room_rows in run(_room_rows, [(shard.split, room, jpeg_quality) for room in range(first, last + 1)]):
+        rows += room_rows
     features = sequence_features() if settings.path else frame_features()
-
-    shards = _shards(count, views)
-    for number, (start, length) in enumerate(shards):
-        path = out / "data" / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
-        if not path.exists():
-            rooms = range(start // views, (start + length - 1) // views + 1)
-            rows = []
-            for room_rows in run(_room_rows, [(split, room, jpeg_quality) for room in rooms]):
-                bar.update(min(len(room_rows), length - len(rows)))
-                rows += room_rows
-            with new_file(path) as partial:
-                Dataset.from_list(rows[:length], features=features).to_parquet(partial)
-        else:
-            bar.update(length)
+    with out.new_file(_shard_file(name)) as path:
+        Dataset.from_list(rows[: shard.length], features=features).to_parquet(path)
 
 
-def stored_rows(out: Path, split: str) -> Iterator[dict[str, Any]]:
+def stored_rows(out: str | Path | Folder, split: str) -> Iterator[dict[str, Any]]:
     """The rows of a split as they are stored, shard by shard."""
-    import pyarrow.parquet
-
-    for path in sorted((out / "data").glob(f"{split}-*.parquet")):
-        yield from pyarrow.parquet.read_table(path).to_pylist()
+    table = FrameTable(out.address if isinstance(out, Folder) else out, split)
+    yield from table.rows(0, len(table))
 
 
-def frames_hash(out: Path, split: str) -> str:
+def frames_hash(out: str | Path | Folder, split: str) -> str:
     """SHA-256 over the stored bytes of all images and the numbers of all rows of a split, in order."""
     digest = hashlib.sha256()
     for row in stored_rows(out, split):
@@ -221,7 +278,7 @@ def frames_hash(out: Path, split: str) -> str:
     return digest.hexdigest()
 
 
-def _summarize(out: Path, frames: dict[str, int]) -> dict[str, Any]:
+def _summarize(out: Folder, frames: dict[str, int]) -> dict[str, Any]:
     summary: dict[str, Any] = {"sha256": {}, "instances_per_frame": {}, "depth_holes": {}, "classes": {}}
     for split, count in frames.items():
         if not count:

@@ -146,6 +146,45 @@ def test_launched_processes_share_the_frames_and_one_writes(folder):
     assert together["class_agnostic"] == alone["class_agnostic"] and together["semantic"] == alone["semantic"]
 
 
+def test_launched_processes_save_the_predictions_of_one(folder, tmp_path):
+    """In shards, of which those that are there are not made again."""
+    alone = tmp_path / "alone.parquet"
+    expected = evaluate(folder, "--save_predictions", str(alone), "--batch_size", "1", "--shard_size", "1")
+    whole = tmp_path / "whole.parquet"
+    assert evaluate(folder, "--save_predictions", str(whole), "--batch_size", "1") == expected
+    assert whole.read_bytes() == alone.read_bytes()
+    together = tmp_path / "together.parquet"
+    words = [str(folder / "agnostic"), "--save_predictions", str(together), "--shard_size", "1"]
+    join(run_processes(evaluate_launched, 2, folder, words))
+    seen = [json.loads((folder / f"seen_{rank}.json").read_text()) for rank in range(2)]
+    assert [len(names) for names in seen] == [2, 2] and not set(seen[0]) & set(seen[1])
+    assert together.read_bytes() == alone.read_bytes()
+    found = json.loads((folder / "launched_0.json").read_text())
+    assert {**found, "protocol": None} == {**expected, "protocol": None}
+
+
+def test_a_stopped_evaluation_goes_on(folder, tmp_path, monkeypatch):
+    saved = ["--save_predictions", str(tmp_path / "saved.parquet"), "--shard_size", "2", "--batch_size", "1"]
+    expected = evaluate(folder)
+    predict, seen = evaluator.predict_batch, []
+
+    def watched(model, processor, batch):
+        seen.extend(batch["frame_ids"])
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return predict(model, processor, batch)
+
+    monkeypatch.setattr(evaluator, "predict_batch", watched)
+    with pytest.raises(SystemExit):
+        evaluate(folder, *saved)
+    with pytest.raises(SystemExit, match="another batch_size"):
+        evaluate(folder, *saved[:-1], "2")
+    found = evaluate(folder, *saved)
+    # The first shard is not made again.
+    assert len(seen) == 3 + 2 and found["class_agnostic"] == expected["class_agnostic"]
+    assert [path.name for path in tmp_path.iterdir()] == ["saved.parquet"]
+
+
 def test_saved_predictions_are_for_one_process(folder):
     join(run_processes(evaluate_launched, 2, folder, ["--predictions", str(folder / "none.parquet")]))
     for rank in range(2):
