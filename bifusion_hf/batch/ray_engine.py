@@ -52,13 +52,14 @@ class RayEngine:
         deaths = ray.remote(num_cpus=0)(_Tries).remote()
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         # A row a block, so that each shard is a task of its own: what is lost with a worker is one of them.
         rows = [{"name": name, "task": pickle.dumps(task)} for name, task in shards.items()]
         most = min(self.processes or self._room(), len(rows))
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _Worker,
             fn_constructor_args=[pickle.dumps(build), deaths],
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, max_tasks_in_flight_per_actor=1),
+            compute=ray.data.ActorPoolStrategy(size=most, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
             num_gpus=1 if self.gpu else None,
         )

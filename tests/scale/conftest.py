@@ -1,6 +1,7 @@
 """Two Ray nodes on this machine, and an S3 server on loopback; without these packages the tests are skipped."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,10 @@ def ray_cluster():
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
+    # What the tests hand to workers is found by its module.
+    here = Path(__file__).parent
+    known = [str(here), str(here.parent), str(here.parents[1]), os.environ.get("PYTHONPATH", "")]
+    os.environ.update(PYTHONPATH=os.pathsep.join(known), OMP_NUM_THREADS="1")
     options = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=options)
     cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
