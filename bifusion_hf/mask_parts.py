@@ -43,7 +43,8 @@ def separate_parts(
         max_instances: So many are kept.
 
     Returns:
-        The same entries for the parts, in descending order of score.
+        The same entries for the parts, in descending order of score, and `num_parts` int64 [K], how many parts the mask
+        had from which each comes, those apart that are left out for their size.
     """
     masks = found["masks"].numpy()
     others, touching = touching_points(points.numpy(), gap, masks.any(axis=0))
@@ -53,9 +54,11 @@ def separate_parts(
     rows[labels] = owners
     largest = np.zeros(len(masks), dtype=np.int64)
     np.maximum.at(largest, rows, sizes)
-    kept = (sizes > min_points) & (sizes >= _SMALLEST_SHARE * largest[rows])
+    large = sizes >= _SMALLEST_SHARE * largest[rows]
+    counts = np.bincount(rows[large], minlength=len(masks))
     # Parts in the order of their masks, and within one in that of their first points.
-    kept = np.flatnonzero(kept)[np.argsort(rows[kept], kind="stable")]
+    kept = np.flatnonzero(large & (sizes > min_points))
+    kept = kept[np.argsort(rows[kept], kind="stable")]
     place = np.full(len(sizes), -1)
     place[kept] = np.arange(len(kept))
     parts = np.zeros((len(kept), masks.shape[1]), dtype=bool)
@@ -65,6 +68,7 @@ def separate_parts(
     result["masks"] = torch.from_numpy(parts)
     factors = np.sqrt(sizes[kept] / largest[rows[kept]])
     result["scores"] = result["scores"] * torch.from_numpy(factors).to(result["scores"].dtype)
+    result["num_parts"] = torch.from_numpy(counts[rows[kept]])
     order = torch.sort(result["scores"], descending=True, stable=True).indices[:max_instances]
     order = order[result["scores"][order] > threshold]
     return {name: value[order] for name, value in result.items()}

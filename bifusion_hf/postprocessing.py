@@ -313,22 +313,23 @@ def describe_instances(
     """`segments_info` of one frame.
 
     Args:
-        found: `masks` bool [K, N], `labels` int64 [K], `scores` float [K].
+        found: `masks` bool [K, N], `labels` int64 [K], `scores` float [K], `num_parts` int64 [K].
         points: float32 [N, 3] metres, in the frame of the input.
         names: Name of each label.
         segmentation: int [H, W], rows of `masks`; instances that have no pixel in it are left out.
 
     Returns:
-        For each instance `id` (its row), `label_id`, `label`, `score`, `num_points`, and `centroid`, `box_3d` and
-        `oriented_box_3d` of `boxes.describe_points`.
+        For each instance `id` (its row), `label_id`, `label`, `score`, `num_points`, `num_parts` (None where it is
+        `NONE`), and `centroid`, `box_3d` and `oriented_box_3d` of `boxes.describe_points`.
     """
     segments = []
-    rows = zip(found["masks"], found["labels"].tolist(), found["scores"].tolist(), strict=True)
+    columns = (found[name].tolist() for name in ("labels", "scores", "num_parts"))
+    rows = zip(found["masks"], *columns, strict=True)
     visible = range(len(found["masks"]))
     if segmentation is not None:
         # Counting is several times as fast as torch.unique, which sorts.
         visible = set((torch.bincount(segmentation.flatten() - NONE) > 0).nonzero().squeeze(1).add(NONE).tolist())
-    for index, (mask, label, score) in enumerate(rows):
+    for index, (mask, label, score, num_parts) in enumerate(rows):
         if index not in visible:
             continue
         inside = points[mask]
@@ -339,6 +340,7 @@ def describe_instances(
                 "label": names[label],
                 "score": score,
                 "num_points": len(inside),
+                "num_parts": None if num_parts == NONE else num_parts,
                 **describe_points(inside.numpy()),
             }
         )
@@ -377,6 +379,8 @@ def instances_of_frame(
 
         limits = {name: settings[name] for name in ("threshold", "min_points", "max_instances")}
         found = separate_parts(found, frame["points"], gap=part_gap, **limits)
+    else:
+        found["num_parts"] = torch.full_like(found["labels"], NONE)
     segmentation = None
     if frame["superpoint_map"] is not None:
         segmentation = instance_map(
@@ -389,6 +393,7 @@ def instances_of_frame(
         "scores": found["scores"],
         "labels": found["labels"],
         "queries": found["queries"],
+        "num_parts": found["num_parts"],
         "up": frame["up"],
     }
 

@@ -27,7 +27,7 @@ from .visualization import (
 
 
 # Entries that are arrays, in the order of their file.
-ARRAYS = ("segmentation", "point_masks", "scores", "labels", "queries", "points", "pixel_indices")
+ARRAYS = ("segmentation", "point_masks", "scores", "labels", "queries", "num_parts", "points", "pixel_indices")
 # Rows that a notebook's list of segments shows.
 _LISTED = 20
 
@@ -148,7 +148,7 @@ class InstanceSegmentation(dict):
             first_id: Of the first annotation.
 
         Returns:
-            `images`, `annotations` (with `score` and `name`) and `categories`.
+            `images`, `annotations` (with `score`, `name` and `num_parts`) and `categories`.
         """
         height, width = self["segmentation"].shape
         annotations, categories = [], {}
@@ -168,6 +168,7 @@ class InstanceSegmentation(dict):
                     "iscrowd": 0,
                     "score": segment["score"],
                     "name": segment_name(segment),
+                    "num_parts": segment["num_parts"],
                 }
             )
         return {

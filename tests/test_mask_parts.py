@@ -38,6 +38,7 @@ def test_parts_become_instances_with_lower_scores(cloud):
     # The two large ones are of one size, the small one has a quarter of it.
     assert parts["scores"].tolist() == pytest.approx([0.8, 0.8, 0.5, 0.4])
     assert parts["queries"].tolist() == [7, 7, 9, 7]
+    assert parts["num_parts"].tolist() == [3, 3, 1, 3]
     expected = [owner == 0, owner == 1, owner == 1, owner == 2]
     np.testing.assert_array_equal(parts["masks"].numpy(), np.stack(expected))
     assert parts["labels"].tolist() == [0] * 4
@@ -46,13 +47,16 @@ def test_parts_become_instances_with_lower_scores(cloud):
 def test_limits_hold_for_the_parts(cloud):
     points, owner = cloud
     found = instances([owner >= 0], [0.8])
-    assert len(separate_parts(found, points, gap=0.05, min_points=25)["scores"]) == 2
+    large = separate_parts(found, points, gap=0.05, min_points=25)
+    # The third part is none of the instances, but the mask had it.
+    assert len(large["scores"]) == 2 and large["num_parts"].tolist() == [3, 3]
     assert len(separate_parts(found, points, gap=0.05, threshold=0.4)["scores"]) == 2
     assert len(separate_parts(found, points, gap=0.05, max_instances=1)["scores"]) == 1
     # A speck of two points beside 100 is no part at all.
     speck = instances([(owner == 0) | (np.arange(len(owner)) >= len(owner) - 2)], [0.8])
-    (mask,) = separate_parts(speck, points, gap=0.05)["masks"].numpy()
-    np.testing.assert_array_equal(mask, owner == 0)
+    parts = separate_parts(speck, points, gap=0.05)
+    np.testing.assert_array_equal(parts["masks"].numpy(), [owner == 0])
+    assert parts["num_parts"].tolist() == [1]
 
 
 def test_what_is_connected_stays_as_it_is(cloud):

@@ -58,7 +58,7 @@ def test_segments_info_lists_what_the_segmentation_shows():
     # Both instances of the first mask stay one: what is asked here is what a covered instance comes to.
     options = {"threshold": 0.1, "min_points": 0, "part_gap": 0.0}
     result = processor.post_process_instance_segmentation(outputs, batch, **options)[0]
-    assert len(result["scores"]) == 3
+    assert len(result["scores"]) == 3 and result["num_parts"].tolist() == [-1] * 3
     hidden = [index for index, mask in enumerate(result["point_masks"]) if torch.equal(mask, masks[1])]
     shown = result["segmentation"].unique().tolist()
     assert len(hidden) == 1 and [segment["id"] for segment in result["segments_info"]] == shown[1:]
@@ -66,6 +66,7 @@ def test_segments_info_lists_what_the_segmentation_shows():
     for segment in result["segments_info"]:
         assert segment["score"] == pytest.approx(float(result["scores"][segment["id"]]))
         assert segment["num_points"] == int(result["point_masks"][segment["id"]].sum())
+        assert segment["num_parts"] is None
 
 
 def test_class_aware_labels_and_thresholds():

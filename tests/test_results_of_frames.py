@@ -23,7 +23,7 @@ def result():
     points = frame.unproject(pixels)
     masks = np.stack([segmentation.reshape(-1)[pixels] == index for index in range(3)])
     segments = [
-        {"id": index, "label_id": index, "label": label, "score": score, "num_points": int(masks[index].sum())}
+        {"id": index, "label_id": index, "label": label, "score": score, "num_points": int(masks[index].sum()), "num_parts": 2}
         | describe_points(points[masks[index]])
         for index, label, score in ((0, "a <cup>", 0.9), (2, "box", 0.75))
     ]
@@ -64,6 +64,7 @@ def test_files(result, tmp_path):
     content = json.loads(paths["json"].read_text())
     assert content["threshold"] == 0.5 and content["up"] == "pose" and content["coordinates"] == "world"
     first, second = content["segments"]
+    assert first["num_parts"] == 2
     assert first["box_2d"] == [10, 5, 30, 25] and first["color"] == instance_colors(1)[-1].tolist()
     assert second["oriented_box_3d"]["size"] == result["segments_info"][1]["oriented_box_3d"]["size"]
     header, _, body = paths["ply"].read_bytes().partition(b"end_header\n")

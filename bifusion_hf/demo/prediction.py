@@ -29,7 +29,7 @@ LOWEST_SCORE = 0.05
 # The viewer in the browser stays smooth up to about this many points; files have all of them.
 VIEWER_POINTS = 300_000
 # What `describe_instances` takes -> its name in the pipeline's result.
-KEYS = {"masks": "point_masks", "labels": "labels", "scores": "scores"}
+KEYS = {"masks": "point_masks", "labels": "labels", "scores": "scores", "num_parts": "num_parts"}
 PICTURE_WIDTH = 640
 TINT = 0.5
 FILE_NAMES = {"ply": "points.ply", "json": "segments.json", "viewer": "viewer.ply"}

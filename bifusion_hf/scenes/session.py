@@ -259,7 +259,7 @@ class SceneSession:
         if self.merging.visible_only:
             kept = torch.tensor([segment["id"] for segment in result["segments_info"]], dtype=torch.int64)
             queries, masks = queries[kept], masks[kept]
-            result.update({name: result[name][kept] for name in ("point_masks", "scores", "labels")})
+            result.update({name: result[name][kept] for name in ("point_masks", "scores", "labels", "num_parts")})
             result["segmentation"] = _rows_of(kept, result["segmentation"])
             for row, segment in enumerate(result["segments_info"]):
                 segment["id"] = row
