@@ -43,8 +43,8 @@ def separate_parts(
         max_instances: So many are kept.
 
     Returns:
-        The same entries for the parts, in descending order of score, and `num_parts` int64 [K], how many parts the mask
-        had from which each comes, those apart that are left out for their size.
+        The same entries for the parts, in descending order of score, and `num_parts` int64 [K], how many parts the
+        mask had from which each comes, without those below a tenth of the largest.
     """
     masks = found["masks"].numpy()
     others, touching = touching_points(points.numpy(), gap, masks.any(axis=0))

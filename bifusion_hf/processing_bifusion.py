@@ -454,12 +454,13 @@ class BiFusionProcessor(ProcessorMixin):
             the depth image, -1 = none, else an id (None for a cloud that was not made from a depth image);
             `segments_info`, a list of `id`, `label_id`, `label`, `score`, `num_points`, `num_parts` (how many parts
             apart in space the network's mask had, of which the segment is one; None with `part_gap` 0, where none are
-            looked for), and in metres, in the frame of the input's points, `centroid` [x, y, z], `box_3d` [min x, y, z,
-            max x, y, z] and `oriented_box_3d` (`center`, `rotation`, `size`), which leave out stray points (`boxes`);
-            `point_masks` bool [K, N], `scores` float32 [K], `labels` int64 [K], `queries` int64 [K], their rows in the
-            outputs; `num_parts` int64 [K], -1 with `part_gap` 0; `up`, what the network took for up: that of the
-            "pose", "estimated", or the "camera"'s. An id is a row of `point_masks`, which has overlapping instances
-            too; as elsewhere in transformers, `segments_info` leaves out those that have no pixel in `segmentation`.
+            looked for), and in metres, in the frame of the input's points, `centroid` [x, y, z], `box_3d` [min x, y,
+            z, max x, y, z] and `oriented_box_3d` (`center`, `rotation`, `size`), which leave out stray points
+            (`boxes`); `point_masks` bool [K, N], `scores` float32 [K], `labels` int64 [K], `queries` int64 [K], their
+            rows in the outputs; `num_parts` int64 [K], -1 with `part_gap` 0; `up`, what the network took for up: that
+            of the "pose", "estimated", or the "camera"'s. An id is a row of `point_masks`, which has overlapping
+            instances too; as elsewhere in transformers, `segments_info` leaves out those that have no pixel in
+            `segmentation`.
 
         Raises:
             ValueError: The model has another number of labels than there are names, or a threshold is no probability.

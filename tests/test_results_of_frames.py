@@ -23,7 +23,14 @@ def result():
     points = frame.unproject(pixels)
     masks = np.stack([segmentation.reshape(-1)[pixels] == index for index in range(3)])
     segments = [
-        {"id": index, "label_id": index, "label": label, "score": score, "num_points": int(masks[index].sum()), "num_parts": 2}
+        {
+            "id": index,
+            "label_id": index,
+            "label": label,
+            "score": score,
+            "num_points": int(masks[index].sum()),
+            "num_parts": 2,
+        }
         | describe_points(points[masks[index]])
         for index, label, score in ((0, "a <cup>", 0.9), (2, "box", 0.75))
     ]

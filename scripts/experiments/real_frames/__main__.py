@@ -1,4 +1,4 @@
-"""The real benchmark: checkpoints and the estimated up on real frames, pictures, and the card from all of them."""
+"""The real benchmark: checkpoints, boxes and the estimated up on real frames, pictures, and the card from all."""
 
 import argparse
 import hashlib
@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .card import GRAVITY, PREFIX, gravity_table, summary_table, write_card
+from .card import BOXES, GRAVITY, PREFIX, boxes_table, gravity_table, summary_table, write_card
 from .folder import read_real_frames
 
 
@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   python -m scripts.experiments.real_frames measure --frames real --checkpoint sample --name sample
   python -m scripts.experiments.real_frames pictures --frames real --checkpoint sample --name sample
   python -m scripts.experiments.real_frames gravity --frames real --data sample
+  python -m scripts.experiments.real_frames boxes --frames real --checkpoint sample
   python -m scripts.experiments.real_frames report
 
 The layout of the frames' folder is in scripts/experiments/real_frames/folder.py.
@@ -86,6 +87,18 @@ def build_parser() -> argparse.ArgumentParser:
     gravity.add_argument("--split", default="val", help="default: val")
     _add_results(gravity)
     gravity.set_defaults(execute=measure_up)
+
+    boxes = commands.add_parser(
+        "boxes",
+        help="measure boxes and stray parts",
+        description="Errors of the extents of labelled objects that are found, and the share of segments with stray "
+        "points: masks left whole and taken apart, boxes around all points and without the outermost.",
+    )
+    boxes.add_argument("--frames", type=Path, required=True, metavar="FOLDER", help="of the real frames")
+    boxes.add_argument("--checkpoint", default="sample", help="folder, id on the Hub, or 'sample' (default)")
+    boxes.add_argument("--part_gap", type=float, default=0.05, metavar="METRES", help="default: %(default)s")
+    _add_results(boxes)
+    boxes.set_defaults(execute=measure_extents)
 
     report = commands.add_parser("report", help="write the card", description="Writes the card from the JSON files.")
     _add_results(report)
@@ -164,6 +177,22 @@ def measure_up(arguments: argparse.Namespace) -> None:
     print(gravity_table(result))
     path = arguments.results / f"{PREFIX}{GRAVITY}.json"
     write_json(path, {"data": Path(arguments.data).name, "split": arguments.split, **result})
+    print(f"-> {path}")
+
+
+def measure_extents(arguments: argparse.Namespace) -> None:
+    """`boxes`."""
+    from bifusion_hf.hub.pretrained import load_pretrained
+
+    from ..running import write_json
+    from .boxes import measure_boxes
+
+    model, processor = load_pretrained(arguments.checkpoint)
+    frames = list(read_real_frames(arguments.frames, labelled=True))
+    result = measure_boxes(model.eval(), processor, frames, arguments.part_gap)
+    print(boxes_table(result))
+    path = arguments.results / f"{PREFIX}{BOXES}.json"
+    write_json(path, {"checkpoint": Path(arguments.checkpoint).name, "weights": _weights_hash(model), **result})
     print(f"-> {path}")
 
 

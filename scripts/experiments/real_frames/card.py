@@ -10,7 +10,7 @@ from .folder import ROOMS, SINGLE, SOURCES, TABLE_TOPS
 from .measurement import CAMERA_UP, CONDITIONS, NO_POSE, TRUE_UP
 
 
-PREFIX, GRAVITY = "real_frames_", "gravity"
+PREFIX, GRAVITY, BOXES = "real_frames_", "gravity", "boxes"
 # Results whose names begin so are no checkpoints to choose from: short trainings that differ in one thing, and the
 # points of one long training. Each kind has a table of its own.
 SERIES = {
@@ -34,6 +34,12 @@ inside the intervals say little.
 
 This page is made by `python -m scripts.experiments.real_frames report`.
 """
+
+
+_BOXES = """How far the sides of boxes along the camera's axes are off, medians in centimetres over the {objects} of
+{labelled_objects} labelled objects that `{checkpoint}` finds both with masks left whole and with their parts taken
+apart; and segments with points outside their largest part. Labels have stray points at their outlines too: truth is
+the box of all labelled points, of their largest part, or by the rule of today's boxes."""
 
 
 def write_card(results: str | Path, output: str | Path) -> None:
@@ -60,6 +66,10 @@ def write_card(results: str | Path, output: str | Path) -> None:
     gravity = Path(results) / f"{PREFIX}{GRAVITY}.json"
     if gravity.is_file():
         sections.append(f"## Up\n\n{gravity_table(json.loads(gravity.read_text(encoding='utf-8')))}\n")
+    boxes = Path(results) / f"{PREFIX}{BOXES}.json"
+    if boxes.is_file():
+        content = json.loads(boxes.read_text(encoding="utf-8"))
+        sections.append(f"## Boxes\n\n{_BOXES.format(**content)}\n\n{boxes_table(content)}\n")
     notes = output.parent / NOTES_FILE
     if notes.is_file():
         sections.append(notes.read_text(encoding="utf-8"))
@@ -158,6 +168,22 @@ def gravity_table(result: Mapping[str, Any]) -> str:
         ]
         for name, values in result["sets"].items()
     ]
+    return table(header, rows)
+
+
+def boxes_table(result: Mapping[str, Any]) -> str:
+    """One line for masks and rule of the boxes; errors in centimetres, by each truth."""
+    truths = result["protocol"]["truths"]
+    header = ["masks", "boxes", "segments", "with stray points"]
+    header += [f"more than {percent(result['protocol']['many_strays'])} % of them"]
+    header += [f"{side}, truth: {truth}" for truth in truths for side in ("largest side", "all sides")]
+    rows = []
+    for masks, by_rule in result["errors"].items():
+        values = result["masks"][masks]
+        for rule, by_truth in by_rule.items():
+            sides = [by_truth[truth][side] for truth in truths for side in ("largest_side", "all_sides")]
+            shares = [percent(values[name]) for name in ("with_strays", "with_many_strays")]
+            rows.append([masks, rule, str(values["segments"]), *shares, *(f"{100 * side:.1f}" for side in sides)])
     return table(header, rows)
 
 

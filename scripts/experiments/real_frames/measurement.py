@@ -91,7 +91,7 @@ def measure(
     return {
         "protocol": {
             "points": processor.num_points,
-            "min_points": _protocol(processor).min_points,
+            "min_points": protocol_of(processor).min_points,
             "score_of_mean_iou": SCORE,
             "interval": 0.95,
             "draws": DRAWS,
@@ -163,7 +163,7 @@ def measure_frame(
     sample, found = predict(model, processor, frame, condition)
     masks, scores = found["point_masks"].numpy(), found["scores"].numpy()
     prediction = FramePrediction(frame.name, sample["pixel_indices"], masks, scores, found["labels"].numpy())
-    evaluator = FrameEvaluator(_protocol(processor))
+    evaluator = FrameEvaluator(protocol_of(processor))
     evaluator.update(prediction, sample["instance"], sample["class_labels"], None)
     recorder.add(prediction, evaluator)
     instance, count = sample["instance"], len(sample["class_labels"])
@@ -178,7 +178,8 @@ def measure_frame(
     )
 
 
-def _protocol(processor: BiFusionProcessor) -> EvaluationProtocol:
+def protocol_of(processor: BiFusionProcessor) -> EvaluationProtocol:
+    """Class-agnostic, and objects have at least as many points as instances of the processor."""
     return EvaluationProtocol(None, None, min_points=max(1, math.ceil(processor.min_instance_points)))
 
 
