@@ -19,7 +19,7 @@ import torch
 from bifusion_hf.data.frames import load_frames
 from bifusion_hf.data.recordings.rows import RowScenes
 from bifusion_hf.evaluation.instance_average_precision import InstanceAveragePrecision
-from bifusion_hf.evaluation.scene_evaluator import SceneEvaluator
+from bifusion_hf.evaluation.scene_evaluator import SceneEvaluator, evaluate_scenes
 from bifusion_hf.hub.pretrained import load_pretrained
 from bifusion_hf.io.atomic import new_file, write_text
 from bifusion_hf.layers.frame_batch import FORWARD_INPUTS
@@ -30,9 +30,14 @@ from .parameters import update_file
 
 ROWS = {
     "geometric": "geometric merging",
-    "geometric_parts": "geometric merging, `part_gap` 0.05",
+    "geometric_whole": "geometric merging, masks left whole (`part_gap` 0)",
     "none": "no merging: every instance of every frame an object",
     "single_frames": "the same frames alone, over their points",
+}
+# Of the checkpoint of `--online`, whose network sees each frame with what it remembers of those before.
+ONLINE_ROWS = {
+    "geometric": "after the online stage, geometric merging",
+    "learned": "after the online stage, learned merging",
 }
 
 
@@ -41,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="a data set of walks (bifusion-render-rooms --path)")
     parser.add_argument("--split", default="val", help="default: val")
     parser.add_argument("--checkpoint", default="sample", help="default: sample")
+    parser.add_argument("--online", help="a checkpoint of the online stage, measured with both kinds of merging too")
     parser.add_argument("--limit", type=int, help="measure the first scenes only")
     parser.add_argument("--threshold", type=float, default=0.3, help="of a frame's instances, default: 0.3")
     parser.add_argument("--updates", type=int, default=1000, help="of the long session, default: 1000")
@@ -62,6 +68,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if "merging" not in results or partial.exists():
             measure_merging(*source, args.limit, args.threshold, partial, lambda found: keep("merging", found))
             partial.unlink()
+        if args.online is not None and "online" not in results:
+            keep("online", measure_online(args.online, *source[1:], args.limit, args.threshold))
         if "session" not in results:
             keep("session", measure_session(*source, args.updates))
     table = format_table(results)
@@ -81,8 +89,10 @@ def format_table(results: Mapping[str, Any]) -> str:
         "| | AP | AP50 | AP25 | points that keep one id | switches an object |",
         "|---|---|---|---|---|---|",
     ]
-    for name, label in ROWS.items():
-        numbers, identity = merging[name], merging[name].get("identity")
+    rows = [(label, merging[name]) for name, label in ROWS.items()]
+    rows += [(label, results["online"][name]) for name, label in ONLINE_ROWS.items() if "online" in results]
+    for label, numbers in rows:
+        identity = numbers.get("identity")
         cells = [f"{numbers[key]:.1f}" for key in ("ap", "ap50", "ap25")]
         cells += ["–", "–"]
         if identity is not None:
@@ -122,7 +132,7 @@ class Replay:
 # name -> merging, masks and `part_gap` of a session; None = the processor's.
 RUNS = {
     "geometric": ("geometric", "votes", None),
-    "geometric_parts": ("geometric", "votes", 0.05),
+    "geometric_whole": ("geometric", "votes", 0.0),
     "none": ("none", "union", None),
 }
 
@@ -196,6 +206,16 @@ def measure_merging(
         results["single_frames"] = _three({"class_agnostic": single.compute()})
         results["protocol"] = {"num_scenes": len(measured), "num_frames": single.num_frames, "threshold": threshold}
         keep(results)
+
+
+def measure_online(checkpoint: str, data: str, split: str, limit: int | None, threshold: float) -> dict[str, Any]:
+    """Scene AP of a checkpoint of the online stage by its learned and by geometric merging; arguments as above."""
+    model, processor = load_pretrained(checkpoint)
+    found = {}
+    for merging in ONLINE_ROWS:
+        scenes = RowScenes(data, load_frames(data, split), limit)
+        found[merging] = _three(evaluate_scenes(model.eval(), processor, scenes, merging=merging, threshold=threshold))
+    return found
 
 
 def _three(results: dict[str, Any]) -> dict[str, Any]:

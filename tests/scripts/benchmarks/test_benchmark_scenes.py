@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.evaluation.scene_evaluator import SceneEvaluator
 from scripts.benchmarks import scenes as scenes_benchmark
 from scripts.benchmarks.__main__ import main
@@ -16,7 +17,7 @@ def results():
     return {
         "merging": {
             "geometric": {**three, "identity": identity},
-            "geometric_parts": {**three, "identity": identity},
+            "geometric_whole": {**three, "identity": identity},
             "none": {**three, "identity": identity},
             "single_frames": three,
             "protocol": {"num_scenes": 20, "num_frames": 600, "threshold": 0.3},
@@ -39,6 +40,8 @@ def test_the_table_is_made_of_the_stored_numbers(tmp_path):
     assert "| geometric merging | 44.0 | 65.0 | 74.2 | 87.6 % | 1.23 |" in table
     assert "| the same frames alone, over their points | 44.0 | 65.0 | 74.2 | – | – |" in table
     assert table.startswith(format_table({"merging": results()["merging"]}))
+    online = {name: results()["merging"]["none"] for name in ("geometric", "learned")}
+    assert "| after the online stage, learned merging | 44.0 | 65.0 |" in format_table({**results(), "online": online})
     assert "27 ms" in table and "28 ms" in table and "from 700 to 720 MiB" in table
     (tmp_path / "scenes.json").write_text(json.dumps(results()))
     (tmp_path / "doc.md").write_text("a\n<!-- scenes:begin -->\n<!-- scenes:end -->\nb\n")
@@ -59,6 +62,13 @@ def test_a_set_of_walks_is_measured_and_a_killed_run_goes_on(tmp_path, monkeypat
     def measure(output):
         main(["scenes", "--data", str(tmp_path / "walks"), "--updates", "8", "--output", str(output)])
         return json.loads(output.read_text())
+
+    config = BiFusionConfig.from_pretrained("sample", use_box_head=True, use_merge_head="layer")
+    config.point_config.use_frame_adapters = True
+    BiFusionForInstanceSegmentation(config).save_pretrained(tmp_path / "online")
+    BiFusionProcessor.from_preset("tiny").save_pretrained(tmp_path / "online")
+    both = scenes_benchmark.measure_online(str(tmp_path / "online"), str(tmp_path / "walks"), "val", 1, 0.0)
+    assert set(both) == {"geometric", "learned"} and both["learned"]["identity"]["num_frames"] == 3
 
     found = measure(whole)
     assert found["merging"]["protocol"] == {"num_scenes": 2, "num_frames": 6, "threshold": 0.3}
