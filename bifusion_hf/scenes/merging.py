@@ -7,7 +7,7 @@ features, so it serves any checkpoint.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -234,6 +234,32 @@ class LearnedMerging:
 
 
 STRATEGIES = {kind.name: kind for kind in (NoMerging, GeometricMerging, LearnedMerging)}
+Merging = NoMerging | GeometricMerging | LearnedMerging
+
+
+def choose_merging(merging: str | Merging | None, config: Any) -> Merging:
+    """The strategy of a name, or that which fits a network best.
+
+    Args:
+        merging: Name, strategy, or None.
+        config: Of the network.
+
+    Raises:
+        ValueError: The name is unknown, or the network lacks the heads.
+    """
+    has_heads = getattr(config, "use_box_head", False) and bool(getattr(config, "use_merge_head", None))
+    if merging is None:
+        merging = "learned" if has_heads else "geometric"
+    if isinstance(merging, str):
+        if merging not in STRATEGIES:
+            raise ValueError(f"merging is {merging!r}; expected one of {', '.join(STRATEGIES)}, or a strategy")
+        merging = STRATEGIES[merging]()
+    if isinstance(merging, LearnedMerging) and not has_heads:
+        raise ValueError(
+            "merging 'learned' needs a network with a box head and a merge head (use_box_head, use_merge_head); "
+            "'geometric' works with any"
+        )
+    return merging
 
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:

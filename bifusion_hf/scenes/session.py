@@ -1,6 +1,5 @@
 """A scene from posed frames, one at a time: the segmentation of each with ids that persist, and the objects so far."""
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
@@ -20,13 +19,14 @@ from .merging import (
     STRATEGIES,
     CoveredObjects,
     FrameInstances,
-    GeometricMerging,
     LearnedMerging,
-    NoMerging,
+    Merging,
     ObjectBank,
+    choose_merging,
 )
 from .objects import SceneMatch, SceneObject
 from .storage import read_scene, write_scene
+from .taken_frames import TakenFrames
 from .view_features import ViewFeatures
 from .voxel_map import SceneMap, frame_voxels, voxel_keys
 
@@ -45,8 +45,6 @@ SAVED_SETTINGS = (
     "keep_frames",
     "views_per_object",
 )
-
-Merging = NoMerging | GeometricMerging | LearnedMerging
 
 
 class SceneSession:
@@ -103,7 +101,7 @@ class SceneSession:
         views_per_object: int = 3,
     ):
         self.model, self.processor = model, processor
-        self.merging = _strategy(merging, model)
+        self.merging = choose_merging(merging, model.config)
         check_fraction("threshold", threshold)
         if not voxel_size > 0:
             raise ValueError(f"voxel_size is {voxel_size}; expected metres above 0")
@@ -131,18 +129,20 @@ class SceneSession:
         self.bank = ObjectBank()
         self.map = SceneMap(self.voxel_size)
         self.frame_memory = FrameMemory() if self._has_adapters and self.memory == "scene" else None
-        self.frame_ids: list[str] = []
+        self._frames = TakenFrames()
         self.notes: dict[str, Any] = {}
         self.views = ViewFeatures(self.views_per_object)
         # Settings of the labeler that made them, in a session that was loaded without it.
         self._made_with: dict[str, Any] | None = None
-        # Pose of each frame, and its map of ids: height, width and the deflated values.
-        self._poses: list[np.ndarray] = []
-        self._maps: list[tuple[int, int, bytes]] = []
 
     @property
     def _has_adapters(self) -> bool:
         return getattr(getattr(self.model.config, "point_config", None), "use_frame_adapters", False)
+
+    @property
+    def frame_ids(self) -> list[str]:
+        """Names of the frames taken in."""
+        return self._frames.ids
 
     @property
     def num_frames(self) -> int:
@@ -152,7 +152,7 @@ class SceneSession:
     @property
     def poses(self) -> np.ndarray:
         """float64 [F, 4, 4], camera to world of the frames."""
-        return np.array(self._poses).reshape(-1, 4, 4)
+        return self._frames.poses
 
     def update(self, frame: RGBDFrame) -> dict[str, Any]:
         """Takes a frame in.
@@ -209,7 +209,7 @@ class SceneSession:
                 is_new=bool(objects[row] < 0),
                 **self._semantic_entries(places[row], segment["label"]),
             )
-        self._record(frame, result["segmentation"])
+        self._frames.add(frame.frame_id, frame.camera_to_world, result["segmentation"] if self.keep_frames else None)
         self._forget_weakest(ids)
         return result
 
@@ -305,13 +305,6 @@ class SceneSession:
             queries=np.zeros((len(queries), 0)),
             semantics=semantics,
         )
-
-    def _record(self, frame: RGBDFrame, segmentation: np.ndarray) -> None:
-        self.frame_ids.append(frame.frame_id)
-        self._poses.append(frame.camera_to_world)  # type: ignore[arg-type]
-        if self.keep_frames:
-            height, width = segmentation.shape
-            self._maps.append((height, width, zlib.compress(segmentation.tobytes(), 1)))
 
     def _forget_weakest(self, protected: np.ndarray) -> None:
         """Brings the number of objects a tenth under its limit where it is above; those of this frame stay."""
@@ -421,21 +414,17 @@ class SceneSession:
         """
         if not self.keep_frames:
             raise ValueError("keep_frames is False; expected True for the maps of the frames")
-        height, width, data = self._maps[index]
-        segmentation = np.frombuffer(zlib.decompress(data), dtype=np.int32).reshape(height, width)
+        segmentation = self._frames.segmentation(index)
         return np.where(np.isin(segmentation, self._ids()), segmentation, NONE).astype(np.int32)
 
     def save(self, path: str | Path) -> None:
         """Writes the scene to a `.safetensors` file, whole or not at all."""
-        heights, widths, data = zip(*self._maps, strict=True) if self._maps else ((), (), ())
         arrays = {
             **{f"bank.{name}": value for name, value in self.bank.state().items()},
             **{f"map.{name}": value for name, value in self.map.state().items()},
             **({} if self.frame_memory is None else _to_arrays("memory.", self.frame_memory.state())),
             **{f"views.{name}": value for name, value in self.views.state().items()},
-            "frames.poses": self.poses,
-            "frames.sizes": np.array([heights, widths, [len(part) for part in data]], dtype=np.int64),
-            "frames.maps": np.frombuffer(b"".join(data), dtype=np.uint8),
+            **{f"frames.{name}": value for name, value in self._frames.state().items()},
         }
         merging = asdict(self.merging) if is_dataclass(self.merging) else {}
         content = {
@@ -489,30 +478,11 @@ class SceneSession:
             device = model.device
             tensors = {name: torch.from_numpy(value).to(device) for name, value in part("memory.").items()}
             session.frame_memory = FrameMemory.from_state(tensors)
-        session.frame_ids, session.notes = list(content["frame_ids"]), dict(content["notes"])
-        session._poses = list(arrays["frames.poses"])
-        sizes, data = arrays["frames.sizes"], arrays["frames.maps"].tobytes()
-        session._maps = [
-            (int(height), int(width), data[end - length : end])
-            for (height, width, length), end in zip(sizes.T, np.cumsum(sizes[2]), strict=True)
-        ]
-        return session
-
-
-def _strategy(merging: str | Merging | None, model: "BiFusionForInstanceSegmentation") -> Merging:
-    has_heads = getattr(model.config, "use_box_head", False) and bool(getattr(model.config, "use_merge_head", None))
-    if merging is None:
-        merging = "learned" if has_heads else "geometric"
-    if isinstance(merging, str):
-        if merging not in STRATEGIES:
-            raise ValueError(f"merging is {merging!r}; expected one of {', '.join(STRATEGIES)}, or a strategy")
-        merging = STRATEGIES[merging]()
-    if isinstance(merging, LearnedMerging) and not has_heads:
-        raise ValueError(
-            "merging 'learned' needs a network with a box head and a merge head (use_box_head, use_merge_head); "
-            "'geometric' works with any"
+        session._frames, session.notes = (
+            TakenFrames.from_state(content["frame_ids"], part("frames.")),
+            content["notes"],
         )
-    return merging
+        return session
 
 
 def _to_arrays(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
