@@ -10,11 +10,12 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import FullyShardedDataParallelPlugin, broadcast, is_torch_version, parse_flag_from_env
+from accelerate.utils import broadcast, is_torch_version, parse_flag_from_env
 from torch import nn
 
 from ..recipe.arguments import TrainArguments
@@ -23,8 +24,7 @@ from ..recipe.arguments import TrainArguments
 # What Accelerate's launcher can ask for, and the loop cannot do. A reason begins with the key of its configuration.
 REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": "distributed_type DEEPSPEED: DeepSpeed makes the optimizer's step within the backward "
-    "pass, before the loop has looked at the gradients; configs/accelerate/eight_gpus_fsdp2.yaml shards the same "
-    "(fsdp_reshard_after_forward true is ZeRO-3, false is ZeRO-2)",
+    "pass, before the loop has looked at the gradients; configs/accelerate/eight_gpus_fsdp2.yaml shards the same",
     "ACCELERATE_USE_MEGATRON_LM": "distributed_type MEGATRON_LM: the network has no layers of Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config: the network has no plan for tensor or context "
     "parallelism, and frames are shared among all processes; use fsdp_config alone",
@@ -114,9 +114,9 @@ def read_sharding(arguments: TrainArguments, processes: int) -> Sharding | None:
     for holds, reason in misfits:
         if holds:
             raise ValueError(f"Accelerate's configuration has {reason}")
-    plugin = FullyShardedDataParallelPlugin()
-    names = plugin.transformer_cls_names_to_wrap or [] if policy == "TRANSFORMER_BASED_WRAP" else []
-    return Sharding(tuple(name.strip() for name in names if name.strip()), bool(plugin.reshard_after_forward))
+    names = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "") if policy == "TRANSFORMER_BASED_WRAP" else ""
+    classes = tuple(name.strip() for name in names.split(",") if name.strip())
+    return Sharding(classes, parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", True))
 
 
 def shard_network(network: nn.Module, sharding: Sharding, accelerator: Accelerator) -> None:
@@ -148,9 +148,24 @@ def shard_network(network: nn.Module, sharding: Sharding, accelerator: Accelerat
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     # The innermost first: what is sharded already is left to itself.
     for module in reversed(list(network.modules())):
-        if type(module).__name__ in sharding.classes:
-            fully_shard(module, mesh=mesh, reshard_after_forward=sharding.reshard_after_forward, ignored_params=small)
+        name = type(module).__name__
+        if name in sharding.classes:
+            module.register_forward_hook(partial(_check_output, name))
+            freed = sharding.reshard_after_forward
+            fully_shard(module, mesh=mesh, reshard_after_forward=freed, ignored_params=small)
     fully_shard(network, mesh=mesh, ignored_params=small)
+
+
+def _check_output(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    """Refuses a module that hides its tensors: a backward pass through them would read weights that are freed."""
+    values = output.values() if isinstance(output, Mapping) else output
+    values = values if isinstance(output, (Mapping, tuple, list)) else [output]
+    hidden = sorted({type(value).__name__ for value in values if not isinstance(value, torch.Tensor | None)})
+    if hidden:
+        raise ValueError(
+            f"fsdp_transformer_layer_cls_to_wrap names {name}, which returns {', '.join(hidden)}; only a module that "
+            "returns tensors can be gathered by itself. Leave it out: it is then gathered with the whole network"
+        )
 
 
 def wrap_network(network: nn.Module, accelerator: Accelerator, sharding: Sharding | None) -> nn.Module:
