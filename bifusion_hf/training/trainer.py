@@ -24,7 +24,7 @@ from ..data.alignment import check_alignment
 from ..io.locks import sole_use
 from ..recipe.arguments import TrainArguments
 from ..stopping import Stopped, StopRequested, StopSignals
-from . import checkpoints, run_folder
+from . import checkpoints, run_folder, sharding
 from .audit import LivenessAudit, alpha_statistics, probe_terms
 from .data_loading import (
     UpdateSampler,
@@ -41,15 +41,6 @@ from .guards import NonFiniteGuard, explain_out_of_memory, preserved_buffers, si
 from .metrics import Recorder, for_sums, memory_gib
 from .optimization import build_optimizer, build_scheduler
 from .setup import build_accelerator, compile_dense_parts, prepare_network, shares_batch_statistics
-from .sharding import (
-    average_unsharded_gradients,
-    keep_whole_states,
-    kept_gathered,
-    read_sharding,
-    shard_network,
-    whole,
-    wrap_network,
-)
 from .sizing import fitting_batch_size
 
 
@@ -91,7 +82,7 @@ class BiFusionTrainer:
         self.accelerator = accelerator or build_accelerator(
             training, arguments.output_dir, arguments.logging.trackers, arguments.deterministic
         )
-        self.sharding = read_sharding(arguments, self.accelerator.num_processes)
+        self.sharding = sharding.read_sharding(arguments, self.accelerator.num_processes)
         self.processor, self.train_dataset = processor, train_dataset
         self.collate, self.evaluate_model = collate, evaluate
         self.output_dir = Path(arguments.output_dir)
@@ -120,12 +111,11 @@ class BiFusionTrainer:
         if shares_batch_statistics(training, self.accelerator):
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         if self.sharding is not None:
-            shard_network(self.network, self.sharding, self.accelerator)
-            if self.ema is not None:
-                shard_network(self.ema.module, self.sharding, self.accelerator)
+            for module in [self.network] if self.ema is None else [self.network, self.ema.module]:
+                sharding.shard_network(module, self.sharding, self.accelerator)
             # Parts have taken the place of the parameters.
             optimizer = build_optimizer(self.network, arguments.optimizer, later=list(training.unfreeze_at))
-            keep_whole_states(optimizer)
+            sharding.keep_whole_states(optimizer)
         self.guard = NonFiniteGuard(self.network, training.max_nonfinite_updates)
         self.audit = LivenessAudit(
             self.network,
@@ -137,7 +127,7 @@ class BiFusionTrainer:
         self.optimizer, self.scheduler = self.accelerator.prepare(optimizer, scheduler)
         if training.compile:
             compile_dense_parts(self.network)
-        self.model = wrap_network(self.network, self.accelerator, self.sharding)
+        self.model = sharding.wrap_network(self.network, self.accelerator, self.sharding)
         checkpoints.register_weights(self.accelerator, self.network, self.ema, processor)
         self.update = self.skipped_batches = 0
         # An evaluation that a signal has put off is made up for when the run goes on.
@@ -279,7 +269,7 @@ class BiFusionTrainer:
             last = batch is window[-1]
             try:
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                    with kept_gathered(self.network, self.sharding if last and probed else None):
+                    with sharding.kept_gathered(self.network, self.sharding if last and probed else None):
                         with self.recorder.timer.part("compute"):
                             outputs = self.model(**self._inputs(batch), loss_counts=loss_counts)
                         if last and probed:
@@ -311,8 +301,8 @@ class BiFusionTrainer:
         trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         with timer.part("compute"):
             if self.sharding is not None:
-                average_unsharded_gradients(trainable, self.accelerator)
-            norm = whole(self.accelerator.clip_grad_norm_(trainable, self.arguments.optimizer.max_grad_norm))
+                sharding.average_unsharded_gradients(trainable, self.accelerator)
+            norm = sharding.whole(self.accelerator.clip_grad_norm_(trainable, self.arguments.optimizer.max_grad_norm))
             # One transfer to the host for all numbers of the update; on a GPU it waits for the backward pass.
             losses = self.accelerator.reduce(torch.stack(list(sums.values())), "sum")
             *numbers, norm = torch.cat([losses, for_sums(norm).reshape(1)]).tolist()
@@ -496,7 +486,7 @@ class BiFusionTrainer:
             self.optimizer, self.scheduler = self.accelerator.prepare(
                 self.optimizer.optimizer, self.scheduler.scheduler
             )
-            self.model = wrap_network(self.network, self.accelerator, self.sharding)
+            self.model = sharding.wrap_network(self.network, self.accelerator, self.sharding)
 
     # Helpers
 

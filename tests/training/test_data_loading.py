@@ -1,13 +1,18 @@
+from pathlib import Path
+
 import datasets
 import pytest
 import torch
 from launch_counter import DEVICE, LaunchCounter
 
 from bifusion_hf.data.mixture import Mixture
+from bifusion_hf.recipe.arguments import DataArguments
 from bifusion_hf.training.data_loading import (
     StreamedFrames,
     UpdateSampler,
     build_loader,
+    check_readers,
+    stream_readers,
     to_device,
     updates_per_epoch,
 )
@@ -135,3 +140,18 @@ def test_a_batch_goes_to_the_device_without_waiting_and_without_what_training_do
     assert sent["points"].device == DEVICE and all(mask.device == DEVICE for mask in sent["mask_labels"])
     for name in ("superpoint_maps", "pixel_indices", "frame_ids"):
         assert sent[name] is batch[name] or sent[name] == batch[name]
+
+
+def test_a_stream_does_not_go_on_with_other_processes():
+    """Readers of all processes share its shards; rows by index go on with any number."""
+    streamed = DataArguments(streaming=True, num_workers=2)
+    checkpoint, here = Path("checkpoint-4"), stream_readers(streamed, 2, 3)
+    check_readers(checkpoint, {"num_processes": 3, "stream": here}, here)
+    # Checkpoints of today, and those that told less.
+    older = {name: value for name, value in here.items() if name != "processes"}
+    for state in ({"stream": {**here, "processes": 2}}, {"stream": older}, {}):
+        with pytest.raises(ValueError, match="checkpoint-4 has processes 2, this run 3: other readers of a stream"):
+            check_readers(checkpoint, {"num_processes": 2, **state}, here)
+    by_index = stream_readers(DataArguments(), 2, 3)
+    for state in ({"stream": {}}, {}):
+        check_readers(checkpoint, {"num_processes": 2, **state}, by_index)

@@ -232,16 +232,6 @@ def test_all_processes_evaluate_the_same_average_with_the_gate_of_now(tmp_path):
         assert all(torch.equal(value, evaluated[0][-1][name]) for name, value in state.items()), folder
 
 
-def test_resuming_with_another_number_of_processes_is_refused(tmp_path):
-    arguments = recipe(tmp_path, training={"batch_size": 4})
-    make_trainer(arguments).train()
-    for path in (tmp_path / "checkpoints").glob("*/trainer_state.json"):
-        path.write_text(path.read_text().replace('"num_processes": 1', '"num_processes": 2'))
-    arguments.resume_from_checkpoint = "latest"
-    with pytest.raises(ValueError, match="random states of 2 processes, this run has 1"):
-        make_trainer(arguments).train()
-
-
 def train_real(folder, recipe_file):
     arguments = load_arguments(recipe_file, ["--output_dir", str(folder), "--resume_from_checkpoint", "auto"])
     build_trainer(arguments).train()
