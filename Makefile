@@ -9,7 +9,7 @@ TEST_WORKERS ?= 2
 GPU_CHECK ?=
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo train-demo test conformance test-openclip test-spconv test-triton test-demo test-sanitizers gpu-check docs lint format
+.PHONY: demo train-demo test conformance test-openclip test-spconv test-triton test-scale test-demo test-sanitizers gpu-check docs lint format
 .PHONY: clean help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test-openclip  the tests that need open_clip, in an environment of their own"
 	@echo "make test-spconv    the tests that need spconv, in an environment of their own"
 	@echo "make test-triton    the tests that need Triton, in an environment of their own"
+	@echo "make test-scale     the tests of two Ray nodes and of an S3 server on loopback, in an environment of their own"
 	@echo "make test-demo      the tests of the demo page, in headless Chromium, in an environment of their own"
 	@echo "make test-sanitizers  the tests of the C kernels, built with the address and undefined behaviour sanitizers"
 	@echo "make gpu-check      what only a GPU can show, in seven minutes; GPU_CHECK=\"--wheels FOLDER\" (CONTRIBUTING.md)"
@@ -80,6 +81,15 @@ $(VENV)-triton/installed: setup.cfg pyproject.toml constraints.txt
 test-triton: $(VENV)-triton/installed
 	OMP_NUM_THREADS=1 $(VENV)-triton/bin/python -m pytest tests/sparse/test_triton_backend.py
 
+# Ray and the S3 server unpack to 400 MB.
+$(VENV)-scale/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-scale
+	$(VENV)-scale/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test-scale]"
+	touch $@
+
+test-scale: $(VENV)-scale/installed
+	OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 $(VENV)-scale/bin/python -m pytest tests/scale
+
 # Without Chromium and its driver (Debian: chromium, chromium-driver) only the tests of the page's parts run.
 $(VENV)-demo/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-demo
@@ -108,4 +118,4 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-openclip $(VENV)-spconv $(VENV)-demo $(OUT) build *.egg-info
+	rm -rf $(VENV) $(VENV)-openclip $(VENV)-spconv $(VENV)-scale $(VENV)-demo $(OUT) build *.egg-info

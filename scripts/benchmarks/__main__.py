@@ -17,6 +17,7 @@ BENCHMARKS = {
     "scenes": "whole scenes: average precision with and without merging, time and memory of a long session",
     "page_load": "the demo page under many visitors at once",
     "endurance": "memory and open files over thousands of frames",
+    "scale": "preparation and prediction in shards on each engine, and the cost of millions of frames",
     "results": "measured average precision, from the files of bifusion-evaluate",
 }
 

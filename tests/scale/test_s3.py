@@ -1,6 +1,7 @@
 """The commands on a store: an S3 server on loopback."""
 
 import json
+import uuid
 
 import numpy as np
 import pytest
@@ -37,8 +38,10 @@ def bucket(monkeypatch):
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
-    fsspec.filesystem("s3").mkdir("frames")
-    yield "s3://frames"
+    # The server keeps its buckets beyond its end.
+    name = f"frames-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3").mkdir(name)
+    yield f"s3://{name}"
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 
@@ -53,7 +56,7 @@ def test_a_recording_in_a_store_becomes_a_data_set_and_predictions_there(bucket,
         (place / "intrinsics.json").write_text(json.dumps({"depth_scale": 1000, **_pinhole(frame.intrinsics)}))
     here = import_recording(tmp_path / "hall", tmp_path / "here", val=1, progress=False, frames_per_shard=2)
     system = Folder(bucket)._store[0]
-    system.put(str(tmp_path / "hall"), "frames/hall", recursive=True)
+    system.put(str(tmp_path / "hall"), f"{bucket}/hall", recursive=True)
     assert open_recording(f"{bucket}/hall").ids == open_recording(tmp_path / "hall").ids
 
     there = import_recording(f"{bucket}/hall", f"{bucket}/set", val=1, progress=False, frames_per_shard=2)
@@ -63,9 +66,9 @@ def test_a_recording_in_a_store_becomes_a_data_set_and_predictions_there(bucket,
             assert file.read() == (tmp_path / "here" / name).read_bytes()
     assert load_frames(f"{bucket}/set", "val")["frame_id"] == load_frames(tmp_path / "here", "val")["frame_id"]
     # It goes on: nothing is made again.
-    before = {name: system.modified(f"frames/set/{name}") for name in Folder(f"{bucket}/set").names("data/*")}
+    before = {name: system.modified(f"{bucket}/set/{name}") for name in Folder(f"{bucket}/set").names("data/*")}
     import_recording(f"{bucket}/hall", f"{bucket}/set", val=1, progress=False, frames_per_shard=2)
-    assert before == {name: system.modified(f"frames/set/{name}") for name in before}
+    assert before == {name: system.modified(f"{bucket}/set/{name}") for name in before}
 
     settings = PredictionSettings(str(SAMPLE_CHECKPOINT), batch_size=1)
     for source, out in ((tmp_path / "here", tmp_path / "results"), (f"{bucket}/set", f"{bucket}/results")):
@@ -82,7 +85,7 @@ def test_a_recording_in_a_store_becomes_a_data_set_and_predictions_there(bucket,
 
 
 def test_what_is_missing_there_is_named(bucket):
-    with pytest.raises(DataFileError, match=r"s3://frames/nothing: has no data/val-\*.parquet"):
+    with pytest.raises(DataFileError, match=r"s3://frames-\w+/nothing: has no data/val-\*.parquet"):
         len(DataSetFrames(f"{bucket}/nothing", "val").shards(2))
     with pytest.raises(OSError, match="s3://other/out/a: "):
         Folder("s3://other/out").read_text("a")
