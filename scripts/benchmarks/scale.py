@@ -183,7 +183,9 @@ def _engine(way: str) -> Iterator[Engine]:
     elif way == "two processes":
         yield LocalEngine(2, PRELOAD)
     else:
-        with two_nodes():
+        import ray
+
+        with contextlib.nullcontext() if ray.is_initialized() else two_nodes():
             yield open_engine("ray")
 
 
@@ -298,8 +300,8 @@ def cost_table(measured: Mapping[str, Any]) -> str:
         for name, of in cost(measured, frames).items():
             lines.append(
                 f"| {frames:,} | {name} | {of['core_hours']:,.0f} | {of['hours']:,.1f} "
-                f"| {of['read_bytes'] / 1e12:.2f} TB | {of['written_bytes'] / 1e12:.2f} TB | {of['shards']:,} | {of['requests']:,} "
-                f"| {of['gbit_per_node']:.2f} Gbit/s |"
+                f"| {of['read_bytes'] / 1e12:.2f} TB | {of['written_bytes'] / 1e12:.2f} TB "
+                f"| {of['shards']:,} | {of['requests']:,} | {of['gbit_per_node']:.2f} Gbit/s |"
             )
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from bifusion_hf.results import InstanceSegmentation
 # Command -> module of bifusion_hf.cli -> option (or positional argument) -> the words that change, and others that
 # both runs have beside those of `BASES`.
 NAMED = ["--labeler", "clip"]
+MANY = ["--data", "sample", "--output", "out", "--shards", "parquet"]
 OPTIONS = {
     "prepare_scannet200": {
         "--scans": (["--scans", "other"], []),
@@ -36,6 +37,8 @@ OPTIONS = {
         "--max_label_distance": (["--max_label_distance", "0.5"], []),
         "--assume_registered": (["--assume_registered"], []),
         "--sequences": (["--sequences"], []),
+        "--engine": (["--engine", "ray"], []),
+        "--address": (["--engine", "ray", "--address", "auto"], ["--engine", "ray"]),
     },
     "import_data": {
         "source": (["other"], None),
@@ -52,6 +55,8 @@ OPTIONS = {
         "--jpeg_quality": (["--jpeg_quality", "0"], []),
         "--frames_per_shard": (["--frames_per_shard", "7"], []),
         "--workers": (["--workers", "3"], []),
+        "--engine": (["--engine", "ray"], []),
+        "--address": (["--engine", "ray", "--address", "auto"], ["--engine", "ray"]),
         "--every": (["--every", "3"], []),
         "--limit": (["--limit", "3"], []),
         "--scene": (["--scene", "room"], []),
@@ -79,6 +84,8 @@ OPTIONS = {
         "--workers": (["--workers", "77"], []),
         "--jpeg_quality": (["--jpeg_quality", "50"], []),
         "--cache": (["--cache", "elsewhere"], []),
+        "--engine": (["--engine", "ray"], []),
+        "--address": (["--engine", "ray", "--address", "auto"], ["--engine", "ray"]),
     },
     "push_to_hub": {
         "checkpoint": (["other"], None),
@@ -131,6 +138,7 @@ OPTIONS = {
         "--label_map": (["--label_map", "other"], ["--scenes", "--meshes", "scans", "--label_map", "labels.tsv"]),
         "--predictions": (["--data", "sample", "--predictions", "file"], None),
         "--save_predictions": (["--save_predictions", "file"], []),
+        "--shard_size": (["--shard_size", "7"], ["--save_predictions", "file"]),
         "--output": (["--output", "file.json"], []),
         "--batch_size": (["--batch_size", "7"], []),
         "--num_workers": (["--num_workers", "7"], []),
@@ -176,6 +184,14 @@ OPTIONS = {
         "--name_threshold": (["--name_threshold", "0.2"], []),
         "--device": (["--device", "cuda:1"], []),
         "--output": (["--output", "other"], []),
+        "--recordings": (["--recordings", "other", "--output", "out", "--shards", "coco"], None),
+        "--shards": ([*MANY, "--shards", "coco"], None),
+        "--shard_size": ([*MANY, "--shard_size", "7"], None),
+        "--batch_size": ([*MANY, "--batch_size", "7"], None),
+        "--merge": ([*MANY, "--merge"], None),
+        "--workers": ([*MANY, "--workers", "7"], None),
+        "--engine": ([*MANY, "--engine", "ray"], None),
+        "--address": ([*MANY, "--engine", "ray", "--address", "auto"], None),
     },
     "scan": {
         "source": (["other"], None),
@@ -397,6 +413,7 @@ class Recording(list):
 def prepare(command, calls):
     """Replaces what the command calls."""
     rows = Rows(range(4))
+    calls.replace("batch.open_engine", lambda *args, **options: SimpleNamespace(shown=f"{args} {options}"))
     labeler = SimpleNamespace(settings={"model": "clip"}, templates=("a {}",))
     calls.replace("labeling.TextLabeler", lambda *args, **options: labeler)
     results = {"protocol": {"data": "sample"}}
@@ -453,6 +470,7 @@ def prepare(command, calls):
         vocabulary = SimpleNamespace(processor=Processor(), protocol={}, namer=lambda rows: None)
         calls.replace("evaluation.open_vocabulary.OpenVocabulary", lambda *args, **options: vocabulary)
         calls.replace("evaluation.PredictionWriter", mock.MagicMock())
+        calls.replace("evaluation.prediction_shards.write_in_shards")
         calls.replace("evaluation.format_results", "")
         calls.replace("evaluation.headline", {})
         calls.replace("evaluation.save_results")
@@ -475,6 +493,8 @@ def prepare(command, calls):
         calls.replace("data.frames.load_frames", rows)
         calls.replace("data.frames.frame_from_row", frame_of)
         calls.replace("data.recordings.open_recording", lambda *args, **options: [frame_of()])
+        report = {"frames": 0, "instances": 0, "shards": 0, "skipped": {}}
+        calls.replace("prediction.shards.predict_shards", report)
     elif command == "scan":
         calls.patch.setattr(Session, "calls", calls)
         calls.patch.setattr(importlib.import_module("bifusion_hf.scenes"), "SceneSession", Session)

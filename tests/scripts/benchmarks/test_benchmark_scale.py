@@ -1,0 +1,46 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.benchmarks import scale
+
+
+ROOT = Path(__file__).parents[3]
+STORED = ROOT / "model_cards" / "benchmarks" / "scale.json"
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return json.loads(STORED.read_text())
+
+
+def test_the_tables_of_the_page_are_those_of_the_file(stored):
+    page = (ROOT / "docs" / "scale.md").read_text()
+    assert stored["queues"] == json.loads(json.dumps(scale.queues(stored["measured"])))
+    for frames in scale.FRAMES:
+        assert stored["cost"][str(frames)] == scale.cost(stored["measured"], frames)
+    for name, table in {
+        "scale_measured": scale.measured_table(stored["measured"]),
+        "scale_cost": scale.cost_table(stored["measured"]),
+        "scale_queues": scale.queue_table(stored["queues"]),
+    }.items():
+        assert f"<!-- {name}:begin -->\n{table}\n<!-- {name}:end -->" in page
+
+
+def test_all_ways_wrote_the_same_though_a_worker_was_killed(stored):
+    for ways in stored["measured"].values():
+        assert set(ways) == set(scale.WAYS) and len({way["sha256"] for way in ways.values()}) == 1
+        assert [ways[name]["killed"] for name in scale.WAYS] == [0, 1, 1]
+
+
+def test_the_cost_is_that_of_a_frame_times_the_frames():
+    of = {"frames": 4, "cpu_s": 8.0, "bytes": 4000}
+    found = scale.cost(
+        {"prepare": {"one process": of}, "predict": {"one process": {**of, "bytes": 400}}}, 3_600_000, 1000
+    )
+    assert found["predict"]["core_hours"] == 2000 and found["predict"]["hours"] == 2000 / scale.CORES
+    assert found["predict"]["read_bytes"] == 3.6e9 and found["predict"]["written_bytes"] == 3.6e8
+    assert found["predict"]["shards"] == 3600 and found["predict"]["requests"] == 3600 * 5 + 2 * 4
+    assert found["prepare"]["requests"] == 3600 * 6 + 2 * 4
+    assert found["predict"]["gbit_per_node"] == pytest.approx(8e-9 * 64 * 1100 / 2)
