@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: long work ends where it can be gone on with, programs with 128 and the signal's number."""
 
 import contextlib
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -111,6 +112,17 @@ def leave_interrupts_to_the_parent(*_arguments: object) -> None:
     """For worker processes: a Ctrl-C reaches all processes of a terminal, and the parent ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def end_with_the_parent() -> None:
+    """For worker processes that would wait for work for ever: they end when their parent has died, however it did."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent's end", daemon=True).start()
 
 
 def _leave_child(number: int) -> None:

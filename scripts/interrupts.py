@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,16 @@ def works(inputs: Path) -> dict[str, Work]:
     }
 
 
+def result_of(inputs: Path, name: str, out: Path) -> Any:
+    """What a whole run of a command left."""
+    return works(inputs)[name].result(out)
+
+
+def arguments_to_go_on(inputs: Path, name: str, out: Path) -> list[str]:
+    """Arguments of the command that goes on with an interrupted one."""
+    return works(inputs)[name].go_on(out)
+
+
 def digests(out: Path, pattern: str) -> dict[str, str]:
     """SHA-256 of files by their names."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob(pattern))}
@@ -124,7 +134,9 @@ def write_inputs(folder: Path, frames: int, scans: int, updates: int) -> None:
 
     torch.manual_seed(0)
     (folder / "frames/data").mkdir(parents=True)
-    rows = [frame_to_row(frame) for frame in small_frames(frames)]
+    rows = [
+        frame_to_row(replace(frame, frame_id=f"room_{number}")) for number, frame in enumerate(small_frames(frames))
+    ]
     for split in ("train", "val"):
         path = folder / f"frames/data/{split}-00000-of-00001.parquet"
         datasets.Dataset.from_list(rows, features=frame_features()).to_parquet(str(path))
@@ -225,11 +237,12 @@ def loads(out: Path) -> bool:
     return not found or load_pretrained(found[-1]) is not None
 
 
-def interrupt(work: Work, number: int, seconds: float, out: Path, expected: Any) -> dict[str, Any]:
+def interrupt(inputs: Path, name: str, number: int, seconds: float, out: Path, expected: Any) -> dict[str, Any]:
     """Interrupts a command after some seconds, and goes on.
 
     Args:
-        work: The command.
+        inputs: See `write_inputs`.
+        name: Of the command.
         number: The signal.
         seconds: When it is sent.
         out: A folder that is not there.
@@ -238,7 +251,7 @@ def interrupt(work: Work, number: int, seconds: float, out: Path, expected: Any)
     Returns:
         `status`, and `problems`, what must not be; `status` None where it had ended before the signal.
     """
-    log = out.with_suffix(".log")
+    work, log = works(inputs)[name], out.with_suffix(".log")
     process = start(work.module, work.arguments(out), log)
     process.join(seconds)
     if process.exitcode is not None:
@@ -262,11 +275,11 @@ def interrupt(work: Work, number: int, seconds: float, out: Path, expected: Any)
     problems += in_child(broken_files, out) if out.exists() else []
     if work.module == "train" and not in_child(loads, out):
         problems.append("the last checkpoint does not load")
-    again = start(work.module, in_child(work.go_on, out), log)
+    again = start(work.module, in_child(arguments_to_go_on, inputs, name, out), log)
     again.join()
     if again.exitcode != 0:
         problems.append(f"the command that goes on ended with {again.exitcode}: {log.read_text()[-300:]}")
-    elif (found := in_child(work.result, out)) != expected:
+    elif (found := in_child(result_of, inputs, name, out)) != expected:
         problems.append(f"another result: {found}")
     return {"status": process.exitcode, "problems": problems}
 
@@ -303,25 +316,26 @@ def run(
     with tempfile.TemporaryDirectory(prefix="interrupts-") as place:
         folder = Path(place)
         datasets.config.HF_DATASETS_CACHE = str(folder / "cache")
-        in_child(write_inputs, folder / "inputs", *size)
-        chosen = {name: work for name, work in works(folder / "inputs").items() if name in names}
+        inputs = folder / "inputs"
+        in_child(write_inputs, inputs, *size)
         alone = {}
-        for name, work in chosen.items():
+        for name in names:
+            work = works(inputs)[name]
             out, begin = folder / f"{name}-alone", time.monotonic()
             process = start(work.module, work.arguments(out), out.with_suffix(".log"))
             process.join()
             if process.exitcode != 0:
                 raise ValueError(f"{name} failed: {out.with_suffix('.log').read_text()[-2000:]}")
-            alone[name] = time.monotonic() - begin, in_child(work.result, out)
+            alone[name] = time.monotonic() - begin, in_child(result_of, inputs, name, out)
         for moment in range(moments):
             for number in signals:
-                for name, work in chosen.items():
+                for name in names:
                     if until is not None and time.monotonic() > until:
                         continue
                     seconds, expected = alone[name]
                     out = folder / f"{name}-{moment}-{number}"
                     when = float(rng.uniform(0.02, 1.0)) * seconds
-                    found = interrupt(work, number, when, out, expected)
+                    found = interrupt(inputs, name, number, when, out, expected)
                     kind = "ended before" if found["status"] is None else "interrupted"
                     counts[name][signal.Signals(number).name][kind] += 1
                     problems += [

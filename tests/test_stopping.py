@@ -105,3 +105,50 @@ def test_a_command_that_is_interrupted_while_it_is_imported_leaves_no_traceback(
         env={**os.environ, "PYTHONPATH": path},
     )
     assert (found.returncode, found.stderr) == (130, "bifusion-predict: interrupted\n")
+
+
+POOL = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+
+from bifusion_hf.stopping import end_with_the_parent
+
+
+def work(_):
+    time.sleep(0.3)
+    return os.getpid()
+
+
+if __name__ == "__main__":
+    initializer = end_with_the_parent if sys.argv[1] == "watched" else None
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(2, mp_context=context, initializer=initializer) as pool:
+        print(*set(pool.map(work, range(4))), flush=True)
+        time.sleep(600)
+"""
+
+
+def _lives(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux")
+@pytest.mark.parametrize("kind", ["watched", "plain"])
+def test_workers_of_a_killed_pool_end(kind, tmp_path):
+    """Those of a plain pool wait for ever; else this test would show nothing."""
+    (tmp_path / "pool.py").write_text(POOL)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "pool.py"), kind], stdout=subprocess.PIPE, text=True)
+    workers = [int(word) for word in process.stdout.readline().split()]
+    process.kill()
+    process.wait(30)
+    end = time.monotonic() + (60 if kind == "watched" else 2)
+    try:
+        while (left := [worker for worker in workers if _lives(worker)]) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert workers and (left == [] if kind == "watched" else left == workers)
+    finally:
+        for worker in filter(_lives, workers):
+            os.kill(worker, signal.SIGKILL)

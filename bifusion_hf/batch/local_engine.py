@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
-from ..stopping import leave_interrupts_to_the_parent
+from ..stopping import end_with_the_parent, leave_interrupts_to_the_parent
 from .engine import MAX_DEATHS, Work, WorkerDiedError
 
 
@@ -109,6 +109,8 @@ _worker: Work | None = None
 def _start_worker(build: Callable[[], Work], gpu: int | None) -> None:
     global _build
     leave_interrupts_to_the_parent()
+    # Each worker holds the pipe that it waits at open: it would never see the end of a parent that was killed.
+    end_with_the_parent()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     _build = build
