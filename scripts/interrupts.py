@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -313,9 +314,11 @@ def run(
     rng = np.random.default_rng(seed)
     counts = {name: {signal.Signals(number).name: Counter() for number in signals} for name in names}
     problems: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="interrupts-") as place:
+    with (
+        tempfile.TemporaryDirectory(prefix="interrupts-") as place,
+        mock.patch.object(datasets.config, "HF_DATASETS_CACHE", f"{place}/cache"),
+    ):
         folder = Path(place)
-        datasets.config.HF_DATASETS_CACHE = str(folder / "cache")
         inputs = folder / "inputs"
         in_child(write_inputs, inputs, *size)
         alone = {}

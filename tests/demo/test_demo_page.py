@@ -50,7 +50,32 @@ def test_refused_frames_leave_the_page_as_it_is(demo_page, monkeypatch):
     outputs = demo_page._run(None, "checkpoint", 0.5, read)
     assert messages == ["depth &lt;b&gt; is wrong"]
     assert len(outputs) == 7 and all(output == demo_page.gr.skip() for output in outputs)
-    assert demo_page._show(None, 0.5, []) == [demo_page.gr.skip()] * 5
+    shown = demo_page._show(None, 0.5, [])
+    assert shown == [*[demo_page.gr.skip()] * 4, demo_page.NOTHING_SHOWN]
+
+
+def test_each_selection_has_files_of_its_own_and_the_last_ones_go(demo_page, monkeypatch, tmp_path):
+    """One folder a visitor, whatever they filter; none when their session is let go."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    shown, seen = demo_page.Shown(None), []
+    for _ in range(3):
+        folder = shown.new_folder()
+        (folder / "points.ply").touch()
+        seen.append(folder)
+        assert list(tmp_path.iterdir()) == [folder]
+    assert len(set(seen)) == 3
+    shown.folder.cleanup()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_visitors_send_and_leave_is_bounded(demo_page):
+    from bifusion_hf.demo.serving import KEPT_VISITORS, UPLOAD_MEBIBYTES, serving_options
+
+    options = serving_options()
+    assert (options["max_file_size"], options["state_session_capacity"]) == (UPLOAD_MEBIBYTES << 20, KEPT_VISITORS)
+    page = demo_page.build_page(None, [make_frame(48, 64)], "checkpoint")
+    labels = [getattr(part, "label", None) for part in page.blocks.values()]
+    assert f"Depth (16-bit PNG, TIFF, .npy; to {UPLOAD_MEBIBYTES} MiB)" in labels
 
 
 def test_a_camera_fills_the_form(demo_page, monkeypatch):
