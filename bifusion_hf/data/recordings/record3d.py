@@ -66,10 +66,10 @@ def open_r3d(path: Path, options: ReadOptions) -> Recording:
         metadata = json.loads(archive.read("metadata"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataFileError(path, f"metadata is not JSON ({error})") from error
-    size = tuple(_entry(metadata, side, path) for side in ("w", "h"))
-    if not all(isinstance(side, int | float) and 0 < side < MAX_SIDE for side in size):
-        raise DataFileError(path, f"metadata has w {size[0]!r} and h {size[1]!r}; expected pixels")
+    size = _pixels(metadata, ("w", "h"), path)
     poses = _entry(metadata, "poses", path)
+    if not isinstance(poses, list):
+        raise DataFileError(path, f"metadata has poses {poses!r:.40}; expected a list, one for each frame")
     start = quaternion_pose(metadata.get("initPose", (0, 0, 0, 1, 0, 0, 0)), f"{path} (initPose)")
 
     def read(index: int) -> RGBDFrame:
@@ -99,16 +99,24 @@ def open_r3d(path: Path, options: ReadOptions) -> Recording:
     return Recording("Record3D", path, ids, True, read, images=images)
 
 
-def _entry(metadata: Any, name: str, path: Path) -> Any:
+def _entry(metadata: Any, name: str, path: Path | str) -> Any:
     if not isinstance(metadata, dict) or name not in metadata:
         raise DataFileError(path, f"metadata has no {name}")
     return metadata[name]
 
 
+def _pixels(metadata: Any, names: tuple[str, str], path: Path | str) -> tuple[float, ...]:
+    size = tuple(_entry(metadata, name, path) for name in names)
+    if not all(isinstance(side, int | float) and 0 < side < MAX_SIDE for side in size):
+        found = " and ".join(f"{name} {side!r}" for name, side in zip(names, size, strict=True))
+        raise DataFileError(path, f"metadata has {found}; expected pixels")
+    return size
+
+
 def _camera(metadata: dict[str, Any], index: int, path: Path, options: ReadOptions) -> np.ndarray:
     """Intrinsics [3, 3] of the colour image of a frame."""
     each = metadata.get("perFrameIntrinsicCoeffs")
-    if isinstance(each, list) and index < len(each) and len(each[index]) >= 4:
+    if isinstance(each, list) and index < len(each) and isinstance(each[index], list) and len(each[index]) >= 4:
         return read_intrinsics(each[index][:4])
     values = as_matrix(_entry(metadata, "K", path), f"{path} (K)")
     if values.size != 9:
@@ -119,7 +127,8 @@ def _camera(metadata: dict[str, Any], index: int, path: Path, options: ReadOptio
 def _depth_size(metadata: dict[str, Any], count: int, image_shape: tuple[int, ...], place: str) -> tuple[int, int]:
     """Height and width of a depth image."""
     if "dh" in metadata and "dw" in metadata:
-        sizes = [(int(metadata["dh"]), int(metadata["dw"]))]
+        height, width = map(int, _pixels(metadata, ("dh", "dw"), place))
+        sizes = [(height, width)]
     else:
         # The apps that did not write a size had two, upright or lying as the colour image is.
         upright = image_shape[0] > image_shape[1]

@@ -30,6 +30,7 @@ EARLIER_FAILURES = {
         "safetensors": (116,),
         "arrays": (64,),
     },
+    3: {"r3d": (7,)},
 }
 
 
