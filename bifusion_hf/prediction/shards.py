@@ -211,6 +211,8 @@ def predict_shards(
             print(f"{len(pieces) - len(left)} of {len(pieces)} shards are there", flush=True)
         _run(engine, build, processes.share(left), tell)
         processes.gather(None)
+        # Of workers that were killed.
+        folder.remove_unfinished(_SHARDS)
         names = [f"{_SHARDS}/{name}{suffix}" for name in pieces]
         report = {"settings": described, **_total(folder, names)}
         if merge:

@@ -168,6 +168,8 @@ def _render_by(
         bar.update(sum(shard.length for name, shard in shards.items() if name not in left))
         for name, _ in engine.run(partial(_shard_work, out, settings, plan["jpeg_quality"]), left):
             bar.update(shards[name].length)
+    # Of workers that were killed.
+    out.remove_unfinished("data")
     inventories = RoomGenerator(settings).inventories
     return _finish(out, plan, {split: inventories[split].all_models() for split in SPLITS})
 

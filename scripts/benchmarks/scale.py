@@ -23,6 +23,7 @@ from typing import Any
 
 from bifusion_hf.batch import Engine, LocalEngine, Work, cut, open_engine, shard_names
 from bifusion_hf.data.importing import import_recording
+from bifusion_hf.io.storage import Folder
 from bifusion_hf.prediction.shards import PRELOAD, PredictionSettings, predict_shards
 from bifusion_hf.prediction.sources import DataSetFrames, Piece
 
@@ -151,7 +152,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                     begin = time.perf_counter()
                     counts = work(Path(folder, "out"), args, measured)
                     wall = time.perf_counter() - begin
-                    files = sorted(Path(folder, "out").glob(pattern))
+                    files = [Path(folder, "out", file) for file in Folder(Path(folder, "out")).names(pattern)]
                     found.setdefault(name, {})[way] = {
                         **counts,
                         "shards": len(files),

@@ -454,7 +454,9 @@ def prepare(command, calls):
         calls.replace("hub.release.publish", SimpleNamespace(url="", commit=""))
         calls.replace("hub.release.check_repo_id")
     elif command == "evaluate":
-        accelerator = mock.MagicMock(num_processes=1, is_main_process=True, device="cpu", mixed_precision="no")
+        accelerator = mock.MagicMock(
+            process_index=0, num_processes=1, is_main_process=True, device="cpu", mixed_precision="no"
+        )
         calls.replace("training.setup.launched_accelerator", accelerator)
         calls.replace("cli.evaluate.use_device")
         calls.replace("cli.evaluate.compare_classes", True)

@@ -112,6 +112,7 @@ def test_processes_give_the_same_bytes_though_one_is_killed(alone, frames_folder
     monkeypatch.setattr(shards, "ShardPredictor", DyingPredictor)
     predict(frames_folder, settings, tmp_path, engine=LocalEngine(2, PRELOAD))
     assert (tmp_path / "died").exists() and content(tmp_path) == content(alone[0])
+    assert len(list((tmp_path / "shards").iterdir())) == 3
 
 
 def launched(frames_folder, settings, out):

@@ -152,6 +152,9 @@ def write_shards(
         bar.update(total - sum(map(len, jobs.values())))
         for name, _ in engine.run(partial(_writing, source, folder), jobs):
             bar.update(len(jobs[name]))
+    # Of workers that were killed.
+    for name in ("data", _WORK_FOLDER):
+        folder.remove_unfinished(name)
 
     records = {}
     for split in splits:
