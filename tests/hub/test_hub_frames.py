@@ -46,6 +46,33 @@ def shards():
     return shard(rows.select([0, 1])), shard(rows.select([2])), rows["frame_id"][:3]
 
 
+def test_rows_are_read_in_place_and_results_written_there(hub, shards, tmp_path):
+    """What workers of a prediction in shards do, which bring no data set to their machine."""
+    first, second, ids = shards
+    path = "data/val-00000-of-00001.parquet"
+    commit = hub.add("org/rooms", {path: first}, kind="dataset")
+    hub.add("org/rooms", {path: second}, kind="dataset")
+    hub.create("org/results", kind="dataset")
+    code = """
+from pathlib import Path
+from bifusion_hf.data.frame_table import FrameTable
+from bifusion_hf.io.storage import Folder
+
+def rows(source):
+    table = FrameTable(source, "val")
+    return [row["frame_id"] for row in table.rows(0, len(table))]
+
+found = [rows("org/rooms"), rows(f"org/rooms@{commit}"), rows(f"hf://datasets/org/rooms@{commit}")]
+results = Folder("hf://datasets/org/results/out")
+results.write_text("shards/a.json", "text")
+found += [results.names("shards/*"), results.read_text("shards/a.json")]
+print(json.dumps(found))
+"""
+    found = run(code, hub, tmp_path / "home", commit)
+    assert found == [ids[2:], ids[:2], ids[:2], ["shards/a.json"], "text"]
+    assert hub.files("org/results", kind="dataset")["out/shards/a.json"] == b"text"
+
+
 def test_a_revision_is_pinned_by_the_name_and_loads_offline(hub, shards, tmp_path):
     first, second, ids = shards
     path = "data/val-00000-of-00001.parquet"
