@@ -209,7 +209,8 @@ class SceneSession:
                 is_new=bool(objects[row] < 0),
                 **self._semantic_entries(places[row], segment["label"]),
             )
-        self._frames.add(frame.frame_id, frame.camera_to_world, result["segmentation"] if self.keep_frames else None)
+        kept = result["segmentation"] if self.keep_frames else None
+        self._frames.add(frame.frame_id, frame.camera_to_world, kept)  # type: ignore[arg-type]
         self._forget_weakest(ids)
         return result
 
