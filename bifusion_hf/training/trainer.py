@@ -471,7 +471,7 @@ class BiFusionTrainer:
             return ""
         # Frames and queries have seeds of their own; what a network draws besides, as dropout does, begins anew.
         set_seed(random.Random(f"{self.arguments.seed} {self.update}").getrandbits(31), device_specific=True)
-        return f"; {state['num_processes']} processes wrote it, {processes} go on, with new random states"
+        return f"; processes {state['num_processes']} -> {processes}, with new random states"
 
     def _unfreeze(self) -> None:
         schedule = self.arguments.training.unfreeze_at
