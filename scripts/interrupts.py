@@ -29,7 +29,7 @@ import numpy as np
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
 # Seconds in which a command must be gone after a signal, and its helpers after it.
-PATIENCE, HELPERS = 300, 30
+PATIENCE, HELPERS = 300, 120
 FORK = multiprocessing.get_context("fork")
 NETWORK = {
     "voxel_size": 0.1,
@@ -200,6 +200,13 @@ def members(session: int) -> list[int]:
     return found
 
 
+def _command_line(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]
+    except OSError:
+        return "gone"
+
+
 def broken_files(out: Path) -> list[str]:
     """What has a final name and cannot be read."""
     import pyarrow.parquet
@@ -271,7 +278,7 @@ def interrupt(inputs: Path, name: str, number: int, seconds: float, out: Path, e
     while (left := members(process.pid)) and time.monotonic() < end:
         time.sleep(0.2)
     if left:
-        problems.append(f"{len(left)} processes left")
+        problems.append(f"{len(left)} processes left: {[_command_line(each) for each in left]}")
         os.killpg(process.pid, signal.SIGKILL)
     problems += in_child(broken_files, out) if out.exists() else []
     if work.module == "train" and not in_child(loads, out):

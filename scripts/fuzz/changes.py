@@ -130,7 +130,8 @@ def change_yaml(content: bytes, rng: Generator) -> bytes | None:
         lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
         lines += [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, levels)]
         return content + b"\n" + "\n".join(lines).encode() + b"\n"
-    if rng.random() < 0.3:
+    # Of aliases, put in by an earlier damage, a changed copy would be all that they unfold to.
+    if rng.random() < 0.3 or b"&a0" in content:
         return change_text(content, rng)
     try:
         return yaml.safe_dump(change_tree(yaml.safe_load(content), rng)).encode()

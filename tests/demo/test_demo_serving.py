@@ -16,18 +16,15 @@ from bifusion_hf.demo.serving import FOLDER_PREFIX, BodyLimit, delete_empty_fold
 
 SERVER = """
 import sys, time
-from bifusion_hf.cli.entry import command
 from bifusion_hf.demo.serving import serve_from_own_folder
+from bifusion_hf.stopping import terminable
 
-@command("page")
-def main(argv=None):
+with terminable():
     folder = serve_from_own_folder()
     (folder / "upload").mkdir()
     (folder / "upload" / "depth.npy").write_bytes(b"1")
     print(folder.parent, flush=True)
     time.sleep(float(sys.argv[1]))
-
-main()
 """
 posix = pytest.mark.skipif(os.name != "posix", reason="needs locks that die with their process")
 

@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 
+from scripts.fuzz.changes import change_yaml
 from scripts.fuzz.runner import FAILURES, OK, make_input, try_input
 from scripts.fuzz.targets import all_targets
 
@@ -71,3 +73,13 @@ def test_damaged_inputs_are_read_or_refused_by_name(target, tmp_path):
     for seed, number in inputs:
         outcome, error = ends(target, tmp_path / f"fuzzed_input_{seed}_{number}", seed, number)
         assert outcome not in FAILURES, (seed, number, error)
+
+
+def test_an_input_that_is_damaged_twice_is_made_at_once():
+    """Nine levels of aliases are a few lines; a changed copy of what they stand for would be 10^9 values."""
+    rng = np.random.default_rng(0)
+    lines = ["a0: &a0 [x, x, x]", *(f"a{level}: &a{level} [{f'*a{level - 1}, ' * 9}]" for level in range(1, 10))]
+    bomb = "\n".join(lines).encode()
+    for _ in range(50):
+        changed = change_yaml(bomb, rng)
+        assert changed is None or len(changed) < 10**6
