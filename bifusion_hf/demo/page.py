@@ -22,7 +22,7 @@ from .prediction import (
     viewer_distance,
     write_files,
 )
-from .serving import FOLDER_VARIABLE, UPLOAD_MEBIBYTES, delete_empty_folders
+from .serving import FOLDER_VARIABLE, UPLOAD_MEBIBYTES, delete_old_files
 from .upload import (
     camera_fields,
     camera_text,
@@ -137,10 +137,16 @@ def build_page(
 
         parts = [image, points, ply, segments, status]
 
+        def delete_old() -> None:
+            own = (getattr(block, "keep_in_cache", ()) for block in page.blocks.values())
+            delete_old_files(CACHE_SECONDS[1], set().union(*own))
+
         def run_sample(score: float, words: str, choice: gr.SelectData):
+            delete_old()
             return _run(segmenter, checkpoint, score, lambda: samples[choice.index], words, labeler)
 
         def run_upload(score: float, words: str, *fields):
+            delete_old()
             return _run(segmenter, checkpoint, score, lambda: read_upload(*fields), words, labeler)
 
         def run_words(shown: Shown | None, score: float, words: str):
@@ -276,7 +282,6 @@ def _run(
     labeler: TextLabeler | None = None,
 ) -> list:
     """Predicts a frame: what is shown of it, the names to filter by, and what `_show` gives."""
-    delete_empty_folders(CACHE_SECONDS[0])
     try:
         with collected_doubts() as doubts:
             shown = Shown(predict(segmenter, read(), checkpoint))

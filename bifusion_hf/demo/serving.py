@@ -7,7 +7,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +76,27 @@ def _delete_abandoned(parent: Path) -> None:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def delete_empty_folders(seconds: float) -> None:
-    """Deletes what is empty in the server's folder for so long: Gradio deletes old files and leaves their folders."""
+def delete_old_files(seconds: float, keep: Collection[str] = ()) -> None:
+    """Deletes what is so old in the server's folder, and the folders that are empty for so long.
+
+    Gradio deletes old uploads and leaves their folders; what it made for a visitor alone (pictures, masks) it forgets.
+
+    Args:
+        seconds: Age.
+        keep: Files that stay, as those of the page itself.
+    """
     place = os.environ.get(FOLDER_VARIABLE)
-    for folder in Path(place).iterdir() if place else ():
-        # Not empty, no folder, or gone.
+    oldest = time.time() - seconds
+    # From the inside: the folders of folders last.
+    for path in sorted(Path(place).rglob("*"), reverse=True) if place else ():
+        # Gone meanwhile, or not empty.
         with contextlib.suppress(OSError):
-            if folder.stat().st_mtime < time.time() - seconds:
-                folder.rmdir()
+            if path.lstat().st_mtime >= oldest or str(path) in keep:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            else:
+                path.unlink()
 
 
 class BodyLimit:

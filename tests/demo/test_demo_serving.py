@@ -11,7 +11,7 @@ import time
 import pytest
 
 from bifusion_hf.demo import serving
-from bifusion_hf.demo.serving import FOLDER_PREFIX, BodyLimit, delete_empty_folders
+from bifusion_hf.demo.serving import FOLDER_PREFIX, BodyLimit, delete_old_files
 
 
 SERVER = """
@@ -96,20 +96,22 @@ def test_the_folder_is_used_by_nobody_else_and_named_for_gradio(tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_old_empty_folders_go(tmp_path, monkeypatch):
+def test_what_is_old_goes_but_for_the_pages_own(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    for name in ("old", "full", "new"):
+    for name in ("old", "own", "new", "empty", "just"):
         (tmp_path / name).mkdir()
-    (tmp_path / "full" / "file").touch()
-    (tmp_path / "file").touch()
-    for name in ("old", "full", "file"):
+    for name in ("old/mask.png", "own/sample.png", "new/depth.npy"):
+        (tmp_path / name).touch()
+    for name in ("old/mask.png", "own/sample.png", "own", "new", "empty"):
         os.utime(tmp_path / name, (time.time() - 700,) * 2)
-    delete_empty_folders(600)
-    assert {path.name for path in tmp_path.iterdir()} == {"full", "new", "file"}
+    delete_old_files(600, {str(tmp_path / "own" / "sample.png")})
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    # A folder is as old as its last change.
+    assert found == {"old", "own", "own/sample.png", "new", "new/depth.npy", "just"}
     monkeypatch.delenv("GRADIO_TEMP_DIR")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    delete_empty_folders(0)
-    assert (tmp_path / "new").exists()
+    delete_old_files(-1)
+    assert (tmp_path / "new/depth.npy").exists()
 
 
 @pytest.mark.parametrize(
