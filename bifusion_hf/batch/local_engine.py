@@ -50,7 +50,13 @@ class LocalEngine:
             while waiting or workers:
                 while waiting and free:
                     (index, worker), (name, task) = free.pop(), waiting.pop()
-                    workers[worker.submit(_work, name, task)] = index, worker, name, task
+                    try:
+                        future = worker.submit(_work, name, task)
+                    except BrokenProcessPool:
+                        # It died with nothing to do, which no shard is to blame for.
+                        worker = self._start(build, index)
+                        future = worker.submit(_work, name, task)
+                    workers[future] = index, worker, name, task
                 done, _ = wait(workers, return_when=FIRST_COMPLETED)
                 for future in done:
                     index, worker, name, task = workers.pop(future)

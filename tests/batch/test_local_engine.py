@@ -1,6 +1,7 @@
 import functools
 import os
 import signal
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -44,6 +45,25 @@ def test_a_killed_worker_costs_its_shard_one_more_try(tmp_path, caplog):
     # Two, and the one that took the place of the dead one; each was built once.
     assert len(started(tmp_path)) == 3 and {pid for pid, _ in found.values()} <= started(tmp_path)
     assert "shard e: its worker died; once more" in caplog.text and caplog.text.count("once more") == 1
+
+
+def test_a_worker_that_died_with_nothing_to_do_is_replaced(tmp_path, monkeypatch, caplog):
+    start, dead = LocalEngine._start, []
+
+    def start_dead_at_first(self, build, index):
+        worker = start(self, build, index)
+        if not dead:
+            dead.append(worker.submit(os.getpid).result())
+            os.kill(dead[0], signal.SIGKILL)
+            with pytest.raises(BrokenProcessPool):
+                while True:
+                    worker.submit(os.getpid).result()
+        return worker
+
+    monkeypatch.setattr(LocalEngine, "_start", start_dead_at_first)
+    found = run(tmp_path, {name: ("give", name) for name in "ab"}, 2)
+    assert {name: value for name, (_, value) in found.items()} == {"a": "a", "b": "b"}
+    assert len(dead) == 1 and "once more" not in caplog.text
 
 
 def test_a_shard_that_kills_its_workers_is_named_and_the_others_are_made(tmp_path):
