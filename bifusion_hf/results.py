@@ -126,12 +126,16 @@ class InstanceSegmentation(dict):
         paths["json"] = folder / f"{name}.json"
         with new_file(paths["overlay"]) as partial:
             self.plot().save(partial, format="PNG")
-        points, colors, instance = self.colored_points()
-        names = {segment["id"]: str(segment_name(segment)) for segment in self["segments_info"]}
-        write_ply(paths["ply"], points, colors, instance=instance, names=names)
+        self.to_ply(paths["ply"])
         with new_file(paths["json"]) as partial:
             partial.write_text(json.dumps(self.to_json(**extra), indent=2) + "\n", encoding="utf-8")
         return paths
+
+    def to_ply(self, path: str | Path) -> None:
+        """Writes the coloured points, each with its `instance`, and the instances' names."""
+        points, colors, instance = self.colored_points()
+        names = {segment["id"]: str(segment_name(segment)) for segment in self["segments_info"]}
+        write_ply(path, points, colors, instance=instance, names=names)
 
     def to_npz(self, path: str | Path) -> None:
         """Writes the arrays, and `segments_info` as JSON text, to a file that `numpy.load` reads."""

@@ -120,6 +120,7 @@ def launch(
     """
     # Gradio reads it when it is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "0"
+    _reach_without_proxy(options.get("server_name"))
     from ..demo.serving import serve_from_own_folder, serving_options
 
     serve_from_own_folder()
@@ -128,7 +129,29 @@ def launch(
     if samples is None:
         samples = read_samples("sample", "val")
     page = build_page(load_segmenter(checkpoint, device), samples, Path(checkpoint).name, labeler)
-    return page.queue().launch(**{**launch_options(), **serving_options(), **options})
+    # Quiet: what Gradio says is an offer of a link over its own servers, which the page does not use.
+    waiting = {"quiet": True, "prevent_thread_lock": True}
+    try:
+        started = page.queue().launch(**{**launch_options(), **serving_options(), **options, **waiting})
+    except ValueError as error:
+        if "share=True" not in str(error):
+            raise
+        raise ValueError(
+            "the page does not answer at its own address; a proxy of this machine may be in between (NO_PROXY), or "
+            "--host is no address of it"
+        ) from error
+    print(f"The page: {page.local_url}  (Ctrl-C ends it)", flush=True)
+    if not options.get("prevent_thread_lock"):
+        page.block_thread()
+    return started
+
+
+def _reach_without_proxy(host: str | None) -> None:
+    """Lets Gradio ask itself whether it answers without a proxy in between, which does not know this machine."""
+    for name in ("no_proxy", "NO_PROXY"):
+        known = [entry for entry in os.environ.get(name, "").split(",") if entry]
+        known += [entry for entry in ("localhost", "127.0.0.1", host) if entry and entry not in known]
+        os.environ[name] = ",".join(known)
 
 
 if __name__ == "__main__":

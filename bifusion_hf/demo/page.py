@@ -1,4 +1,8 @@
-"""The demo page: a frame in, the annotated image and the coloured points out (Gradio, extra `demo`)."""
+"""The demo page: a frame in, its instances over image and points out (Gradio, extra `demo`).
+
+Image and points are one component, `view.html` and `view.js`: the view of the points stays where it is when the filter
+changes, which Gradio's own viewer does not let it.
+"""
 
 import html
 import os
@@ -16,10 +20,11 @@ from ..visualization.cameras import CAMERA_PRESETS
 from .prediction import (
     LOWEST_SCORE,
     Prediction,
-    annotated_image,
+    Selection,
+    cloud_values,
     name_by_text,
+    paint_values,
     predict,
-    viewer_distance,
     write_files,
 )
 from .serving import FOLDER_VARIABLE, UPLOAD_MEBIBYTES, delete_old_files
@@ -38,22 +43,23 @@ gr = require_package("gradio")
 INTRODUCTION = """# RGB-D instance segmentation
 One frame of colour and depth in, 3D object instances out. Pick a sample frame, or bring your own."""
 # Also after an hour, or when many others came since: see `KEPT_VISITORS`.
-NOTHING_SHOWN = "No frame here: pick one on the left."
+NOTHING_SHOWN = "No frame here: pick one."
 OWN_CALIBRATION = "own calibration"
+# Of floating point there are no units; for Gradio, None is no choice at all.
+METRES = "metres"
 # Units per metre by name.
-DEPTH_SCALES = [("millimetres (1000)", 1000.0), ("TUM RGB-D (5000)", 5000.0), ("metres, floating point", None)]
+DEPTH_SCALES = [("millimetres (1000)", 1000.0), ("TUM RGB-D (5000)", 5000.0), ("metres, floating point", METRES)]
 DEFAULT_SCORE = 0.5
 # Files of a visitor are deleted an hour after they were made.
 CACHE_SECONDS = (600, 3600)
-# Azimuth and polar angle in degrees of a viewer that looks as the camera does.
-FROM_CAMERA = (90, 90)
-STYLE = """
-.gradio-container {max-width: 1600px !important; padding: 16px 24px !important}
-#introduction h1 {margin-bottom: 0}
-#status {min-height: 1.6em}
-#samples .thumbnail-lg {aspect-ratio: 4 / 3}
-footer {display: none !important}
-"""
+STYLE, VIEW, VIEW_CODE = (
+    (Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("page.css", "view.html", "view.js")
+)
+# As soon as a sample is picked, where the result lies beyond the screen's edge.
+SHOW_RESULT = """() => {
+    const result = document.querySelector("#result");
+    if (result.getBoundingClientRect().bottom > innerHeight) result.scrollIntoView({behavior: "smooth"});
+}"""
 
 
 def launch_options() -> dict[str, Any]:
@@ -92,13 +98,13 @@ def build_page(
         shown = gr.State(None, time_to_live=CACHE_SECONDS[1])
         gr.Markdown(INTRODUCTION, elem_id="introduction")
         with gr.Row():
-            with gr.Column(scale=1, min_width=320):
+            with gr.Column(scale=2, min_width=320):
                 with gr.Tab("Sample frames"):
                     gallery = gr.Gallery(
                         [frame.image for frame in samples],
                         show_label=False,
                         columns=2,
-                        height=520,
+                        height="58vh",
                         object_fit="cover",
                         allow_preview=False,
                         buttons=[],
@@ -106,15 +112,15 @@ def build_page(
                     )
                 with gr.Tab("Your frame"):
                     upload = _upload_form()
-            with gr.Column(scale=3, min_width=640):
-                with gr.Row():
-                    image = gr.AnnotatedImage(label="Instances", height=460, elem_id="instances")
-                    points = gr.Model3D(
-                        label="Points (drag to turn, scroll to zoom)",
-                        height=460,
-                        clear_color=(0.96, 0.97, 0.98, 1.0),
-                        elem_id="points",
-                    )
+            with gr.Column(scale=5, min_width=320):
+                result = gr.HTML(
+                    html_template=VIEW,
+                    js_on_load=VIEW_CODE,
+                    apply_default_css=False,
+                    elem_id="result",
+                    cloud=None,
+                    paint=None,
+                )
                 status = gr.Markdown(NOTHING_SHOWN, elem_id="status")
                 with gr.Row():
                     score = gr.Slider(
@@ -135,7 +141,7 @@ def build_page(
                     ply = gr.DownloadButton("Points (PLY)", interactive=False, elem_id="ply")
                     segments = gr.DownloadButton("Instances (JSON)", interactive=False, elem_id="json")
 
-        parts = [image, points, ply, segments, status]
+        parts = [result, ply, segments, status]
 
         def delete_old() -> None:
             own = (getattr(block, "keep_in_cache", ()) for block in page.blocks.values())
@@ -147,67 +153,67 @@ def build_page(
 
         def run_upload(score: float, words: str, *fields):
             delete_old()
-            return _run(segmenter, checkpoint, score, lambda: read_upload(*fields), words, labeler)
+            return _run(segmenter, checkpoint, score, lambda: read_form(*fields), words, labeler)
 
         def run_words(shown: Shown | None, score: float, words: str):
             return _rename(shown, score, words, labeler)
 
         running = {
             "outputs": [shown, names, *parts],
-            "show_progress_on": [image, points],
+            "show_progress_on": [result],
             "concurrency_id": "network",
             "api_visibility": "private",
         }
         gallery.select(run_sample, [score, words], **running)
+        gallery.select(None, js=SHOW_RESULT, api_visibility="private")
         words.submit(run_words, [shown, score, words], **{**running, "outputs": [names, *parts]})
         upload["run"].click(run_upload, [score, words, *(upload[name] for name in UPLOAD_FIELDS)], **running)
-        for event in (score.change, names.input):
-            event(
-                _show,
-                [shown, score, names],
-                parts,
-                show_progress="hidden",
-                trigger_mode="always_last",
-                api_visibility="private",
-            )
+        filtered = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
+        score.change(_show_score, [shown, score, names], [names, *parts], **filtered)
+        names.input(_show, [shown, score, names], parts, **filtered)
     return page
 
 
-# Arguments of `read_upload`.
+# Arguments of `read_form`.
 UPLOAD_FIELDS = ("image", "depth", "depth_scale", "intrinsics", "pose")
+
+
+def read_form(image: Any, depth: str | None, depth_scale: Any, intrinsics: str, pose: str | None) -> RGBDFrame:
+    """The frame of the form; see `read_upload`."""
+    return read_upload(image, depth, None if depth_scale == METRES else depth_scale, intrinsics, pose)
 
 
 def _upload_form() -> dict[str, Any]:
     """The components of a frame of one's own, by name, and the button `run`."""
-    form: dict[str, Any] = {
-        "image": gr.Image(
-            label="Colour (registered to depth)",
+    form: dict[str, Any] = {}
+    gr.Markdown(f"Colour registered to depth; depth as 16-bit PNG, TIFF or .npy; to {UPLOAD_MEBIBYTES} MiB.")
+    with gr.Row():
+        form["image"] = gr.Image(
+            label="Colour",
             sources=["upload"],
             # The file itself: Gradio, too, changes what it does not know.
             type="filepath",
             image_mode=None,
             buttons=[],
-            height=170,
+            height=130,
+            min_width=140,
             elem_id="color",
-        ),
-        "depth": gr.File(
-            label=f"Depth (16-bit PNG, TIFF, .npy; to {UPLOAD_MEBIBYTES} MiB)", height=120, elem_id="depth"
-        ),
-        "camera": gr.Dropdown(
-            [OWN_CALIBRATION, *CAMERA_PRESETS],
-            value=OWN_CALIBRATION,
-            label="Camera",
-            info="A camera's name fills in nominal values, off by a few percent.",
-            elem_id="camera",
-        ),
-        "depth_scale": gr.Dropdown(DEPTH_SCALES, value=1000.0, label="Depth in", elem_id="depth-scale"),
-        "intrinsics": gr.Textbox(
-            label="Intrinsics of the depth image",
-            placeholder="fx fy cx cy, a 3x3 matrix, or JSON",
-            max_lines=4,
-            elem_id="intrinsics",
-        ),
-    }
+        )
+        form["depth"] = gr.File(label="Depth", height=130, min_width=140, elem_id="depth")
+    with gr.Row():
+        form["camera"] = gr.Dropdown(
+            [OWN_CALIBRATION, *CAMERA_PRESETS], value=OWN_CALIBRATION, label="Camera", min_width=140, elem_id="camera"
+        )
+        form["depth_scale"] = gr.Dropdown(
+            DEPTH_SCALES, value=1000.0, label="Depth in", min_width=140, elem_id="depth-scale"
+        )
+    form["intrinsics"] = gr.Textbox(
+        label="Intrinsics of the depth image",
+        placeholder="fx fy cx cy, a 3x3 matrix, or JSON",
+        info="A camera's name fills in nominal values, off by a few percent.",
+        max_lines=4,
+        elem_id="intrinsics",
+    )
     with gr.Accordion("Intrinsics and pose from files", open=False):
         form["file"] = gr.File(label="Intrinsics (JSON, text, .npy)", height=110)
         form["pose"] = gr.File(label="Camera to world, 4x4, z up (JSON, text, .npy)", height=110)
@@ -281,7 +287,7 @@ def _run(
     words: str = "",
     labeler: TextLabeler | None = None,
 ) -> list:
-    """Predicts a frame: what is shown of it, the names to filter by, and what `_show` gives."""
+    """Predicts a frame: what is shown of it, the names to filter by, and what `_parts` gives."""
     try:
         with collected_doubts() as doubts:
             shown = Shown(predict(segmenter, read(), checkpoint))
@@ -289,41 +295,62 @@ def _run(
                 name_by_text(shown.prediction, words, labeler)
     except (ValueError, OSError) as error:
         _refuse(error)
-        return [gr.skip()] * 7
+        return [gr.skip()] * 6
     for doubt in doubts:
         gr.Warning(html.escape(doubt), title="This may be wrong", duration=None)
-    return [shown, _choices(shown), *_show(shown, score, [])]
+    selection = shown.prediction.select(score)
+    return [shown, _choices(selection), *_parts(shown, selection, cloud=cloud_values(shown.prediction))]
 
 
 def _rename(shown: Shown | None, score: float, words: str, labeler: TextLabeler) -> list:
-    """The names to filter by, and what `_show` gives, under the visitor's names."""
+    """The names to filter by, and what `_parts` gives, under the visitor's names."""
     if shown is None:
-        return [gr.skip()] * 6
+        return [gr.skip()] * 5
     try:
         name_by_text(shown.prediction, words, labeler)
     except ValueError as error:
         _refuse(error)
-        return [gr.skip()] * 6
-    return [_choices(shown), *_show(shown, score, [])]
+        return [gr.skip()] * 5
+    return _show_score(shown, score, [])
 
 
-def _choices(shown: Shown) -> "gr.Dropdown":
-    choices = [(f"{name} ({count})", name) for name, count in shown.prediction.name_counts.items()]
-    return gr.Dropdown(choices=choices, value=[])
+def _show_score(shown: Shown | None, score: float, names: list[str]) -> list:
+    """The names to filter by, which depend on the score, and what `_parts` gives."""
+    if shown is None:
+        return [*[gr.skip()] * 4, NOTHING_SHOWN]
+    selection = shown.prediction.select(score, names)
+    return [_choices(selection), *_parts(shown, selection)]
 
 
 def _show(shown: Shown | None, score: float, names: list[str]) -> list:
-    """Image, points, both downloads and the status line for a filter."""
+    """What `_parts` gives for a filter."""
     if shown is None:
-        return [*[gr.skip()] * 4, NOTHING_SHOWN]
+        return [*[gr.skip()] * 3, NOTHING_SHOWN]
+    return _parts(shown, shown.prediction.select(score, names))
+
+
+def _choices(selection: Selection) -> "gr.Dropdown":
+    # A name that was chosen stays so without instances above the score.
+    counts = {**dict.fromkeys(selection.names, 0), **selection.name_counts}
+    choices = [(f"{name} ({count})", name) for name, count in sorted(counts.items())]
+    return gr.Dropdown(choices=choices, value=selection.names)
+
+
+def _parts(shown: Shown, selection: Selection, **cloud: Any) -> list:
+    """The view, both downloads and the status line.
+
+    Args:
+        shown: What the visitor looks at.
+        selection: The part of it that passes the filter.
+        cloud: `cloud` of a frame that was not shown before.
+    """
     prediction = shown.prediction
-    selection = prediction.select(score, names)
-    picture, colors = annotated_image(prediction, selection)
     paths = write_files(prediction, selection, shown.new_folder())
+    total = sum(selection.name_counts.values())
+    shown_of = f"{len(selection.segments)} of " if selection.names else ""
     return [
-        gr.AnnotatedImage(picture, color_map=colors),
-        gr.Model3D(str(paths["viewer"]), camera_position=(*FROM_CAMERA, viewer_distance(prediction.frame))),
+        gr.HTML(paint=paint_values(prediction, selection), **cloud),
         gr.DownloadButton(value=str(paths["ply"]), interactive=True),
         gr.DownloadButton(value=str(paths["json"]), interactive=True),
-        f"**{prediction.frame.frame_id}**: {len(selection.segments)} instances above {score:.2f}",
+        f"**{prediction.frame.frame_id}**: {shown_of}{total} instances above {selection.threshold:.2f}",
     ]
