@@ -22,8 +22,9 @@ EXAMPLES = """examples:
   bifusion-demo --checkpoint outputs/tiny/best --data rooms
   bifusion-demo --checkpoint user/model --space my-space
 """
-# Number of frames to pick from, spread over the data set, where no rows are given.
-SAMPLES = 8
+# Number of frames to pick from, spread over the data set, where no rows are given; so many of them are of several
+# sensors where the frames are the package's own.
+SAMPLES, SENSOR_ROWS = 8, (1, 3, 4, 5)
 
 
 @command("bifusion-demo")
@@ -82,7 +83,7 @@ def read_samples(data: str, split: str, rows: Sequence[int] | None = None) -> li
     Args:
         data: See `load_frames`.
         split: Its split.
-        rows: Their rows; `SAMPLES` at even distances by default.
+        rows: Their rows; `SAMPLES` at even distances by default, of "sample" fewer and `SENSOR_ROWS`, without poses.
 
     Raises:
         ValueError: No such row.
@@ -90,13 +91,18 @@ def read_samples(data: str, split: str, rows: Sequence[int] | None = None) -> li
     from ..data.frames import frame_from_row, load_frames
 
     frames = load_frames(data, split)
+    of_sensors: list[RGBDFrame] = []
     if rows is None:
-        count = min(SAMPLES, len(frames))
+        if data == "sample":
+            others = load_frames(assets.SENSOR_FRAMES, "val")
+            # As from a camera alone.
+            of_sensors = [frame_from_row({**others[row], "camera_to_world": None}) for row in SENSOR_ROWS]
+        count = min(SAMPLES - len(of_sensors), len(frames))
         rows = [index * len(frames) // count for index in range(count)]
     for row in rows:
         if not 0 <= row < len(frames):
             raise ValueError(f"--rows {row}: {data} has {len(frames)} rows in {split!r}")
-    return [frame_from_row(frames[row]) for row in rows]
+    return [frame_from_row(frames[row]) for row in rows] + of_sensors
 
 
 def launch(

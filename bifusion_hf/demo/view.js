@@ -5,7 +5,7 @@ const whole = element.querySelector(".whole"), get = (name) => whole.querySelect
 const picture = get("picture"), canvas = get("cloud"), tip = get("tip"), legend = get("legend"), scale = get("scale");
 const gl = canvas.getContext("webgl", { antialias: true });
 const FIELD = Math.tan((25 * Math.PI) / 180); // half of the view's height, at a distance of one
-let frame = null, segments = [], ids = null, hovered = 0, view = null, points = null, lines = null, serial = 0;
+let frame = null, revealed = null, segments = [], ids = null, hovered = 0, view = null, points = null, lines = null, serial = 0;
 
 // --- data ---------------------------------------------------------------------------------------------------------
 
@@ -37,19 +37,21 @@ async function update() {
     frame = { ...cloud, photo, width: depth.width, height: depth.height };
     unproject(numbers(depth), colors.data);
     home();
-    reveal();
   }
   const map = numbers(await pixels(paint.ids));
   if (now !== serial) return;
   [ids, segments, hovered] = [map, paint.segments, 0];
+  const isFirst = frame !== revealed;
   whole.classList.add("filled");
   listSegments();
   color();
+  if (isFirst) reveal();
 }
 
 // On a small screen the form is above.
 function reveal() {
   const { top, bottom } = whole.getBoundingClientRect();
+  revealed = frame;
   if (top < 0 || bottom > innerHeight) whole.scrollIntoView({ behavior: "smooth" });
 }
 

@@ -20,6 +20,10 @@ def load_pretrained(source: str | Path) -> tuple[BiFusionForInstanceSegmentation
             shapes than the configuration says or not complete, or a later release of the package wrote them.
     """
     name, pinned = pinned_name(source)
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        # transformers would take the default network.
+        found = sorted(path.name for path in Path(name).iterdir())
+        raise FileNotFoundError(f"{source}: has no config.json, as checkpoints have; it has {found}")
     try:
         model, loading = BiFusionForInstanceSegmentation.from_pretrained(name, **pinned, output_loading_info=True)
     except OSError as error:

@@ -49,9 +49,9 @@ def test_refused_frames_leave_the_page_as_it_is(demo_page, monkeypatch):
 
     outputs = demo_page._run(None, "checkpoint", 0.5, read)
     assert messages == ["depth &lt;b&gt; is wrong"]
-    assert len(outputs) == 7 and all(output == demo_page.gr.skip() for output in outputs)
-    shown = demo_page._show(None, 0.5, [])
-    assert shown == [*[demo_page.gr.skip()] * 4, demo_page.NOTHING_SHOWN]
+    assert len(outputs) == 6 and all(output == demo_page.gr.skip() for output in outputs)
+    for function, count in ((demo_page._show, 3), (demo_page._show_score, 4)):
+        assert function(None, 0.5, []) == [*[demo_page.gr.skip()] * count, demo_page.NOTHING_SHOWN]
 
 
 def test_each_selection_has_files_of_its_own_and_the_last_ones_go(demo_page, monkeypatch, tmp_path):
@@ -74,8 +74,24 @@ def test_what_visitors_send_and_leave_is_bounded(demo_page):
     options = serving_options()
     assert (options["max_file_size"], options["state_session_capacity"]) == (UPLOAD_MEBIBYTES << 20, KEPT_VISITORS)
     page = demo_page.build_page(None, [make_frame(48, 64)], "checkpoint")
-    labels = [getattr(part, "label", None) for part in page.blocks.values()]
-    assert f"Depth (16-bit PNG, TIFF, .npy; to {UPLOAD_MEBIBYTES} MiB)" in labels
+    texts = [str(getattr(part, "value", "")) for part in page.blocks.values()]
+    assert any(f"to {UPLOAD_MEBIBYTES} MiB" in text for text in texts)
+
+
+def test_every_choice_of_the_depth_units_has_a_value(demo_page, monkeypatch):
+    """None would be no choice: the field went blank."""
+    assert all(value is not None for _, value in demo_page.DEPTH_SCALES)
+    given = []
+    monkeypatch.setattr(demo_page, "read_upload", lambda *fields: given.append(fields))
+    for _, value in demo_page.DEPTH_SCALES:
+        demo_page.read_form(None, "d.npy", value, "", None)
+    assert [fields[2] for fields in given] == [1000.0, 5000.0, None]
+
+
+def test_names_that_were_chosen_stay_choices(demo_page):
+    selection = demo_page.Selection(None, [], 0.9, ["couch"], {"bed": 2})
+    shown = demo_page._choices(selection)
+    assert shown.choices == [("bed (2)", "bed"), ("couch (0)", "couch")] and shown.value == ["couch"]
 
 
 def test_a_camera_fills_the_form(demo_page, monkeypatch):

@@ -1,22 +1,24 @@
+import base64
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
 from frame_factory import make_frame
+from PIL import Image
 from ply_files import read_ply
 
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
-from bifusion_hf.data.augmentation import resize_image
 from bifusion_hf.demo.prediction import (
     LOWEST_SCORE,
     PICTURE_WIDTH,
-    VIEWER_POINTS,
-    annotated_image,
+    box_corners,
+    cloud_values,
     name_by_text,
+    paint_values,
     predict,
     seen_from_camera,
-    viewer_distance,
     write_files,
 )
 from bifusion_hf.labeling import TextLabeler
@@ -57,6 +59,10 @@ def prediction(segmenter, frame):
     return prediction
 
 
+def names_of(prediction) -> set[str]:
+    return {segment["name"] for segment in prediction.segments}
+
+
 def middle_score(prediction) -> float:
     scores = sorted(segment["score"] for segment in prediction.segments)
     return (scores[len(scores) // 2 - 1] + scores[len(scores) // 2]) / 2
@@ -79,30 +85,28 @@ def test_filtering_never_runs_the_network(segmenter, frame, monkeypatch):
     assert len(prediction.select(middle_score(prediction)).segments) < len(prediction.segments)
 
 
-def test_filtering_by_class_uncovers_what_lay_below(segmenter, frame):
-    """Pixels of an instance are those of its mask that no better *shown* instance has."""
+def test_filtering_by_class_hides_the_others_and_nothing_else(segmenter, frame):
+    """The counts beside the names are those of what is listed and painted, with a filter and without."""
     prediction = predict(segmenter, frame, "checkpoint")
     # Names of our own: untrained networks give one.
     for index, segment in enumerate(prediction.segments):
         segment["name"] = "abc"[index % 3]
-    names = sorted(prediction.name_counts)
-    assert names == ["a", "b", "c"] and sum(prediction.name_counts.values()) == len(prediction.segments)
-    for name in names:
-        selection = prediction.select(LOWEST_SCORE, [name])
-        kept = [segment["id"] for segment in prediction.segments if segment["name"] == name]
-        assert len(kept) == prediction.name_counts[name]
-        # Listed is what is seen.
-        shown = [segment["id"] for segment in selection.segments]
-        assert shown == np.unique(selection.segmentation[selection.segmentation >= 0]).tolist()
-        assert set(shown) <= set(kept)
-        covered = prediction.masks[kept].any(dim=0).numpy()
-        sampled = selection.segmentation.ravel()[prediction.pixel_indices.numpy()]
-        np.testing.assert_array_equal(sampled >= 0, covered)
+    for threshold in (LOWEST_SCORE, middle_score(prediction)):
+        everything = prediction.select(threshold)
+        counts = everything.name_counts
+        assert list(counts) == sorted(counts) and sum(counts.values()) == len(everything.segments) > 2
+        for name in counts:
+            selection = prediction.select(threshold, [name])
+            assert selection.name_counts == counts and len(selection.segments) == counts[name]
+            shown = [segment["id"] for segment in everything.segments if segment["name"] == name]
+            assert [segment["id"] for segment in selection.segments] == shown
+            expected = np.where(np.isin(everything.segmentation, shown), everything.segmentation, -1)
+            np.testing.assert_array_equal(selection.segmentation, expected)
 
 
 def test_names_of_a_class_agnostic_network_are_semantic(segmenter, prediction, frame):
     assert {segment["label"] for segment in prediction.segments} == {"object"}
-    assert not {"wall", "floor"} & set(prediction.name_counts)
+    assert not {"wall", "floor"} & names_of(prediction)
     batch = segmenter.processor.collate([segmenter.preprocess(frame)])
     outputs = segmenter.forward(batch)["outputs"]
     found = segmenter.processor.post_process_mask_classes(outputs, batch, [prediction.masks])[0]
@@ -129,18 +133,18 @@ def test_names_of_the_visitors_own(segmenter, frame, clip_folder, tmp_path):
     assert prediction.text_features is None
     name_by_text(prediction, "red mug, keyboard,  office chair", labeler)
     allowed = {"red mug", "keyboard", "office chair", "unknown"}
-    assert set(prediction.name_counts) <= allowed
+    assert names_of(prediction) <= allowed
     content = json.loads(write_files(prediction, prediction.select(LOWEST_SCORE), tmp_path)["json"].read_text())
     assert all(segment["text_label"] == segment["name"] for segment in content["segments"])
     features = prediction.text_features
     name_by_text(prediction, "bed", labeler)
-    assert prediction.text_features is features and set(prediction.name_counts) <= {"bed", "unknown"}
+    assert prediction.text_features is features and names_of(prediction) <= {"bed", "unknown"}
     for words, message in [("mug,,bed", "empty label"), ("mug, mug", "more than once")]:
         with pytest.raises(ValueError, match=message):
             name_by_text(prediction, words, labeler)
     # A file's name is a word like any other.
     name_by_text(prediction, str(tmp_path / "segments.json"), labeler)
-    assert set(prediction.name_counts) <= {str(tmp_path / "segments.json"), "unknown"}
+    assert names_of(prediction) <= {str(tmp_path / "segments.json"), "unknown"}
     name_by_text(prediction, " ", labeler)
     assert [segment["name"] for segment in prediction.segments] == own
     assert not any("text_label" in segment for segment in prediction.segments)
@@ -149,38 +153,84 @@ def test_names_of_the_visitors_own(segmenter, frame, clip_folder, tmp_path):
 def test_names_of_a_network_with_classes_are_its_labels(frame):
     segmenter = make_segmenter(num_labels=198)
     prediction = predict(segmenter, frame, "checkpoint")
-    assert prediction.segments and {"object"}.isdisjoint(prediction.name_counts)
+    assert prediction.segments and "object" not in names_of(prediction)
     assert all(segment["name"] == segment["label"] for segment in prediction.segments)
 
 
-def test_annotated_image(prediction, frame):
+def numbers(url):
+    """What `view.js` reads of a PNG."""
+    kind, content = url.split(";base64,")
+    assert kind == "data:image/png"
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(int)
+    assert not pixels[..., 2].any()
+    return pixels[..., 0] + 256 * pixels[..., 1]
+
+
+def test_the_view_gets_the_frame(prediction, frame):
+    values = cloud_values(prediction)
+    depth = numbers(values["depth"])
+    np.testing.assert_allclose(values["unit"] * depth, frame.depth, atol=values["unit"])
+    np.testing.assert_array_equal(depth > 0, frame.depth > 0)
+    np.testing.assert_allclose(values["camera"], frame.intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]])
+    picture = Image.open(io.BytesIO(base64.b64decode(values["image"].partition(",")[2])))
+    assert picture.size == (PICTURE_WIDTH, PICTURE_WIDTH * HEIGHT // WIDTH)
+    json.dumps(values)
+    # The view keeps what it has of a frame, and takes another one by its key.
+    assert cloud_values(prediction)["key"] == values["key"]
+
+
+def test_the_view_gets_a_part_of_many_points(segmenter, monkeypatch):
+    monkeypatch.setattr("bifusion_hf.demo.prediction.VIEWER_POINTS", 1000)
+    frame = make_frame(HEIGHT, WIDTH, with_pose=False)
+    prediction = predict(segmenter, frame, "checkpoint")
+    values = cloud_values(prediction)
+    depth = numbers(values["depth"])
+    assert 500 < depth.size <= 1000
+    ids = numbers(paint_values(prediction, prediction.select(LOWEST_SCORE))["ids"])
+    assert ids.shape == depth.shape and ids.max() > 0
+    # The pixels are those of every fourth row and column, in their place.
+    rows, columns = np.nonzero(depth)
+    fx, fy, cx, cy = values["camera"]
+    z = values["unit"] * depth[rows, columns]
+    points = np.stack([(columns - cx) / fx * z, (cy - rows) / fy * z, -z], axis=1)
+    expected = seen_from_camera(frame, frame.unproject(4 * rows * WIDTH + 4 * columns))
+    np.testing.assert_allclose(points, expected, atol=2 * values["unit"])
+
+
+def test_what_is_painted(prediction):
     selection = prediction.select(LOWEST_SCORE)
-    (image, parts), colors = annotated_image(prediction, selection)
-    assert image.shape == (PICTURE_WIDTH * HEIGHT // WIDTH, PICTURE_WIDTH, 3)
-    np.testing.assert_array_equal(image, resize_image(frame.image, image.shape[:2]))
-    texts = [text for _, text in parts]
-    assert len(set(texts)) == len(texts) and set(texts) == set(colors)
-    segmentation = selection.segmentation.repeat(5, 0).repeat(5, 1)
-    for opacity, text in parts:
-        candidates = [s for s in selection.segments if text.startswith(f"{s['name']} {s['score']:.2f}")]
-        # Specks are smoothed away: most of the mask lies on the instance.
-        share = max((segmentation[opacity > 0] == s["id"]).mean() for s in candidates)
-        assert opacity.shape == image.shape[:2] and opacity.max() == 1 and share > 0.5
-    # Parts do not overlap.
-    assert np.sum([opacity > 0 for opacity, _ in parts], axis=0).max() == 1
+    values = paint_values(prediction, selection)
+    json.dumps(values)
+    ids = numbers(values["ids"])
+    assert len(values["segments"]) == len(selection.segments)
+    for place, (shown, segment) in enumerate(zip(values["segments"], selection.segments, strict=True), start=1):
+        assert shown["text"] == f"{segment['name']} {segment['score']:.2f}"
+        assert shown["color"] == prediction.colors[segment["id"]].tolist()
+        # Specks go to what is around them, but what is listed is seen.
+        inside = ids == place
+        assert inside.any() and (selection.segmentation[inside] == segment["id"]).mean() > 0.3
+    assert set(np.unique(ids)) <= set(range(len(selection.segments) + 1))
+    filtered = paint_values(prediction, prediction.select(LOWEST_SCORE, [prediction.segments[-1]["name"]]))
+    assert all(segment in values["segments"] for segment in filtered["segments"])
 
 
-def test_colors_stay_when_filtered(prediction):
-    everything = annotated_image(prediction, prediction.select(LOWEST_SCORE))[1]
-    name = prediction.segments[-1]["name"]
-    part = annotated_image(prediction, prediction.select(LOWEST_SCORE, [name]))[1]
-    assert part and all(everything[text] == color for text, color in part.items() if text in everything)
+def test_corners_of_a_box():
+    turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))
+    size, center = np.array([0.4, 0.2, 0.1]), np.array([1.0, 2.0, 3.0])
+    corners = box_corners({"center": center.tolist(), "rotation": turn.tolist(), "size": size.tolist()})
+    assert corners.shape == (8, 3)
+    np.testing.assert_allclose(np.abs((corners - center) @ turn), np.tile(size / 2, (8, 1)), atol=1e-12)
+    # The edges that view.js draws.
+    for first in range(8):
+        for axis in range(3):
+            other = first ^ (4 >> axis)
+            assert np.linalg.norm(corners[first] - corners[other]) == pytest.approx(size[axis])
 
 
 def test_files(prediction, frame, tmp_path):
     selection = prediction.select(middle_score(prediction))
     paths = write_files(prediction, selection, tmp_path)
-    cloud, viewer = read_ply(paths["ply"]), read_ply(paths["viewer"])
+    cloud = read_ply(paths["ply"])
     measured = frame.depth > 0
     points = np.stack([cloud[axis] for axis in "xyz"], axis=1)
     np.testing.assert_allclose(points, frame.unproject()[measured], atol=1e-6)
@@ -189,23 +239,12 @@ def test_files(prediction, frame, tmp_path):
     inside = cloud["instance"] >= 0
     np.testing.assert_array_equal(colors[inside], prediction.colors[cloud["instance"][inside]])
     np.testing.assert_array_equal(colors[~inside], frame.image[measured][~inside])
-    # Few enough for the viewer: the same points, seen along -z.
-    np.testing.assert_allclose(-viewer["z"], frame.depth[measured], atol=1e-5)
-    assert len(viewer["x"]) == len(points)
-
     content = json.loads(paths["json"].read_text())
     assert content["checkpoint"] == "checkpoint" and content["coordinates"] == "world"
     assert content["threshold"] == selection.threshold and content["names"] is None
+    assert content["up"] == "pose"
     assert [s["id"] for s in content["segments"]] == [s["id"] for s in selection.segments]
     assert all(s["color"] == prediction.colors[s["id"]].tolist() for s in content["segments"])
-
-
-def test_the_viewer_gets_a_part_of_many_points(segmenter, tmp_path, monkeypatch):
-    monkeypatch.setattr("bifusion_hf.demo.prediction.VIEWER_POINTS", 1000)
-    prediction = predict(segmenter, make_frame(HEIGHT, WIDTH, with_pose=False), "checkpoint")
-    paths = write_files(prediction, prediction.select(0.5), tmp_path)
-    assert VIEWER_POINTS > 1000 and 500 < len(read_ply(paths["viewer"])["x"]) <= 1000
-    assert json.loads(paths["json"].read_text())["coordinates"].startswith("camera axes")
 
 
 @pytest.mark.parametrize("with_pose", [True, False])
@@ -217,5 +256,3 @@ def test_seen_from_camera(with_pose):
     centre = points[HEIGHT // 2 - 1 : HEIGHT // 2 + 1, WIDTH // 2 - 1 : WIDTH // 2 + 1].mean(axis=(0, 1))
     np.testing.assert_allclose(centre[:2], 0, atol=0.05)
     assert (points[0, -1, :2] > 0).all()
-    # Behind the camera, which is half of the sum away from the middle.
-    assert viewer_distance(frame) > (frame.depth.min() + frame.depth.max()) / 2

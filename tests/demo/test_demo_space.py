@@ -1,6 +1,7 @@
 import ast
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -77,7 +78,12 @@ def test_the_version_is_the_one_that_is_tested():
 def test_samples_are_spread_over_the_data():
     names = [frame.frame_id for frame in demo_app.read_samples("sample", "val")]
     assert len(names) == len(set(names)) == demo_app.SAMPLES
-    assert [frame.frame_id for frame in demo_app.read_samples("sample", "val", [4])] == names[1:2]
+    assert [frame.frame_id for frame in demo_app.read_samples("sample", "val", [8])] == names[1:2]
+    # Half of them as sensors see close-ups and rooms, of which nobody knows the pose.
+    frames = demo_app.read_samples("sample", "val")
+    assert [frame.camera_to_world is None for frame in frames] == [False] * 4 + [True] * 4
+    holes = [np.mean(frame.depth == 0) for frame in frames[4:]]
+    assert sum(share > 0.01 for share in holes) >= 3
     with pytest.raises(ValueError, match=r"--rows 99: sample has 32 rows in 'val'"):
         demo_app.read_samples("sample", "val", [99])
     assert assets.SAMPLE_FRAMES.is_dir()

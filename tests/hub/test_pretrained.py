@@ -34,6 +34,12 @@ def test_weights_that_are_not_complete(tmp_path):
         load_pretrained(folder)
 
 
+def test_a_folder_without_a_configuration_is_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"has no config.json, as checkpoints have; it has \['model.safe"):
+        load_pretrained(tmp_path)
+
+
 def test_a_checkpoint_that_is_nowhere_is_told_before_the_hub_is_asked(tmp_path, monkeypatch):
     asked = []
 
