@@ -15,6 +15,8 @@ from bifusion_hf.io.atomic import write_text
 from bifusion_hf.io.hub_files import checkpoint_place
 from bifusion_hf.pipeline_bifusion import RGBDInstanceSegmentationPipeline
 
+from ..command import run
+
 
 RESULTS = Path("model_cards/results")
 EXAMPLES = """examples:
@@ -37,12 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: An argument or a frame is wrong, with the reason.
     """
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    try:
-        arguments.execute(arguments)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"{parser.prog}: error: {error}") from error
+    run(build_parser(), argv)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..command import run
 from .card import BOXES, GRAVITY, PREFIX, boxes_table, gravity_table, summary_table, write_card
 from .folder import read_real_frames
 
@@ -33,12 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: An argument or a frame is wrong, with the reason.
     """
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    try:
-        arguments.execute(arguments)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"{parser.prog}: error: {error}") from error
+    run(build_parser(), argv)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from bifusion_hf.data import gravity as package_gravity
 from bifusion_hf.data.gravity import UpEstimate
-from scripts.experiments.real_frames import card, gravity
+from scripts.experiments.real_frames import boxes, card, gravity
 from scripts.experiments.real_frames.__main__ import main
 from scripts.experiments.real_frames.folder import read_real_frames
 from scripts.experiments.real_frames.gravity import up_error
@@ -188,11 +188,15 @@ def test_measure_report_and_pictures_from_the_command_line(real_folder, tmp_path
     (output.parent / "notes.md").write_text("What the pictures show.\n")
     main(["pictures", *words, "--output", str(output.parent)])
     main(["gravity", *words[:2], "--results", str(tmp_path / "results")])
+    main(["boxes", *words[:4], "--results", str(tmp_path / "results")])
+    measured = json.loads((tmp_path / "results" / "real_frames_boxes.json").read_text())
+    assert measured["masks"]["apart"]["with_strays"] == 0 and measured["labelled_objects"] == 6
     main(["report", "--results", str(tmp_path / "results"), "--output", str(output)])
     text = output.read_text()
     # A member of a series has a table of its own and stands in no other.
     ablation, rest = text.partition("## Ablation")[2].partition("\n## ")[::2]
     assert "| `part` |" in ablation and "12.5 | 25.0 |" in ablation and "`ablation_part`" not in rest
+    assert "## Boxes" in text and "| apart | outermost left out |" in text
     assert "## rooms" in text and "## drawers" in text and "What the pictures show." in text
     assert "![first-unlabelled](first-unlabelled.jpg)" in text
     assert "| real, pose_gravity.txt | 2 |" in text and "| rendered | 32 |" in text
@@ -200,6 +204,27 @@ def test_measure_report_and_pictures_from_the_command_line(real_folder, tmp_path
     # A labelled frame beside its truth, a frame without labels alone.
     widths = {group: Image.open(output.parent / f"first-{group}.jpg").width for group in ("rooms", "unlabelled")}
     assert widths == {"rooms": 800, "unlabelled": 400}
+
+
+def test_extents_of_found_objects_and_stray_parts():
+    """Two plates of 121 points; the segment of the first has a row of the second, 30 cm on, and one point at 5 m."""
+    side = np.arange(0, 0.21, 0.02)
+    plate = np.stack(np.meshgrid(side, side, [1.0]), axis=-1).reshape(-1, 3)
+    points = np.concatenate([plate, plate + [0.5, 0, 0], [[0.1, 0.1, 6.0]]])
+    instance = np.repeat([0, 1, -1], [len(plate), len(plate), 1])
+    found = instance == 0
+    found[[len(plate), len(plate) + 11, len(plate) + 22, -1]] = True
+    part = boxes.largest_part(found, points, 0.05)
+    np.testing.assert_array_equal(part, instance == 0)
+    first, second = boxes.object_extents(np.stack([found]), instance, points, 100, 0.05)
+    assert second is None
+    np.testing.assert_allclose(first["all points"], [0.5, 0.2, 5.0], atol=1e-6)
+    for truth in ("true all points", "true largest part"):
+        np.testing.assert_allclose(first[truth], [0.2, 0.2, 0], atol=1e-6)
+    # Objects of fewer points are none.
+    assert boxes.object_extents(np.stack([found]), instance, points, 122, 0.05) == []
+    errors = boxes.side_errors(np.array([[0.5, 0.2, 5.0]]), np.array([[0.2, 0.4, 0.1]]))
+    assert errors == pytest.approx({"largest_side": 0.2, "all_sides": 0.3, "relative": 0.5})
 
 
 def test_the_card_without_results_is_refused(tmp_path):
