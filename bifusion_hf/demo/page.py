@@ -333,7 +333,7 @@ def _choices(selection: Selection) -> "gr.Dropdown":
     # A name that was chosen stays so without instances above the score.
     counts = {**dict.fromkeys(selection.names, 0), **selection.name_counts}
     choices = [(f"{name} ({count})", name) for name, count in sorted(counts.items())]
-    return gr.Dropdown(choices=choices, value=selection.names)
+    return gr.Dropdown(choices=choices, value=selection.names, multiselect=True)
 
 
 def _parts(shown: Shown, selection: Selection, **cloud: Any) -> list:

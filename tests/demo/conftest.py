@@ -34,7 +34,7 @@ def page_url(tmp_path_factory):
         server = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(240):
+        for _ in range(1200):
             if server.poll() is not None:
                 pytest.fail(f"the server ended:\n{log.read_text()}")
             try:

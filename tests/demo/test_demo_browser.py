@@ -19,7 +19,7 @@ ActionChains = pytest.importorskip("selenium.webdriver").ActionChains
 
 pytestmark = pytest.mark.slow
 # Seconds; seldom more than ten are needed, but machines can be busy.
-WAIT = 240
+WAIT = 400
 
 
 def until(condition, what: str):

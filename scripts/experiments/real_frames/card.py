@@ -38,8 +38,9 @@ This page is made by `python -m scripts.experiments.real_frames report`.
 
 _BOXES = """How far the sides of boxes along the camera's axes are off, medians in centimetres over the {objects} of
 {labelled_objects} labelled objects that `{checkpoint}` finds both with masks left whole and with their parts taken
-apart; and segments with points outside their largest part. Labels have stray points at their outlines too: truth is
-the box of all labelled points, of their largest part, or by the rule of today's boxes."""
+apart; and segments with points outside their largest part. Boxes are of all points, or leave a share of them out on
+each side, {percent:g} % in the package. Labels have stray points at their outlines too, so truth is taken in three
+ways."""
 
 
 def write_card(results: str | Path, output: str | Path) -> None:
@@ -69,7 +70,8 @@ def write_card(results: str | Path, output: str | Path) -> None:
     boxes = Path(results) / f"{PREFIX}{BOXES}.json"
     if boxes.is_file():
         content = json.loads(boxes.read_text(encoding="utf-8"))
-        sections.append(f"## Boxes\n\n{_BOXES.format(**content)}\n\n{boxes_table(content)}\n")
+        text = _BOXES.format(**content, percent=100 * content["protocol"]["today"])
+        sections.append(f"## Boxes\n\n{text}\n\n{boxes_table(content)}\n")
     notes = output.parent / NOTES_FILE
     if notes.is_file():
         sections.append(notes.read_text(encoding="utf-8"))

@@ -196,7 +196,7 @@ def test_measure_report_and_pictures_from_the_command_line(real_folder, tmp_path
     # A member of a series has a table of its own and stands in no other.
     ablation, rest = text.partition("## Ablation")[2].partition("\n## ")[::2]
     assert "| `part` |" in ablation and "12.5 | 25.0 |" in ablation and "`ablation_part`" not in rest
-    assert "## Boxes" in text and "| apart | outermost left out |" in text
+    assert "## Boxes" in text and "| apart | 0.25 % left out |" in text
     assert "## rooms" in text and "## drawers" in text and "What the pictures show." in text
     assert "![first-unlabelled](first-unlabelled.jpg)" in text
     assert "| real, pose_gravity.txt | 2 |" in text and "| rendered | 32 |" in text
