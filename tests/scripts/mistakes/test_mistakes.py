@@ -9,7 +9,7 @@ DOCUMENT = Path(__file__).parents[3] / mistakes.DOCUMENT
 
 
 def test_the_table_is_what_is_said_today():
-    """Every kind is provoked anew."""
+    """Every kind is provoked anew; `python -m scripts.mistakes` writes the table."""
     assert DOCUMENT.read_text(encoding="utf-8") == mistakes.page()
 
 
