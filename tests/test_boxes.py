@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bifusion_hf.boxes import bounding_box, describe_points, oriented_box
+from bifusion_hf.boxes import OUTERMOST, bounding_box, describe_points, oriented_box
 
 
 def block(size, count=4000, seed=0):
@@ -39,7 +39,10 @@ def test_the_oriented_box_turns_with_its_points(seed):
 @pytest.mark.parametrize("count", [1, 2, 3, 99, 100, 101, 4000])
 def test_a_box_is_that_of_two_quantiles(count):
     points = block((3, 2, 1), count, seed=count)
-    np.testing.assert_allclose(bounding_box(points), np.quantile(points, [0.01, 0.99], axis=0).ravel(), atol=1e-12)
+    for share in (0.0, OUTERMOST, 0.01):
+        expected = np.quantile(points, [share, 1 - share], axis=0).ravel()
+        np.testing.assert_allclose(bounding_box(points, share), expected, atol=1e-12)
+    np.testing.assert_array_equal(bounding_box(points), bounding_box(points, OUTERMOST))
 
 
 def test_a_few_points_and_none():

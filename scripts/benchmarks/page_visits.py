@@ -99,11 +99,11 @@ def ask(url: str, config: dict[str, Any], upload: Upload, name: str, good: bool)
         seconds = time.perf_counter() - start
         if outputs is None:
             return Answer(seconds, None, False, [*messages, "the function failed"])
-        if not isinstance(outputs[6], str):
+        if not isinstance(outputs[5], str):
             return Answer(seconds, None, any(name in message for message in messages), messages)
-        segments = json.loads(visitor.download(outputs[5]["value"]["path"]))
-        points = visitor.download(outputs[4]["value"]["path"])
-    named = outputs[6].startswith(f"**{name}**") and segments.pop("frame_id") == name
+        segments = json.loads(visitor.download(outputs[4]["value"]["path"]))
+        points = visitor.download(outputs[3]["value"]["path"])
+    named = outputs[5].startswith(f"**{name}**") and segments.pop("frame_id") == name
     return Answer(seconds, (json.dumps(segments, sort_keys=True), points), named, messages)
 
 
@@ -228,7 +228,7 @@ def forbidden_arguments(server: PageServer, upload: Upload) -> dict[str, bool]:
         for name, place in places.items():
             data = [0.5, "", file_data(image), file_data(place), None, upload.intrinsics, None]
             outputs, _ = visitor.call(visitor.event("run", "click"), data)
-            found[name] = outputs is not None and isinstance(outputs[6], str)
+            found[name] = outputs is not None and isinstance(outputs[5], str)
     return found
 
 
