@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -101,3 +102,54 @@ def test_a_camera_fills_the_form(demo_page, monkeypatch):
     assert demo_page._fill_from_camera(demo_page.OWN_CALIBRATION, None) == (skip, skip)
     assert demo_page._fill_from_camera("Kinect v1", None) == (1000, "")
     assert "depend on its size" in messages[0]
+
+
+class ServedPage:
+    """A page whose launch is only asked for; `error` is what Gradio says."""
+
+    local_url = "http://127.0.0.1:7860/"
+
+    def __init__(self, error=None):
+        self.error, self.options, self.blocked = error, {}, False
+
+    def queue(self):
+        return self
+
+    def launch(self, **options):
+        self.options = options
+        if self.error is not None:
+            raise self.error
+
+    def block_thread(self):
+        self.blocked = True
+
+
+def serve(page, demo_page, monkeypatch, tmp_path, **options):
+    from bifusion_hf.cli import demo_app
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(demo_page, "build_page", lambda *_: page)
+    monkeypatch.setattr(demo_app, "load_segmenter", lambda *_: None)
+    demo_app.launch("checkpoint", [], **options)
+
+
+def test_the_server_says_its_address_and_offers_no_link(demo_page, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    page = ServedPage()
+    serve(page, demo_page, monkeypatch, tmp_path)
+    assert page.options["quiet"] and "share" not in page.options and page.blocked
+    assert capsys.readouterr().out == "The page: http://127.0.0.1:7860/  (Ctrl-C ends it)\n"
+    # Gradio asks itself; a proxy does not know this machine.
+    assert os.environ["NO_PROXY"] == "example.org,localhost,127.0.0.1"
+    page = ServedPage()
+    serve(page, demo_page, monkeypatch, tmp_path, prevent_thread_lock=True)
+    assert not page.blocked
+
+
+def test_an_address_that_does_not_answer_is_no_reason_to_share(demo_page, monkeypatch, tmp_path):
+    page = ServedPage(ValueError("When localhost is not accessible, ... Please set share=True"))
+    with pytest.raises(ValueError, match=r"the page does not answer .*NO_PROXY") as error:
+        serve(page, demo_page, monkeypatch, tmp_path)
+    assert "share" not in str(error.value)
+    with pytest.raises(ValueError, match="^another"):
+        serve(ServedPage(ValueError("another")), demo_page, monkeypatch, tmp_path)
