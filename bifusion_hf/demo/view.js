@@ -243,18 +243,20 @@ function drawScale() {
 
 // The instance of the nearest point within a few pixels of the pointer.
 function pick(event) {
-  const box = canvas.getBoundingClientRect(), rows = turned(), reach = 6;
+  const box = canvas.getBoundingClientRect(), [right, up, back] = turned(), reach = 6;
   const [x, y] = [event.clientX - box.left - box.width / 2, box.height / 2 - (event.clientY - box.top)];
-  const focal = box.height / 2 / FIELD;
+  const focal = box.height / 2 / FIELD, { place } = points, [px, py, pz] = view.pivot;
   let best = -1, nearest = Infinity;
-  for (let k = 0; k < points.pixel.length; k++) {
-    const p = [0, 1, 2].map((axis) => points.place[3 * k + axis] - view.pivot[axis]);
-    const at = (row) => row[0] * p[0] + row[1] * p[1] + row[2] * p[2];
-    const w = view.distance - at(rows[2]);
+  for (let k = 0, at = 0; k < points.pixel.length; k++, at += 3) {
+    const a = place[at] - px, b = place[at + 1] - py, c = place[at + 2] - pz;
+    const w = view.distance - (back[0] * a + back[1] * b + back[2] * c);
     if (w <= 0 || w >= nearest) continue;
-    if (Math.abs(focal * (at(rows[0]) + view.shift[0]) / w - x) > reach) continue;
-    if (Math.abs(focal * (at(rows[1]) + view.shift[1]) / w - y) > reach) continue;
-    [best, nearest] = [k, w];
+    const across = right[0] * a + right[1] * b + right[2] * c + view.shift[0];
+    if (Math.abs(focal * across / w - x) > reach) continue;
+    const above = up[0] * a + up[1] * b + up[2] * c + view.shift[1];
+    if (Math.abs(focal * above / w - y) > reach) continue;
+    best = k;
+    nearest = w;
   }
   return best < 0 ? 0 : ids[points.pixel[best]];
 }

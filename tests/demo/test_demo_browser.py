@@ -128,8 +128,9 @@ def test_run_a_sample_and_filter_it(page, browser):
     cloud = page.one("#result .cloud")
     before = page.view
     ActionChains(browser).drag_and_drop_by_offset(cloud, 60, 20).perform()
-    turned = until(lambda: page.view if page.view != before else None, "a turned view")
-    assert turned["yaw"] == pytest.approx(0.36, abs=0.02) and turned["pivot"] == before["pivot"]
+    until(lambda: page.view["yaw"] == pytest.approx(0.36, abs=0.02), "a turned view")
+    turned = page.view
+    assert turned["pivot"] == before["pivot"]
     scores = sorted(float(text.split()[-1]) for text in all_legend)
     page.set_score(scores[-1] - 0.01)
     until(lambda: 0 < len(page.legend) < len(all_legend), "fewer instances")
