@@ -66,6 +66,7 @@ function unproject(depth, colors) {
     points.place.set([((pixel % frame.width) - cx) / fx * z, (cy - row) / fy * z, -z], 3 * k);
     points.own.set(colors.subarray(4 * pixel, 4 * pixel + 3), 3 * k);
   });
+  if (gl) fill("points", points.place);
 }
 
 // --- the legend and the picture -----------------------------------------------------------------------------------
@@ -119,14 +120,31 @@ function hover(id, event) {
   color();
 }
 
-picture.addEventListener("pointermove", (event) => {
+// Pointers move more often than there is something to draw.
+let pointed = null;
+
+function soon(find, event) {
+  if (pointed === null) requestAnimationFrame(() => {
+    const [find, event] = pointed;
+    pointed = null;
+    find(event);
+  });
+  pointed = [find, event];
+}
+
+picture.addEventListener("pointermove", (event) => soon(pointAt, event));
+
+function pointAt(event) {
   if (!ids) return;
   const box = picture.getBoundingClientRect();
   const x = Math.floor((event.clientX - box.left) / box.width * frame.width);
   const y = Math.floor((event.clientY - box.top) / box.height * frame.height);
   hover(x >= 0 && y >= 0 && x < frame.width && y < frame.height ? ids[y * frame.width + x] : 0, event);
-});
-for (const surface of [picture, canvas]) surface.addEventListener("pointerleave", () => hover(0));
+}
+
+for (const surface of [picture, canvas]) {
+  surface.addEventListener("pointerleave", (event) => soon(() => hover(0), event));
+}
 
 // --- the points ---------------------------------------------------------------------------------------------------
 
@@ -177,7 +195,6 @@ function color() {
     const part = !id ? 0 : hovered === 0 || hovered === id ? 0.8 : 0.25;
     if (part) for (let c = 0; c < 3; c++) colors[3 * k + c] += part * (segments[id - 1].color[c] - colors[3 * k + c]);
   });
-  fill("points", points.place);
   fill("colors", colors);
   const boxes = get("boxes").checked ? segments.filter((_, index) => !hovered || hovered === index + 1) : [];
   fill("ends", Float32Array.from(boxes.flatMap((segment) => EDGES.flatMap((corner) => segment.corners[corner]))));
@@ -285,7 +302,7 @@ canvas.addEventListener("pointermove", (event) => {
   if (!view) return;
   const before = fingers.get(event.pointerId);
   if (!before) {
-    hover(pick(event), event);
+    soon((moved) => hover(pick(moved), moved), event);
     return;
   }
   const [dx, dy] = [event.clientX - before.clientX, event.clientY - before.clientY];
