@@ -68,8 +68,8 @@ def measure_boxes(
             )
         shares[name] = {
             "segments": len(strays),
-            "with_strays": float(np.mean(np.array(strays) > 0)),
-            "with_many_strays": float(np.mean(np.array(strays) > STRAYS)),
+            "with_strays": _share(strays, 0.0),
+            "with_many_strays": _share(strays, STRAYS),
         }
     both = [row for row, found in enumerate(zip(*extents.values(), strict=True)) if None not in found]
     return {
@@ -88,7 +88,7 @@ def measure_boxes(
             name: {
                 rule: {
                     truth: side_errors(
-                        *(np.stack([found[row][key] for row in both]) for key in (rule, "true " + truth))
+                        *(np.array([found[row][key] for row in both]) for key in (rule, "true " + truth))
                     )
                     for truth in TRUTHS
                 }
@@ -144,13 +144,21 @@ def object_extents(
     return result
 
 
+def _share(strays: Sequence[float], limit: float) -> float:
+    return float(np.mean(np.array(strays) > limit)) if strays else float("nan")
+
+
 def side_errors(found: np.ndarray, true: np.ndarray) -> dict[str, float]:
     """Medians over objects: of the error of the truly largest side, of all sides, and of the former as a share.
+
+    NaN without objects.
 
     Args:
         found: float [M, 3] metres.
         true: float [M, 3] metres.
     """
+    if not len(found):
+        return dict.fromkeys(("largest_side", "all_sides", "relative"), float("nan"))
     errors = np.abs(found - true)
     largest = true.argmax(axis=1)[:, None]
     of_largest = np.take_along_axis(errors, largest, 1)

@@ -185,7 +185,7 @@ def boxes_table(result: Mapping[str, Any]) -> str:
         for rule, by_truth in by_rule.items():
             sides = [by_truth[truth][side] for truth in truths for side in ("largest_side", "all_sides")]
             shares = [percent(values[name]) for name in ("with_strays", "with_many_strays")]
-            rows.append([masks, rule, str(values["segments"]), *shares, *(f"{100 * side:.1f}" for side in sides)])
+            rows.append([masks, rule, str(values["segments"]), *shares, *map(percent, sides)])
     return table(header, rows)
 
 
