@@ -210,13 +210,13 @@ def test_measure_report_and_pictures_from_the_command_line(real_folder, tmp_path
 
 
 def test_extents_of_found_objects_and_stray_parts():
-    """Two plates of 121 points; the segment of the first has a row of the second, 30 cm on, and one point at 5 m."""
+    """Plates of 121 points; the segment of the first has some of the second, 30 cm on, and of the third, 5 m on."""
     side = np.arange(0, 0.21, 0.02)
     plate = np.stack(np.meshgrid(side, side, [1.0]), axis=-1).reshape(-1, 3)
-    points = np.concatenate([plate, plate + [0.5, 0, 0], [[0.1, 0.1, 6.0]]])
-    instance = np.repeat([0, 1, -1], [len(plate), len(plate), 1])
+    points = np.concatenate([plate, plate + [0.5, 0, 0], plate + [0, 0, 5]])
+    instance = np.repeat([0, 1, -1], len(plate))
     found = instance == 0
-    found[[len(plate), len(plate) + 11, len(plate) + 22, -1]] = True
+    found[[len(plate), len(plate) + 11, len(plate) + 22, -1, -2]] = True
     part = boxes.largest_part(found, points, 0.05)
     np.testing.assert_array_equal(part, instance == 0)
     first, second = boxes.object_extents(np.stack([found]), instance, points, 100, 0.05)
