@@ -269,7 +269,7 @@ def queues(measured: Mapping[str, Any], frames: int = FRAMES[0], seed: int = 0) 
                     "hours": outcome.wall_s / 3600,
                     "efficiency": outcome.efficiency(CORES),
                     "deaths": outcome.deaths,
-                    "lost": outcome.lost_s / outcome.useful_s,
+                    "finished": outcome.finished == math.ceil(frames / size),
                 }
             rows.append(row)
     return rows
@@ -316,9 +316,10 @@ def queue_table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for row in rows:
         queue, launch = row["queue"], row["launch"]
+        ends = f"{launch['hours']:.2f} | {100 * launch['efficiency']:.1f} %" if launch["finished"] else "no end | 0 %"
         lines.append(
             f"| {row['lifetime_h']:g} h | {row['shard_size']:,} | {queue['hours']:.2f} "
-            f"| {100 * queue['efficiency']:.1f} % | {launch['hours']:.2f} | {100 * launch['efficiency']:.1f} % "
+            f"| {100 * queue['efficiency']:.1f} % | {ends} "
             f"| {queue['deaths']}, {launch['deaths']} |"
         )
     return "\n".join(lines)

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 
+# Where processes die faster than a shard is made, a launch never ends; nobody starts one as often as this.
+MAX_RESTARTS = 200
+
+
 @dataclass(frozen=True)
 class Fleet:
     """Workers and shards; times in seconds.
@@ -56,7 +60,7 @@ class Outcome:
         useful_s: Of all workers together, in shards that were finished.
         lost_s: In shards that were begun and not finished.
         deaths: Of workers.
-        finished: Shards.
+        finished: Shards; fewer than all where a launch was given up after `MAX_RESTARTS`.
     """
 
     wall_s: float
@@ -116,7 +120,7 @@ def _launch(fleet: Fleet, durations: np.ndarray, rng: np.random.Generator) -> Ou
     left = np.arange(len(durations))
     useful = lost = now = 0.0
     deaths = 0
-    while len(left):
+    while len(left) and deaths < MAX_RESTARTS:
         shares = [left[rank :: fleet.workers] for rank in range(fleet.workers)]
         ends = [np.cumsum(durations[share]) for share in shares]
         last = max(end[-1] for end in ends if len(end))
@@ -132,4 +136,4 @@ def _launch(fleet: Fleet, durations: np.ndarray, rng: np.random.Generator) -> Ou
             if count < len(share):
                 lost += dies - (float(end[count - 1]) if count else 0.0)
         left = np.sort(np.concatenate([share[count:] for share, count in zip(shares, done, strict=True)]))
-    return Outcome(now, useful, lost, deaths, len(durations))
+    return Outcome(now, useful, lost, deaths, len(durations) - len(left))

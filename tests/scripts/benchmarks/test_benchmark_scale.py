@@ -30,8 +30,8 @@ def test_the_tables_of_the_page_are_those_of_the_file(stored):
 
 def test_all_ways_wrote_the_same_though_a_worker_was_killed(stored):
     for ways in stored["measured"].values():
-        assert set(ways) == set(scale.WAYS) and len({way["sha256"] for way in ways.values()}) == 1
-        assert [ways[name]["killed"] for name in scale.WAYS] == [0, 1, 1]
+        assert set(scale.WAYS) >= set(ways) > {"one process"} and len({way["sha256"] for way in ways.values()}) == 1
+        assert all(of["killed"] == (way != "one process") for way, of in ways.items())
 
 
 def test_the_cost_is_that_of_a_frame_times_the_frames():
