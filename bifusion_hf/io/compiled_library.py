@@ -37,6 +37,24 @@ class KernelError(RuntimeError):
     """The kernels cannot be built, or do not work, on this machine."""
 
 
+# A forked child has no pool of threads, and would wait for one for ever.
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def usable_threads() -> int:
+    """Number of threads for the kernels of this process: torch's; one in a forked child."""
+    return 1 if _forked else torch.get_num_threads()
+
+
 class CompiledLibrary:
     """Functions of C files.
 

@@ -166,7 +166,7 @@ def misaligned(value):
 @pytest.mark.parametrize("voxels", [0, 1, 2, 70])
 def test_odd_channels_few_voxels_and_misaligned_rows(kernels, voxels, in_channels, out_channels, dtype):
     """Without any voxel, with one row, with a row in a second block: the same as torch, by two threads."""
-    grid = VoxelGrid(random_grid(count=100, low=-2, high=3, samples=1).coordinates[:voxels], 1)
+    grid = VoxelGrid(random_grid(count=400, low=-2, high=3, samples=1).coordinates[:voxels], 1)
     generator = torch.Generator().manual_seed(0)
     shapes = (voxels, in_channels), (27, in_channels, out_channels), (voxels, out_channels)
     values = [torch.randn(*shape, generator=generator).to(dtype) for shape in shapes]
@@ -179,10 +179,12 @@ def test_odd_channels_few_voxels_and_misaligned_rows(kernels, voxels, in_channel
         torch.set_num_threads(threads)
     features, kernel, weights = (value.float() for value in values)
     wanted = gradients(features, kernel, VoxelGrid(grid.coordinates, 1), weights, "torch")
+    # Sums of so many terms may cancel: their rounding is that of the terms.
+    rounding = 3e-6 * max(in_channels, out_channels) ** 0.5 if dtype == torch.float32 else 1e-2
     for mine, other in zip(found, wanted, strict=True):
         assert mine.shape == other.shape and mine.dtype == dtype
-        tolerance = (3e-6 if dtype == torch.float32 else 1e-2) * max(1.0, float(other.abs().amax())) if voxels else 0
-        assert not voxels or (mine.float() - other).abs().max() < tolerance
+        scale = max(1.0, *other.abs().flatten().tolist()) if other.numel() else 1.0
+        assert ((mine.float() - other).abs() <= rounding * scale).all()
 
 
 def convolve_and_send(connection, features, kernel, coordinates):

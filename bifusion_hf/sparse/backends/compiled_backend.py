@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-from ...io.compiled_library import KernelError
+from ...io.compiled_library import KernelError, usable_threads
 from ..finish import Finish
 from ..kernel_maps import ConvolutionLayer, KernelMap, KernelMaps
 from ..voxels import VoxelGrid
@@ -88,7 +88,7 @@ class PairLists:
         block_rows = -(-outputs // (WANTED_BLOCKS * MIN_BLOCK_ROWS)) * MIN_BLOCK_ROWS
         block_rows = min(max(block_rows, MIN_BLOCK_ROWS), MAX_BLOCK_ROWS)
         starts = torch.empty(-(-outputs // block_rows) * volume + 1, dtype=torch.int64)
-        sizes = volume, outputs, kernel_map.num_inputs, block_rows, torch.get_num_threads()
+        sizes = volume, outputs, kernel_map.num_inputs, block_rows, usable_threads()
         count = KERNELS.call("count_pairs", kernel_map.table, starts, *sizes)
         reads, writes = torch.empty(count, dtype=torch.int32), torch.empty(count, dtype=torch.int16)
         KERNELS.call("fill_pairs", kernel_map.table, starts, reads, writes, *sizes)
@@ -105,7 +105,7 @@ def _multiply(
 ) -> torch.Tensor:
     """Inputs [N_in, Cin] over a map, with a kernel [K, Cin, Cout], or [K, Cout, Cin] transposed -> [N_out, Cout]."""
     pairs = PairLists.of(kernel_map)
-    is_half, threads = inputs.dtype == torch.bfloat16, torch.get_num_threads()
+    is_half, threads = inputs.dtype == torch.bfloat16, usable_threads()
     if is_half and inputs.shape[1] % 2:
         # Halves are multiplied two by two.
         inputs = torch.nn.functional.pad(inputs, (0, 1))
@@ -142,7 +142,7 @@ def _kernel_gradient(features: torch.Tensor, grad: torch.Tensor, kernel_map: Ker
     sizes = kernel_map.num_outputs, pairs.block_rows, *shape
     is_half = features.dtype == torch.bfloat16
     inputs, grad = features.contiguous(), grad.contiguous()
-    if KERNELS.call("kernel_gradient", inputs, grad, sums, *lists, *sizes, is_half, torch.get_num_threads()):
+    if KERNELS.call("kernel_gradient", inputs, grad, sums, *lists, *sizes, is_half, usable_threads()):
         raise MemoryError("the gradient of a sparse convolution's kernel found no memory")
     return sums
 

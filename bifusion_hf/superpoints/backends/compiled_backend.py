@@ -1,14 +1,12 @@
 """The stages of the over-segmentation in C; each does what the function of its name in `numpy_backend` does."""
 
 import ctypes
-import os
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from ...io.compiled_library import FLAG, POINTER, REAL, SIZE, CompiledLibrary, KernelError
+from ...io.compiled_library import FLAG, POINTER, REAL, SIZE, CompiledLibrary, KernelError, usable_threads
 from ..colour import LINEAR_LIGHT, TO_XYZ, gaussian_taps
 from ..geometry import EDGE_BASE, EDGE_QUANTISATION, EDGE_SLOPE, MIN_EDGE_LENGTH, camera_coordinates
 
@@ -50,18 +48,6 @@ KERNELS = CompiledLibrary(
 _PAIR = np.dtype([("key", np.int64), ("count", np.int64), ("total", np.float64)])
 _NEAR = np.dtype([("key", np.int64), ("squared", np.float64)])
 
-# A forked child has no pool of threads, and would wait for one for ever.
-_forked = False
-
-
-def _note_fork() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
-
 
 @cache
 def unavailable_reason() -> str | None:
@@ -75,10 +61,6 @@ def _test_kernels() -> None:
     found = connected_segments(labels, (np.ones((2, 2), bool), np.ones((1, 3), bool)))
     if found.tolist() != [[0, 0, 1], [2, 0, 1]]:
         raise KernelError(f"the superpoint kernels are wrong: parts {found.tolist()} of {labels.tolist()}")
-
-
-def _threads() -> int:
-    return 1 if _forked else torch.get_num_threads()
 
 
 def _check(good: int) -> int:
@@ -113,10 +95,10 @@ def pixel_features(
     """See `numpy_backend`."""
     height, width = depth.shape
     features, lab = np.empty((6, height, width), np.float32), np.empty((3, height, width), np.float32)
-    KERNELS.call("lab_planes", _array(image, np.uint8), height, width, LINEAR_LIGHT, TO_XYZ, lab, _threads())
+    KERNELS.call("lab_planes", _array(image, np.uint8), height, width, LINEAR_LIGHT, TO_XYZ, lab, usable_threads())
     taps = gaussian_taps(sigma)
     scaled = (taps / np.float32(np.sqrt(color_scale))).astype(np.float32)
-    KERNELS.call("blur_planes", lab, 3, height, width, scaled, len(taps) // 2, features[:3], _threads())
+    KERNELS.call("blur_planes", lab, 3, height, width, scaled, len(taps) // 2, features[:3], usable_threads())
     _normal_planes(depth, intrinsics, links, window, 1 / normal_scale, features[3:])
     return features
 
@@ -127,7 +109,7 @@ def surface_links(depth: np.ndarray) -> Links:
     right, down = np.empty((height, width - 1), bool), np.empty((height - 1, width), bool)
     threshold = np.array([EDGE_BASE, EDGE_SLOPE, EDGE_QUANTISATION], np.float32)
     sizes = height, width, threshold, 2 * MIN_EDGE_LENGTH
-    _check(KERNELS.call("surface_links", _array(depth, np.float32), *sizes, right, down, _threads()))
+    _check(KERNELS.call("surface_links", _array(depth, np.float32), *sizes, right, down, usable_threads()))
     return right, down
 
 
@@ -143,7 +125,7 @@ def _normal_planes(
 ) -> None:
     camera = _camera(intrinsics, np.float32)
     inputs = _array(depth, np.float32), *_bytes(links), *depth.shape, camera
-    _check(KERNELS.call("normal_planes", *inputs, window, factor, planes, _threads()))
+    _check(KERNELS.call("normal_planes", *inputs, window, factor, planes, usable_threads()))
 
 
 def link_contrast(features: np.ndarray, links: Links) -> tuple[Links, np.ndarray]:
@@ -152,7 +134,7 @@ def link_contrast(features: np.ndarray, links: Links) -> tuple[Links, np.ndarray
     right, down = np.empty((height, width - 1), np.float32), np.empty((height - 1, width), np.float32)
     levels = np.empty((height, width), np.uint16)
     inputs = _array(features, np.float32), channels, height, width, *_bytes(links)
-    KERNELS.call("link_contrast", *inputs, right, down, levels, _threads())
+    KERNELS.call("link_contrast", *inputs, right, down, levels, usable_threads())
     return (right, down), levels
 
 
