@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 
-from ..io.compiled_library import KernelError
+from ..io.compiled_library import KernelError, usable_threads
 from .backends.kernel_library import KERNELS
 from .groups import sum_rows
 
@@ -42,7 +42,7 @@ def _by_rows(values: torch.Tensor, weights: torch.Tensor, groups: torch.Tensor, 
 def _compiled(values: torch.Tensor, weights: torch.Tensor, groups: torch.Tensor, num_groups: int) -> torch.Tensor:
     sums = torch.empty(*values.shape[:2], num_groups)
     tensors = [tensor.contiguous() for tensor in (values.detach(), weights, groups)]
-    KERNELS.call("sum_where_negative", *tensors, sums, *values.shape, num_groups, torch.get_num_threads())
+    KERNELS.call("sum_where_negative", *tensors, sums, *values.shape, num_groups, usable_threads())
     return sums
 
 
