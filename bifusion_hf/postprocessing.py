@@ -89,8 +89,11 @@ def select_instances(
     probabilities = class_logits.float().softmax(dim=-1)[:, :-1]
     num_labels = probabilities.shape[1]
     scores, pairs = probabilities.flatten().topk(min(max_instances, probabilities.numel()))
-    # Scores only fall from here on, and what is lower makes none of a higher one fall: the rest is not looked at.
-    pairs, scores = pairs[scores > threshold], scores[scores > threshold]
+    if scores.device.type == "cpu":
+        # Scores only fall from here on, and what is lower makes none of a higher one fall: the rest is not looked at.
+        # On a GPU to wait for their number costs more.
+        above = scores > threshold
+        pairs, scores = pairs[above], scores[above]
     queries, labels = pairs // num_labels, pairs % num_labels
     logits = mask_logits.float()[queries]
     soft = logits.sigmoid()

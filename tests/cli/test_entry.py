@@ -12,7 +12,7 @@ from bifusion_hf.cli.entry import command
 from bifusion_hf.training.checkpoints import CheckpointError
 
 
-HELPERS = {"entry", "labeler_options", "openmp", "output_names", "parser", "recording_options"}
+HELPERS = {"engine_options", "entry", "labeler_options", "openmp", "output_names", "parser", "recording_options"}
 
 
 @pytest.mark.parametrize(

@@ -516,6 +516,7 @@ def prepare(command, calls):
         calls.replace("demo.space.write_space", [])
         calls.replace("data.frames.load_frames", rows)
         calls.replace("data.frames.frame_from_row", lambda row: row)
+        calls.patch.setattr("bifusion_hf.cli.demo_app.SENSOR_ROWS", ())
 
 
 def observe(command, words, folder, monkeypatch):

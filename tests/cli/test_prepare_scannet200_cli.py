@@ -116,7 +116,8 @@ def test_esam_is_handed_on(monkeypatch, tmp_path, capsys):
     main(["--esam", str(tmp_path), "--out", "out", "--split", "train", "--split", "val", "--workers", "3"])
     ((folder, _, splits), options) = calls[0]
     assert (folder, splits) == (tmp_path, ["train", "val"])
-    assert options == {"scans_per_shard": 16, "workers": 3, "jpeg_quality": None}
+    assert options.pop("engine").processes == 3
+    assert options == {"scans_per_shard": 16, "jpeg_quality": None}
 
 
 def test_help_names_every_option(capsys):

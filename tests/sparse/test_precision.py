@@ -70,7 +70,7 @@ def test_the_kernels_round_on_processors_without_such_products_too(tmp_path):
     """Their own conversion: ties to even, what is too small or too large, and what is not a number."""
     if reason := compiled_backend.kernels_unavailable_reason():
         pytest.skip(reason)
-    (kernels,) = KERNELS.sources
+    kernels = KERNELS.sources[0]
     source, library = tmp_path / "round.c", tmp_path / "round.so"
     source.write_text(
         f'#include "{kernels}"\n'
