@@ -27,10 +27,12 @@ def test_a_leak_is_seen(tmp_path, monkeypatch, leak):
 
     def leaking(model, processor, frames, count, tick):
         for _ in range(count):
-            kept.append(mmap.mmap(-1, 1 << 20) if leak == "memory" else open(tmp_path / "file", "w"))  # noqa: SIM115
             if leak == "memory":
                 # Pages of its own: an array might take what the process has already.
+                kept.append(mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
                 kept[-1].write(b"1" * (1 << 20))
+            else:
+                kept.append(open(tmp_path / "file", "w"))  # noqa: SIM115
             tick()
 
     monkeypatch.setitem(RUNS, "pipeline", leaking)
