@@ -175,10 +175,6 @@ def _command(module: str, arguments: list[str], log: Path) -> None:
     with log.open("ab") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
-    # Here and not in the parent, which stays without torch. A shell's process has no earlier run in it.
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
     sys.argv = [module, *arguments]
     importlib.import_module(f"bifusion_hf.cli.{module}").main(arguments)
 
