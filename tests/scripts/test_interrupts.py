@@ -1,9 +1,7 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,28 +10,6 @@ from scripts.interrupts import broken_files, main, members
 
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
-SMALL = (5, 5, 4)
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.slow
-def test_work_that_is_interrupted_goes_on_to_the_same_end():
-    """One moment; `python -m scripts.interrupts` has twenty for each signal."""
-    # In a process of its own: a fork of this one would have what earlier tests left, such as their fork server.
-    program = (
-        "import json; from scripts.interrupts import run\n"
-        f"found = run(1, None, 1, ['training', 'scan'], {SMALL}, ({signal.SIGINT.value},))\n"
-        f"killed = run(1, None, 2, ['preparation', 'evaluation'], {SMALL}, ({signal.SIGKILL.value},))\n"
-        "print(json.dumps([found, killed]))"
-    )
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    found, killed = json.loads(result.stdout.splitlines()[-1])
-    assert found["problems"] == killed["problems"] == []
-    # A work may have ended before its moment, but hardly all of them.
-    counts = [*found["counts"].values(), *killed["counts"].values()]
-    assert all(sum(count.values()) == 1 for of_signals in counts for count in of_signals.values())
-    assert any("interrupted" in count for of_signals in counts for count in of_signals.values())
 
 
 def test_a_file_that_is_cut_and_a_process_that_stays_are_seen(tmp_path):
