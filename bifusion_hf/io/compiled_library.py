@@ -68,6 +68,8 @@ class CompiledLibrary:
     def __init__(self, name: str, sources: Sequence[Path], flags: Sequence[str], signatures: Mapping[str, Signature]):
         self.name, self.sources, self.flags, self.signatures = name, list(sources), list(flags), dict(signatures)
         self._library: ctypes.CDLL | None = None
+        # Why it could not be loaded: a compiler that fails is not asked again by the next kernel.
+        self._failure: KernelError | None = None
 
     @property
     def path(self) -> Path:
@@ -81,14 +83,23 @@ class CompiledLibrary:
         return cache_folder / "bifusion_hf" / f"{self.name}_{hashed.hexdigest()[:16]}.so"
 
     def load(self) -> ctypes.CDLL:
-        """The library, built if need be.
+        """The library, built if need be; tried once.
 
         Raises:
             KernelError: It is switched off (`BIFUSION_SPARSE_KERNEL=0`), there is no C compiler, what it makes is no
                 library, or what is there could be another user's.
         """
-        if self._library is not None:
-            return self._library
+        if self._failure is not None:
+            raise self._failure
+        if self._library is None:
+            try:
+                self._library = self._load()
+            except KernelError as error:
+                self._failure = error
+                raise
+        return self._library
+
+    def _load(self) -> ctypes.CDLL:
         if os.environ.get(SWITCH) == "0":
             raise KernelError(f"the compiled kernels are switched off by {SWITCH}=0")
         path = self.path
@@ -102,16 +113,19 @@ class CompiledLibrary:
                 function.restype, function.argtypes = result, list(arguments)
         except (OSError, AttributeError, subprocess.SubprocessError) as error:
             raise KernelError(f"the {self.name} cannot be built in {path.parent}: {error}") from error
-        self._library = library
         return library
 
     def failure(self, test: Callable[[], None], otherwise: str) -> str | None:
         """Why the library is not to be used here; None where it is built and passes its test.
 
+        That it cannot be loaded is logged once, whichever of its kernels is asked for first.
+
         Args:
             test: Raises KernelError where results are wrong.
             otherwise: What happens without it, for the log.
         """
+        if self._failure is not None:
+            return str(self._failure)
         try:
             self.load()
             test()
@@ -122,7 +136,7 @@ class CompiledLibrary:
 
     def forget(self) -> None:
         """Loads the library anew at the next call."""
-        self._library = None
+        self._library = self._failure = None
 
     def build(self, path: Path) -> None:
         """Compiles the sources to `path`; several processes may do so at once.

@@ -12,6 +12,7 @@ import torch
 
 from .coordinates import KEY_MARGIN, pack_offset
 from .gather_plan import GatherPlan
+from .lines import are_keys, find_lines
 
 
 @dataclass(eq=False)
@@ -137,47 +138,27 @@ def _submanifold_maps(grid: Grid, kernel_size: int, dilation: int) -> KernelMaps
 def _submanifold_table(grid: Grid, kernel_size: int, step: int) -> torch.Tensor:
     """The table int32 [K, V].
 
-    Keys are consecutive along x, so on a CPU one search finds where a kernel's line along x begins among the sorted
-    keys, and the voxels of that line follow from there: K^2 searches and not K^3. A GPU is faster with all at once.
+    On a CPU a kernel's lines along x are found one by one; a GPU is faster with all voxels at once.
     """
     keys, count = grid.sorted_keys, len(grid)
     if not count:
         return torch.empty(kernel_size**3, 0, dtype=torch.int32, device=grid.device)
     if step == grid.stride and grid.device.type == "cpu":
-        table = _table_by_lines(keys, step * _key_offsets(kernel_size, grid.device)[::kernel_size], kernel_size, step)
+        table = find_lines(keys, step * _key_offsets(kernel_size, grid.device)[::kernel_size], kernel_size, step)
     else:
         wanted = keys + step * _key_offsets(kernel_size, grid.device)[:, None]
         position = torch.searchsorted(keys, wanted, out_int32=True)
-        table = torch.where(_found(keys, position, wanted), position, count)
+        table = torch.where(are_keys(keys, position, wanted), position, count)
     if grid.order is None:
         return table
     rows = torch.nn.functional.pad(grid.order, (0, 1), value=count).int()
     return torch.empty_like(table).index_copy_(1, grid.order, rows[table])
 
 
-def _table_by_lines(keys: torch.Tensor, lines: torch.Tensor, kernel_size: int, step: int) -> torch.Tensor:
-    """The table of sorted keys; `lines` int64 [K^2], the key offset of each line's first voxel."""
-    wanted = keys + lines[:, None]
-    position = torch.searchsorted(keys, wanted, out_int32=True)
-    table = position.new_empty(len(lines), kernel_size, len(keys))
-    for x in range(kernel_size):
-        found = _found(keys, position, wanted)
-        table[:, x] = torch.where(found, position, len(keys))
-        # The step along x leads from one sorted key to the next, where there is one.
-        position, wanted = position + found, wanted + step
-    return table.view(-1, len(keys))
-
-
 @lru_cache(maxsize=64)
 def _key_offsets(kernel_size: int, device: torch.device) -> torch.Tensor:
     """What `pack_offset` says of each of the kernel's offsets, int64 [K^3]; it grows with the step."""
     return torch.tensor([pack_offset(*offset) for offset in kernel_offsets(kernel_size)], device=device)
-
-
-def _found(keys: torch.Tensor, position: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Whether the keys at these places are the wanted ones; bool of the places' shape."""
-    found = keys.index_select(0, position.clamp(max=len(keys) - 1).view(-1))
-    return found.view_as(wanted) == wanted
 
 
 def _strided_maps(grid: Grid) -> KernelMaps:

@@ -5,8 +5,8 @@ from functools import cache
 import torch
 
 from ..io.compiled_library import KernelError, usable_threads
-from .backends.kernel_library import KERNELS
 from .groups import sum_rows
+from .kernels import KERNELS
 
 
 def sum_where_negative(

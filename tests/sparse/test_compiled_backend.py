@@ -18,17 +18,24 @@ from bifusion_hf.sparse import (
     VoxelBatchNorm,
     VoxelGrid,
     convolve_normalized,
+    lines,
+    negatives,
     set_sparse_backend,
 )
 from bifusion_hf.sparse.backends import choose_backend, compiled_backend
-from bifusion_hf.sparse.backends.kernel_library import KERNELS
 from bifusion_hf.sparse.finish import can_finish
 from bifusion_hf.sparse.kernel_maps import kernel_offsets
+from bifusion_hf.sparse.kernels import KERNELS
 
 
 def forget():
     KERNELS.forget()
-    compiled_backend.kernels_unavailable_reason.cache_clear()
+    for reason in (
+        compiled_backend.kernels_unavailable_reason,
+        lines.kernel_unavailable_reason,
+        negatives.kernel_unavailable_reason,
+    ):
+        reason.cache_clear()
 
 
 @pytest.fixture

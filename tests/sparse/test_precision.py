@@ -19,8 +19,8 @@ from bifusion_hf.sparse import (
     voxelize,
 )
 from bifusion_hf.sparse.backends import compiled_backend
-from bifusion_hf.sparse.backends.kernel_library import KERNELS
 from bifusion_hf.sparse.backends.products import multiply_to_float32
+from bifusion_hf.sparse.kernels import KERNELS
 
 
 @pytest.fixture(params=["torch", "compiled"])

@@ -222,6 +222,7 @@ def test_without_a_compiler_numpy_finds_the_same_segments(monkeypatch, caplog):
         found = segment_superpoints(*frame, num_segments=40)
     finally:
         monkeypatch.undo()
+        compiled_backend.KERNELS.forget()
         compiled_backend.unavailable_reason.cache_clear()
     assert choose_backend() is compiled_backend
     # Rounding may decide for one pixel in a thousand.

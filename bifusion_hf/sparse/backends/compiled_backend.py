@@ -1,4 +1,4 @@
-"""Sparse convolution on a CPU by compiled kernels (`kernels.c`), in float32 and bfloat16.
+"""Sparse convolution on a CPU by compiled kernels (`kernels/convolution.c`), in float32 and bfloat16.
 
 The pairs of a kernel map are listed by block of output rows and by offset. The gradient of the input is a convolution
 over the opposite map with the transposed kernels; the gradient of the kernel comes from the forward map's pairs.
@@ -12,11 +12,11 @@ import torch
 from ...io.compiled_library import KernelError, usable_threads
 from ..finish import Finish
 from ..kernel_maps import ConvolutionLayer, KernelMap, KernelMaps
+from ..kernels import KERNELS
 from ..voxels import VoxelGrid
 from . import torch_backend
 from .differentiation import Products, differentiable
 from .folding import convolve_by_maps
-from .kernel_library import KERNELS
 
 
 DTYPES = (torch.float32, torch.bfloat16)

@@ -1,4 +1,4 @@
-/* Sums by group in one pass over a large table, of which nothing else is written. Plain C, see kernels.c. */
+/* Sums by group in one pass over a large table, of which nothing else is written. Plain C, see convolution.c. */
 #include <stdint.h>
 #include <string.h>
 
