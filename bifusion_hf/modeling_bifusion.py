@@ -336,6 +336,7 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         object_boxes: list[torch.FloatTensor] | None = None,
         instance_ids: list[torch.LongTensor] | None = None,
         window_frames: int = 1,
+        score_threshold: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BiFusionForInstanceSegmentationOutput:
         """Predicts instances; with labels, gives the losses too.
@@ -362,11 +363,17 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
             window_frames: F, of a batch of B / F windows of F consecutive frames each, in one world: first the first
                 frames of all windows, then the second ones, and so on. Frame adapters go through them in that order,
                 and the losses of the frames are summed.
+            score_threshold: What post-processing will drop need not be made: `masks_queries_logits` are -inf where no
+                label is more probable than this. Give it the `threshold` of post-processing, and the results are
+                those without it. None = all masks.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
-            ValueError: An input is missing or has a wrong shape; the message names it.
+            ValueError: An input is missing or has a wrong shape, or there is a threshold beside labels; the message
+                names it.
         """
+        if score_threshold is not None and mask_labels is not None:
+            raise ValueError(f"score_threshold is {score_threshold} beside mask_labels; the losses need all masks")
         base = self.model(
             points, point_colors, point_mask, superpoint_ids, pixel_values, point_pixels, point_visible,
             camera_rotations, output_hidden_states=False, output_attentions=False, output_encoding=True,
@@ -375,7 +382,7 @@ class BiFusionForInstanceSegmentation(BiFusionPreTrainedModel):
         frames = base.encoding.frames
         queries = self._select_queries(frames.superpoint_mask, query_seeds)
         heads, semantic_logits, normed = self.decoder(
-            frames, base.superpoint_features, base.point_features, base.point_weights, queries
+            frames, base.superpoint_features, base.point_features, base.point_weights, queries, score_threshold
         )
         merge_embeddings = None if self.merge_head is None else self.merge_head(normed, queries >= 0)
         losses = None

@@ -19,7 +19,7 @@ from .io.sanity import check_fraction
 from .labeling import TextLabeler, read_labels
 from .layers.frame_batch import FORWARD_INPUTS
 from .modeling_bifusion import BiFusionForInstanceSegmentation
-from .postprocessing import unpad_frames
+from .postprocessing import SCORE_THRESHOLD, unpad_frames
 from .results import InstanceSegmentation
 
 
@@ -111,7 +111,9 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         check_fraction("threshold", threshold)
         check_fraction("mask_threshold", mask_threshold)
         check_fraction("name_threshold", name_threshold)
-        return {}, {}, {name: value for name, value in settings.items() if value is not None}
+        # What will be dropped need not be made.
+        forward_params = {} if threshold is None else {"score_threshold": threshold}
+        return {}, forward_params, {name: value for name, value in settings.items() if value is not None}
 
     def __call__(self, inputs: Any, **kwargs) -> Any:
         """Segments one frame, a list of frames, or lazily a generator, a data set or a `datasets` column of frames.
@@ -151,8 +153,8 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
             inputs = self._ensure_tensor_on_device(inputs, device=self.device)
             return {"outputs": self._forward(inputs, **forward_params), "batch": batch}
 
-    def _forward(self, inputs: dict[str, Any]) -> Any:
-        return self.model(**inputs)
+    def _forward(self, inputs: dict[str, Any], score_threshold: float = SCORE_THRESHOLD) -> Any:
+        return self.model(**inputs, score_threshold=score_threshold)
 
     def postprocess(
         self,

@@ -13,6 +13,15 @@ from .boxes import describe_points
 from .labels import NONE
 
 
+# Instances need a higher score, where nothing else is said.
+SCORE_THRESHOLD = 0.5
+
+
+def real_queries(query_mask: torch.Tensor) -> torch.Tensor | slice:
+    """What takes the rows of [Q, ...] that are no padding: all without a copy where none is, since masks are large."""
+    return slice(None) if bool(query_mask.all()) else query_mask.nonzero().squeeze(1)
+
+
 def matrix_nms(
     masks: torch.Tensor, labels: torch.Tensor, scores: torch.Tensor, *, kernel: str = "linear", sigma: float = 2.0
 ) -> tuple[torch.Tensor, torch.Tensor]:

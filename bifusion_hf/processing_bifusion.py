@@ -20,7 +20,15 @@ from .io.hub_files import checkpoint_place, naming
 from .io.sanity import check_fraction
 from .labels import NONE
 from .layers.frame_batch import FORWARD_INPUTS
-from .postprocessing import describe_class, instances_of_frame, mask_classes, semantics_of_frame, unpad_frames
+from .postprocessing import (
+    SCORE_THRESHOLD,
+    describe_class,
+    instances_of_frame,
+    mask_classes,
+    real_queries,
+    semantics_of_frame,
+    unpad_frames,
+)
 from .presets import PROCESSOR_PRESETS
 from .superpoints.numbering import renumber_superpoints
 
@@ -424,7 +432,7 @@ class BiFusionProcessor(ProcessorMixin):
         self,
         outputs: Any,
         inputs: Mapping[str, Any],
-        threshold: float = 0.5,
+        threshold: float = SCORE_THRESHOLD,
         mask_threshold: float | None = None,
         min_points: float | None = None,
         max_instances: int | None = None,
@@ -483,11 +491,11 @@ class BiFusionProcessor(ProcessorMixin):
             "part_gap": self.part_gap if part_gap is None else part_gap,
         }
         check_fraction("name_threshold", name_threshold)
-        queries = [mask.nonzero().squeeze(1) for mask in outputs.query_mask]
+        queries = [real_queries(mask) for mask in outputs.query_mask]
         results = [
             instances_of_frame(
-                outputs.class_queries_logits[index].index_select(0, queries[index]),
-                outputs.masks_queries_logits[index].index_select(0, queries[index]),
+                outputs.class_queries_logits[index][queries[index]],
+                outputs.masks_queries_logits[index][queries[index]],
                 frame,
                 names,
                 **settings,

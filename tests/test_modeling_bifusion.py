@@ -396,6 +396,28 @@ BAD_INPUTS = {
 }
 
 
+def test_a_score_threshold_changes_masks_of_improbable_queries_alone(small_config, make_batch):
+    model, batch = build(small_config("residual", num_labels=4)).eval(), make_batch(classes=4)
+    for name in ("mask_labels", "class_labels", "semantic_labels"):
+        batch.pop(name, None)
+    with torch.no_grad():
+        every = model(**batch)
+        probable = every.class_queries_logits.softmax(-1)[..., :-1].amax(-1)
+        threshold = float(probable.median())
+        found = model(**batch, score_threshold=threshold)
+    below = probable <= threshold
+    assert 0 < below.sum() < below.numel()
+    assert (found.masks_queries_logits[below] == -torch.inf).all()
+    torch.testing.assert_close(found.masks_queries_logits[~below], every.masks_queries_logits[~below])
+    for name in ("class_queries_logits", "semantic_queries_logits", "point_features"):
+        assert torch.equal(found[name], every[name])
+
+
+def test_the_losses_need_all_masks(small_config, make_batch):
+    with pytest.raises(ValueError, match="score_threshold is 0.5 beside mask_labels"):
+        build(small_config("residual"))(**make_batch(), score_threshold=0.5)
+
+
 @pytest.mark.parametrize("name", BAD_INPUTS)
 def test_bad_input_is_named(name, small_config, make_batch):
     batch = dict(make_batch())

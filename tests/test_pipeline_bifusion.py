@@ -216,6 +216,24 @@ def test_what_is_no_frame_is_refused(segmenter, frame):
         segmenter(frame)
 
 
+@pytest.mark.parametrize("threshold", [None, 0.2])
+def test_masks_that_are_not_made_change_no_result(threshold):
+    """The sample checkpoint, whose queries are mostly improbable."""
+    segmenter = pipeline(TASK, device="cpu")
+    row = load_frames("sample", "val")[0]
+    settings = {} if threshold is None else {"threshold": threshold}
+    batch = segmenter.collate([segmenter.preprocess(frame_from_row(row))])
+    outputs = segmenter.forward(batch, **segmenter._sanitize_parameters(**settings)[1])
+    made = torch.isfinite(outputs["outputs"].masks_queries_logits).all(-1)
+    assert 0 < made.sum() < made.numel() / 2
+    (found,) = segmenter.postprocess(outputs, **settings)
+    (expected,) = segmenter.postprocess(segmenter.forward(batch, score_threshold=-1.0), **settings)
+    assert len(expected["scores"]) > 3
+    np.testing.assert_array_equal(found["point_masks"], expected["point_masks"])
+    np.testing.assert_array_equal(found["segmentation"], expected["segmentation"])
+    np.testing.assert_allclose(found["scores"], expected["scores"], rtol=1e-5)
+
+
 def test_settings_of_a_call(segmenter, frame):
     assert len(segmenter(frame, max_instances=2)["scores"]) <= 2
     parts, whole = (segmenter(frame, threshold=0.0, part_gap=gap)["point_masks"] for gap in (0.05, 0.0))

@@ -107,6 +107,7 @@ class QueryDecoder(nn.Module):
         point_features: torch.Tensor,
         point_weights: torch.Tensor,
         query_superpoints: torch.Tensor,
+        score_threshold: float | None = None,
     ) -> tuple[list[QueryHeadOutput], torch.Tensor, torch.Tensor]:
         """Predictions of all heads.
 
@@ -116,6 +117,8 @@ class QueryDecoder(nn.Module):
             point_features: [B, N, D].
             point_weights: [B, N, 1], weights of the superpoint pooling.
             query_superpoints: int64 [B, Q], the superpoint of each query, -1 = padding.
+            score_threshold: The last head's masks are made for queries alone that have a label more probable than
+                this, and are -inf for the others; None = for all.
 
         Returns:
             The outputs of all heads, the semantic logits [B, Q, num_semantic_labels + 1] and the normed queries of the
@@ -138,9 +141,13 @@ class QueryDecoder(nn.Module):
                 cross_mask = self._attention_mask(heads[-1], frames, point_weights)
                 queries = self.layers[index - 1](queries, keys, cross_mask, query_mask.unsqueeze(1))
             normed = self.out_norm(queries)
-            mask_logits = normed @ mask_features[level].transpose(1, 2)
+            class_logits = self.class_head(normed)
+            if index + 1 == len(self.mask_levels) and score_threshold is not None:
+                mask_logits = probable_masks(normed, mask_features[level], class_logits, score_threshold)
+            else:
+                mask_logits = products(normed, mask_features[level])
             boxes = None if self.box_head is None else place_boxes(self.box_head(normed), centres)
-            heads.append(QueryHeadOutput(self.class_head(normed), mask_logits, level, boxes))
+            heads.append(QueryHeadOutput(class_logits, mask_logits, level, boxes))
         return heads, self.semantic_head(normed), normed
 
     @torch.no_grad()
@@ -155,6 +162,36 @@ class QueryDecoder(nn.Module):
         # Each query keeps the superpoints that are blocked least, so that no row is left without any.
         least = blocked.masked_fill(~real, float("inf")).amin(dim=2, keepdim=True)
         return ((blocked <= 0.5) | (blocked == least)) & real
+
+
+def products(queries: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Of each query with each feature: [B, Q, D] and [B, X, D] to [B, Q, X]."""
+    if len(queries) == 1:
+        # One matrix product is faster than a batch of one.
+        return (queries[0] @ features[0].T).unsqueeze(0)
+    return queries @ features.transpose(1, 2)
+
+
+def probable_masks(
+    queries: torch.Tensor, features: torch.Tensor, class_logits: torch.Tensor, threshold: float
+) -> torch.Tensor:
+    """`products` of the queries that have a label more probable than the threshold, -inf for the others.
+
+    Args:
+        queries: [B, Q, D].
+        features: [B, X, D].
+        class_logits: [B, Q, C + 1], the last column is "no object".
+        threshold: On the probability of a label.
+
+    Returns:
+        [B, Q, X].
+    """
+    probable = (class_logits.float().softmax(dim=-1)[..., :-1] > threshold).any(dim=-1)
+    masks = queries.new_full((*queries.shape[:2], features.shape[1]), float("-inf"))
+    for sample, rows in enumerate(probable):
+        rows = rows.nonzero().squeeze(1)
+        masks[sample].index_copy_(0, rows, queries[sample, rows] @ features[sample].T)
+    return masks
 
 
 class MergeHead(nn.Module):

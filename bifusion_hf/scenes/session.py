@@ -250,7 +250,7 @@ class SceneSession:
         inputs = {name: batch[name].to(device) for name in FORWARD_INPUTS if name in batch}
         if self.frame_memory is not None:
             inputs["frame_memory"] = self.frame_memory
-        outputs = self.model(**inputs)
+        outputs = self.model(**inputs, score_threshold=self.threshold)
         settings = {} if self.max_instances is None else {"max_instances": self.max_instances}
         result = self.processor.post_process_instance_segmentation(
             outputs, batch, threshold=self.threshold, label_names=self.model.config.id2label, **settings

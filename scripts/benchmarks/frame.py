@@ -21,6 +21,7 @@ from bifusion_hf.data.frames import RGBDFrame, frame_from_row, load_frames
 from bifusion_hf.hub.pretrained import load_pretrained
 from bifusion_hf.layers.frame_batch import FORWARD_INPUTS
 from bifusion_hf.pipeline_bifusion import RGBDInstanceSegmentationPipeline
+from bifusion_hf.postprocessing import SCORE_THRESHOLD
 from bifusion_hf.superpoints import segmentation
 from bifusion_hf.superpoints.backends import compiled_backend, numpy_backend
 
@@ -155,7 +156,8 @@ def _prepare(processor: Any, frame: RGBDFrame) -> dict[str, Any]:
 
 
 def _forward(model: torch.nn.Module, batch: dict[str, Any]) -> Any:
-    return model(**{name: batch[name] for name in FORWARD_INPUTS if name in batch})
+    inputs = {name: batch[name] for name in FORWARD_INPUTS if name in batch}
+    return model(**inputs, score_threshold=SCORE_THRESHOLD)
 
 
 def _segment(processor: Any, frame: RGBDFrame) -> Any:

@@ -1,7 +1,8 @@
+import pytest
 import torch
 
 from bifusion_hf.layers.frame_batch import FrameBatch
-from bifusion_hf.layers.query_decoder import QueryDecoder, blocked_share
+from bifusion_hf.layers.query_decoder import QueryDecoder, blocked_share, probable_masks, products
 
 
 def inputs(config, seed=0, superpoints=9, points=120):
@@ -87,6 +88,23 @@ def test_queries_follow_their_superpoints(small_config):
     for head, other in zip(first, second, strict=True):
         torch.testing.assert_close(other.mask_logits, head.mask_logits[:, order])
         torch.testing.assert_close(other.class_logits, head.class_logits[:, order])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("threshold", [0.0, 0.4, 1.0])
+def test_only_probable_queries_have_masks(batch_size, threshold):
+    generator = torch.Generator().manual_seed(0)
+    queries, features, logits = (
+        torch.randn(batch_size, *size, generator=generator) for size in ((7, 5), (20, 5), (7, 4))
+    )
+    found = probable_masks(queries, features, logits, threshold)
+    every = products(queries, features)
+    for sample in range(batch_size):
+        for query in range(7):
+            best = max(torch.softmax(logits[sample, query], dim=0)[:3].tolist())
+            expected = every[sample, query] if best > threshold else torch.full((20,), -torch.inf)
+            torch.testing.assert_close(found[sample, query], expected)
+            torch.testing.assert_close(every[sample, query], features[sample] @ queries[sample, query])
 
 
 def test_one_superpoint(small_config):
