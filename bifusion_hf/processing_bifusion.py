@@ -409,23 +409,25 @@ class BiFusionProcessor(ProcessorMixin):
 
     def _superpoints(self, frame: RGBDFrame) -> np.ndarray:
         """Integers [H, W]: the frame's own; measured pixels that they leave out, or all, are segmented here."""
-        measured = frame.depth > 0
-        given = np.full(frame.depth.shape, NONE) if frame.superpoints is None else frame.superpoints
-        rest = measured & (given < 0)
-        if not rest.any():
-            return given
+        given, depth, share = frame.superpoints, frame.depth, 1.0
+        if given is not None:
+            measured = frame.depth > 0
+            rest = measured & (given < 0)
+            if not rest.any():
+                return given
+            depth = np.where(rest, frame.depth, 0)
+            share = np.count_nonzero(rest) / np.count_nonzero(measured)
         # scikit-image is imported only where it is used.
         from .superpoints.segmentation import segment_superpoints
 
-        share = np.count_nonzero(rest) / np.count_nonzero(measured)
         found = segment_superpoints(
             frame.image,
-            np.where(rest, frame.depth, 0),
+            depth,
             frame.intrinsics,
             num_segments=max(1, round(self.num_superpoints * share)),
             color_blur=self.superpoint_color_blur,
         )
-        return np.where(rest, found + given.max() + 1, given)
+        return found if given is None else np.where(rest, found + given.max() + 1, given)
 
     @torch.no_grad()
     def post_process_instance_segmentation(

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...io.compiled_library import FLAG, POINTER, REAL, SIZE, CompiledLibrary, KernelError, usable_threads
 from ..colour import LINEAR_LIGHT, TO_XYZ, gaussian_taps
-from ..geometry import EDGE_BASE, EDGE_QUANTISATION, EDGE_SLOPE, MIN_EDGE_LENGTH, camera_coordinates
+from ..geometry import EDGE_BASE, EDGE_QUANTISATION, EDGE_SLOPE, MIN_EDGE_LENGTH
 
 
 Links = tuple[np.ndarray, np.ndarray]
@@ -17,8 +17,9 @@ _FOLDER = Path(__file__).parent
 KERNELS = CompiledLibrary(
     "superpoint_kernels",
     [_FOLDER / name for name in ("pixels.c", "regions.c", "region_graph.c")],
-    # Without contraction sums and products are rounded as numpy rounds them.
-    ["-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off"],
+    # Without contraction sums and products are rounded as numpy rounds them. Nobody asks whether an operation was
+    # invalid, so both sides of a choice may be computed, for several pixels at once.
+    ["-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-fno-trapping-math"],
     {
         "lab_planes": (None, [POINTER, SIZE, SIZE, POINTER, POINTER, POINTER, FLAG]),
         "blur_planes": (None, [POINTER, SIZE, SIZE, SIZE, POINTER, SIZE, POINTER, FLAG]),
@@ -209,8 +210,8 @@ def nearby_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """See `numpy_backend`."""
     labels, count = _array(labels, np.int32), ctypes.c_int64()
-    places = _array(camera_coordinates(depth, intrinsics), np.float32)
-    inputs = labels, len(small), _array(small, bool), places, radius, _camera(intrinsics, np.float64), *labels.shape
+    camera = _camera(intrinsics, np.float64)
+    inputs = labels, len(small), _array(small, bool), _array(depth, np.float32), radius, camera, *labels.shape
     found = _taken(KERNELS.call("nearby_pairs", *inputs, ctypes.addressof(count)), count, _NEAR, "free_near")
     first = np.ones(len(found), bool)
     first[1:] = found["key"][1:] != found["key"][:-1]

@@ -10,6 +10,16 @@
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
+/* Neighbouring pixels, as many as the processor computes at once. */
+#if defined(__AVX512F__)
+#define COLUMNS 16
+#elif defined(__AVX__)
+#define COLUMNS 8
+#else
+#define COLUMNS 4
+#endif
+typedef float columns __attribute__((vector_size(4 * COLUMNS), aligned(4)));
+typedef uint32_t units __attribute__((vector_size(4 * COLUMNS), aligned(4)));
 
 static inline uint32_t bits_of(float value) {
     uint32_t bits;
@@ -17,24 +27,29 @@ static inline uint32_t bits_of(float value) {
     return bits;
 }
 
-/* Cube root of a positive number to float32's precision: a guess from the bits, then Halley's iteration. */
-INLINE float cube_root(float x) {
-    uint32_t bits = bits_of(x) / 3 + 709921077u;
-    float y;
-    memcpy(&y, &bits, sizeof y);
+/* Cube roots of positive numbers to float32's precision: guesses from the bits, then Halley's iteration. */
+INLINE columns cube_roots(columns x) {
+    columns y = (columns)((units)x / 3 + 709921077u);
     for (int step = 0; step < 2; step++) {
-        float cube = y * y * y;
+        columns cube = y * y * y;
         y *= (cube + 2 * x) / (2 * cube + x);
     }
     return y;
 }
 
-INLINE float lab_root(float t) { return t > 0.008856f ? cube_root(t) : 7.787f * t + (float)(16.0 / 116.0); }
+INLINE columns lab_roots(columns t) {
+    columns root = cube_roots(t), line = 7.787f * t + (float)(16.0 / 116.0);
+    units large = (units)(t > 0.008856f);
+    return (columns)(((units)root & large) | ((units)line & ~large));
+}
 
 /* CIE Lab planes of RGB pixels. `linear`: light of each of 256 levels; `to_xyz`: [3, 3], its rows sum to 1. */
 void lab_planes(const uint8_t *image, int64_t height, int64_t width, const float *linear, const float *to_xyz,
                 float *lab, int threads) {
     int64_t plane = height * width;
+    /* What the compiler knows to be no part of the planes it keeps in registers. */
+    float m[9];
+    memcpy(m, to_xyz, sizeof m);
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < height; row++) {
         const uint8_t *pixel = image + 3 * row * width;
@@ -44,14 +59,16 @@ void lab_planes(const uint8_t *image, int64_t height, int64_t width, const float
             a[x] = linear[pixel[3 * x + 1]];
             b[x] = linear[pixel[3 * x + 2]];
         }
-        for (int64_t x = 0; x < width; x++) {
-            float red = l[x], green = a[x], blue = b[x];
-            float first = lab_root(to_xyz[0] * red + to_xyz[1] * green + to_xyz[2] * blue);
-            float second = lab_root(to_xyz[3] * red + to_xyz[4] * green + to_xyz[5] * blue);
-            float third = lab_root(to_xyz[6] * red + to_xyz[7] * green + to_xyz[8] * blue);
-            l[x] = 116 * second - 16;
-            a[x] = 500 * (first - second);
-            b[x] = 200 * (second - third);
+        for (int64_t x = 0; x < width; x += COLUMNS) {
+            /* The last ones of a row may be fewer. */
+            int64_t bytes = (width - x < COLUMNS ? width - x : COLUMNS) * sizeof(float);
+            columns red = {0}, green = {0}, blue = {0};
+            memcpy(&red, l + x, bytes), memcpy(&green, a + x, bytes), memcpy(&blue, b + x, bytes);
+            columns first = lab_roots(m[0] * red + m[1] * green + m[2] * blue);
+            columns second = lab_roots(m[3] * red + m[4] * green + m[5] * blue);
+            columns third = lab_roots(m[6] * red + m[7] * green + m[8] * blue);
+            red = 116 * second - 16, green = 500 * (first - second), blue = 200 * (second - third);
+            memcpy(l + x, &red, bytes), memcpy(a + x, &green, bytes), memcpy(b + x, &blue, bytes);
         }
     }
 }
@@ -98,13 +115,28 @@ void blur_planes(const float *planes, int64_t channels, int64_t height, int64_t 
 INLINE uint8_t is_edge(float before, float here, float next, float after, const float *threshold) {
     float step = next - here;
     float sign = step > 0 ? 1.0f : step < 0 ? -1.0f : 0.0f;
-    float slope_before = before > 0 && here > 0 ? (here - before) * sign : 0;
-    float slope_after = after > 0 && next > 0 ? (after - next) * sign : 0;
+    float slope_before = (before > 0) & (here > 0) ? (here - before) * sign : 0;
+    float slope_after = (after > 0) & (next > 0) ? (after - next) * sign : 0;
     float slope = slope_before < slope_after ? slope_before : slope_after;
     slope = slope > 0 ? slope : 0;
     float near = here < next ? here : next;
     float limit = threshold[0] + threshold[1] * near + threshold[2] * (near * near);
     return (here > 0) & (next > 0) & (fabsf(step) - slope > limit);
+}
+
+INLINE void find_edges(const float *before, const float *here, const float *next, const float *after, int64_t count,
+                       const float *threshold, uint8_t *restrict edges) {
+    for (int64_t i = 0; i < count; i++) edges[i] = is_edge(before[i], here[i], next[i], after[i], threshold);
+}
+
+/* The first place of bytes, from `place` on, that is not 0; `end` where there is none. */
+static int64_t next_set(const uint8_t *bytes, int64_t place, int64_t end) {
+    for (uint64_t eight; place + 8 <= end; place += 8) {
+        memcpy(&eight, bytes + place, sizeof eight);
+        if (eight) break;
+    }
+    while (place < end && !bytes[place]) place++;
+    return place;
 }
 
 static int32_t find_root(int32_t *parent, int32_t item) {
@@ -128,6 +160,7 @@ static int32_t unite(int32_t *parent, int32_t first, int32_t second) {
 static int drop_short_chains(const float *depth, int64_t height, int64_t width, int64_t least, uint8_t *right,
                              uint8_t *down) {
     int64_t first_down = height * (width - 1), cracks = first_down + (height - 1) * width;
+    /* Of active cracks alone: most pixels have none, and what is not written costs nothing. */
     int32_t *parent = malloc(cracks * sizeof(int32_t)), *sizes = malloc(cracks * sizeof(int32_t));
     uint8_t *active = malloc(cracks), *corners = malloc(width);
     if (!parent || !sizes || !active || !corners) {
@@ -141,14 +174,12 @@ static int drop_short_chains(const float *depth, int64_t height, int64_t width, 
         }
     for (int64_t i = 0; i < (height - 1) * width; i++)
         active[first_down + i] = down[i] | ((depth[i] > 0) != (depth[i + width] > 0));
-    for (int64_t i = 0; i < cracks; i++) parent[i] = (int32_t)i;
-    memset(sizes, 0, cracks * sizeof(int32_t));
+    for (int64_t i = 0; (i = next_set(active, i, cracks)) < cracks; i++) parent[i] = (int32_t)i, sizes[i] = 0;
     for (int64_t y = 0; y + 1 < height; y++) {
         const uint8_t *above = active + y * (width - 1), *below = above + width - 1;
         const uint8_t *left = active + first_down + y * width;
         for (int64_t x = 0; x + 1 < width; x++) corners[x] = above[x] | below[x] | left[x] | left[x + 1];
-        for (int64_t x = 0; x + 1 < width; x++) {
-            if (!corners[x]) continue;
+        for (int64_t x = 0; (x = next_set(corners, x, width - 1)) < width - 1; x++) {
             int32_t around[4] = {(int32_t)(above + x - active), (int32_t)(below + x - active),
                                  (int32_t)(left + x - active), (int32_t)(left + x + 1 - active)};
             int32_t known = -1;
@@ -174,17 +205,24 @@ static int drop_short_chains(const float *depth, int64_t height, int64_t width, 
 /* Links of `surface_links`; 0 where memory runs out. `threshold`: base, slope, quantisation of an edge. */
 int surface_links(const float *depth, int64_t height, int64_t width, const float *threshold, int64_t least,
                   uint8_t *right, uint8_t *down, int threads) {
-#pragma omp parallel for num_threads(threads)
-    for (int64_t y = 0; y < height; y++) {
-        const float *row = depth + y * width;
-        uint8_t *out = right + y * (width - 1);
-        for (int64_t x = 0; x + 1 < width; x++)
-            out[x] = is_edge(x ? row[x - 1] : 0, row[x], row[x + 1], x + 2 < width ? row[x + 2] : 0, threshold);
-        if (y + 1 == height) continue;
-        for (int64_t x = 0; x < width; x++)
-            down[y * width + x] = is_edge(y ? row[x - width] : 0, row[x], row[x + width],
-                                          y + 2 < height ? row[x + 2 * width] : 0, threshold);
+    /* Without measurements, as is everything beyond the border. */
+    float *nothing = calloc(width, sizeof(float));
+    if (!nothing) return 0;
+#pragma omp parallel num_threads(threads)
+    {
+        float *padded = calloc(width + 3, sizeof(float));
+#pragma omp for
+        for (int64_t y = 0; y < height; y++) {
+            const float *row = depth + y * width;
+            memcpy(padded + 1, row, width * sizeof(float));
+            find_edges(padded, padded + 1, padded + 2, padded + 3, width - 1, threshold, right + y * (width - 1));
+            if (y + 1 == height) continue;
+            find_edges(y ? row - width : nothing, row, row + width, y + 2 < height ? row + 2 * width : nothing, width,
+                       threshold, down + y * width);
+        }
+        free(padded);
     }
+    free(nothing);
     if (!drop_short_chains(depth, height, width, least, right, down)) return 0;
 #pragma omp parallel for num_threads(threads)
     for (int64_t y = 0; y < height; y++) {
@@ -196,6 +234,22 @@ int surface_links(const float *depth, int64_t height, int64_t width, const float
         for (int64_t x = 0; x < width; x++) out[x] = !out[x] & (row[x] > 0) & (row[x + width] > 0);
     }
     return 1;
+}
+
+/* Sums of `count` rows that lie `stride` apart, row after row; the sums of a few columns stay in registers. */
+INLINE void add_rows(const float *rows, int64_t count, int64_t stride, int64_t width, float *restrict sums) {
+    int64_t x = 0;
+    for (; x + 4 * COLUMNS <= width; x += 4 * COLUMNS) {
+        columns sum[4] = {{0}};
+        for (int64_t k = 0; k < count; k++)
+            for (int i = 0; i < 4; i++) sum[i] += *(const columns *)(rows + k * stride + x + i * COLUMNS);
+        memcpy(sums + x, sum, sizeof sum);
+    }
+    for (; x < width; x++) {
+        float sum = 0;
+        for (int64_t k = 0; k < count; k++) sum += rows[k * stride + x];
+        sums[x] = sum;
+    }
 }
 
 /* Means over a window around each pixel; beyond the border there is 0. */
@@ -210,13 +264,9 @@ static void box_mean(const float *values, int64_t height, int64_t width, int64_t
 #pragma omp for
         for (int64_t y = 0; y < height; y++) {
             int64_t first = y > half ? y - half : 0, last = y + half < height ? y + half : height - 1;
-            memset(line, 0, width * sizeof(float));
-            for (int64_t k = first; k <= last; k++)
-                for (int64_t x = 0; x < width; x++) line[x] += values[k * width + x];
+            add_rows(values + first * width, last - first + 1, width, width, line);
             float *out = means + y * width;
-            memset(out, 0, width * sizeof(float));
-            for (int64_t k = 0; k < window; k++)
-                for (int64_t x = 0; x < width; x++) out[x] += padded[x + k];
+            add_rows(padded, window, 1, width, out);
             for (int64_t x = 0; x < width; x++) out[x] *= share * share;
         }
         free(padded);
@@ -274,6 +324,14 @@ int normal_planes(const float *depth, const uint8_t *right, const uint8_t *down,
     return 1;
 }
 
+/* Raises what is lower than a pair's value, which is infinite without a link. */
+INLINE void take_largest(const uint8_t *links, const float *values, int64_t count, float *restrict largest) {
+    for (int64_t i = 0; i < count; i++) {
+        float value = links[i] ? values[i] : INFINITY;
+        largest[i] = value > largest[i] ? value : largest[i];
+    }
+}
+
 /* Squared differences to the right and lower neighbour, and each pixel's level: the upper half of the bits of its
  * largest difference, infinite beside a pair without a link. */
 void link_contrast(const float *features, int64_t channels, int64_t height, int64_t width, const uint8_t *right_links,
@@ -291,23 +349,21 @@ void link_contrast(const float *features, int64_t channels, int64_t height, int6
             for (int64_t x = 0; x < width; x++) below[x] += (row[x + width] - row[x]) * (row[x + width] - row[x]);
         }
     }
-#pragma omp parallel for num_threads(threads)
-    for (int64_t y = 0; y < height; y++)
-        for (int64_t x = 0; x < width; x++) {
-            int64_t to_right = y * (width - 1) + x, below = y * width + x;
-            float largest = 0, value;
-#define TAKE(exists, links, values, index)                    \
-    if (exists) {                                             \
-        value = links[index] ? values[index] : INFINITY;      \
-        largest = value > largest ? value : largest;          \
-    }
-            TAKE(x + 1 < width, right_links, right, to_right)
-            TAKE(x > 0, right_links, right, to_right - 1)
-            TAKE(y + 1 < height, down_links, down, below)
-            TAKE(y > 0, down_links, down, below - width)
-#undef TAKE
-            levels[below] = bits_of(largest) >> 16;
+#pragma omp parallel num_threads(threads)
+    {
+        float *largest = malloc(width * sizeof(float));
+#pragma omp for
+        for (int64_t y = 0; y < height; y++) {
+            int64_t to_right = y * (width - 1), below = y * width;
+            memset(largest, 0, width * sizeof(float));
+            take_largest(right_links + to_right, right + to_right, width - 1, largest);
+            take_largest(right_links + to_right, right + to_right, width - 1, largest + 1);
+            if (y + 1 < height) take_largest(down_links + below, down + below, width, largest);
+            if (y > 0) take_largest(down_links + below - width, down + below - width, width, largest);
+            for (int64_t x = 0; x < width; x++) levels[below + x] = bits_of(largest[x]) >> 16;
         }
+        free(largest);
+    }
 }
 
 /* Floods from seeds, the lowest level first, and of one level what was reached first; what lies lower than the way to

@@ -116,6 +116,16 @@ int64_t cut_at_barred_pairs(int32_t *labels, int64_t count, const float *depth, 
     return count;
 }
 
+/* Camera coordinates of a pixel; `camera`: fx, fy, cx, cy. */
+typedef struct {
+    float x, y, z;
+} point;
+
+static inline point point_of(const float *depth, const double *camera, int64_t x, int64_t y, int64_t width) {
+    double z = depth[y * width + x];
+    return (point){(float)(z * ((x - camera[2]) / camera[0])), (float)(z * ((y - camera[3]) / camera[1])), (float)z};
+}
+
 /* Sizes [regions] and sums [regions, channels + 3] of the planes [channels, height, width] and the camera coordinates,
  * divided by `position_scale`; both zero on entry. `camera`: fx, fy, cx, cy. */
 void region_sums(const int32_t *labels, int64_t height, int64_t width, const float *planes, int64_t channels,
@@ -128,10 +138,10 @@ void region_sums(const int32_t *labels, int64_t height, int64_t width, const flo
             double *sum = sums + labels[i] * columns;
             sizes[labels[i]]++;
             for (int64_t channel = 0; channel < channels; channel++) sum[channel] += planes[channel * plane + i];
-            double z = depth[i];
-            sum[channels] += (float)(z * ((x - camera[2]) / camera[0])) / position_scale;
-            sum[channels + 1] += (float)(z * ((y - camera[3]) / camera[1])) / position_scale;
-            sum[channels + 2] += depth[i] / position_scale;
+            point here = point_of(depth, camera, x, y, width);
+            sum[channels] += here.x / position_scale;
+            sum[channels + 1] += here.y / position_scale;
+            sum[channels + 2] += here.z / position_scale;
         }
 }
 
@@ -208,10 +218,8 @@ static int by_key_and_distance(const void *one, const void *two) {
 }
 
 /* For pixels of small regions the regions within `radius` times their depth in space: key low * regions + high and
- * squared distance, sorted, several for a pair; freed by the caller with `free_near`. `places`: camera coordinates
- * [height, width, 3]. NULL without memory. */
-near_pair *nearby_pairs(const int32_t *labels, int64_t regions, const uint8_t *small, const float *places,
-                        double radius, const double *camera, int64_t height, int64_t width, int64_t *number) {
+ * squared distance, sorted, several for a pair; freed by the caller with `free_near`. NULL without memory. */
+near_pair *nearby_pairs(const int32_t *labels, int64_t regions, const uint8_t *small, const float *depth, double radius, const double *camera, int64_t height, int64_t width, int64_t *number) {
     int64_t capacity = 1024, found = 0;
     near_pair *pairs = malloc(capacity * sizeof(near_pair));
     /* The nearest so far of each region, for the pixel at hand; `seen` says whose entries are of it. */
@@ -223,8 +231,8 @@ near_pair *nearby_pairs(const int32_t *labels, int64_t regions, const uint8_t *s
         int32_t label = labels[i];
         if (label < 0 || !small[label]) continue;
         int64_t x = i % width, y = i / width, count = 0;
-        const float *here = places + 3 * i;
-        double reach = radius * here[2], limit = reach * reach;
+        point here = point_of(depth, camera, x, y, width);
+        double reach = radius * here.z, limit = reach * reach;
         /* A point that near lies no farther away in the image than this, also where it is in front. */
         double spread = radius / (1 - radius);
         int64_t across = (int64_t)ceil(spread * (camera[0] + fabs(x - camera[2])));
@@ -235,9 +243,8 @@ near_pair *nearby_pairs(const int32_t *labels, int64_t regions, const uint8_t *s
             for (int64_t column = left; column <= last; column++) {
                 int32_t other = labels[row * width + column];
                 if (other < 0 || other == label) continue;
-                const float *there = places + 3 * (row * width + column);
-                double dx = (double)there[0] - here[0], dy = (double)there[1] - here[1];
-                double dz = (double)there[2] - here[2];
+                point there = point_of(depth, camera, column, row, width);
+                double dx = (double)there.x - here.x, dy = (double)there.y - here.y, dz = (double)there.z - here.z;
                 double squared = dx * dx + dy * dy + dz * dz;
                 if (squared > limit) continue;
                 if (seen[other] != (int32_t)i) seen[other] = (int32_t)i, nearest[other] = squared, touched[count++] = other;
