@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from safetensors import SafetensorError
 
+from ..io.memory import keep_freed_memory
 from ..stopping import Stopped, terminable
 
 
@@ -26,7 +27,7 @@ def command(name: str) -> Callable[[Main], Main]:
 
     An expected error is told in a line, with status 1; `BIFUSION_TRACEBACK=1` leaves its traceback. An interruption
     (Ctrl-C) ends with status 130, SIGTERM with 143. A reader that has closed the output (`--help | head`) ends it
-    silently, with status 1. What argparse says stays, with status 2.
+    silently, with status 1. What argparse says stays, with status 2. The process keeps the memory that it frees.
 
     Args:
         name: Of the command, which the line begins with.
@@ -35,6 +36,7 @@ def command(name: str) -> Callable[[Main], Main]:
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def run(argv: Sequence[str] | None = None) -> None:
+            keep_freed_memory()
             try:
                 try:
                     with terminable():

@@ -4,6 +4,8 @@ import argparse
 import importlib
 from collections.abc import Sequence
 
+from bifusion_hf.io.memory import keep_freed_memory
+
 
 # subcommand -> what it measures; each is a module of `benchmarks` with `add_arguments(parser)` and `run(args)`.
 BENCHMARKS = {
@@ -38,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     args = parser.parse_args(argv)
+    # As the commands do.
+    keep_freed_memory()
     try:
         args.run(args)
     except (ValueError, OSError, ImportError) as error:

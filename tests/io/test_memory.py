@@ -1,0 +1,34 @@
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+
+# Blocks of 8 MB, taken, touched and freed by turns, cost new pages each time where glibc gives them back.
+PROGRAM = """
+import resource, sys, torch
+from bifusion_hf.io.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+first, second = (torch.ones(2**21) for _ in range(2))
+del first, second
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    first, second = torch.ones(2**21 - 4096), torch.ones(2**21)
+    del first, second
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_blocks_that_are_freed_and_taken_again_cost_no_new_pages():
+    # The test is of what the program does to itself.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    counts = {}
+    for how in ("keep", "give back"):
+        command = [sys.executable, "-c", PROGRAM, how]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        counts[how] = int(done.stdout)
+    assert counts["keep"] < 2500 < 20 * 2000 < counts["give back"]
