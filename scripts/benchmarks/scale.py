@@ -28,11 +28,12 @@ from bifusion_hf.io.storage import Folder
 from bifusion_hf.prediction.shards import PRELOAD, PredictionSettings, predict_shards
 from bifusion_hf.prediction.sources import DataSetFrames, Piece
 
+from . import training_cost
 from .parameters import update_file
 from .shard_queue import Fleet, simulate
 
 
-WAYS = ("one process", "two processes", "Ray, two nodes")
+WAYS = ("one process", "four processes", "Ray, two nodes")
 # Four frames of the sample.
 ROOM = "rooms-0-train-00000"
 FRAMES = (2_500_000, 1_000_000_000)
@@ -181,8 +182,8 @@ def _digest(files: list[Path]) -> str:
 def _engine(way: str) -> Iterator[Engine]:
     if way == "one process":
         yield LocalEngine()
-    elif way == "two processes":
-        yield LocalEngine(2, PRELOAD)
+    elif way == "four processes":
+        yield LocalEngine(4, PRELOAD)
     else:
         import ray
 
@@ -233,8 +234,7 @@ def cost(measured: Mapping[str, Any], frames: int, shard_size: int = 1024) -> di
         For each work `core_hours`; `hours` on `CORES` cores; `read_bytes` and `written_bytes`; `requests`, of a store;
         `gbit_per_node`, what a machine of `CORES_PER_NODE` cores reads and writes a second.
     """
-    prepared = measured["prepare"]["one process"]
-    read = prepared["bytes"] / prepared["frames"]
+    read = _bytes_a_frame(measured)
     costs = {}
     for name in WORK:
         of = measured[name]["one process"]
@@ -253,6 +253,12 @@ def cost(measured: Mapping[str, Any], frames: int, shard_size: int = 1024) -> di
             "gbit_per_node": 8e-9 * CORES_PER_NODE * (read + written) / seconds,
         }
     return costs
+
+
+def _bytes_a_frame(measured: Mapping[str, Any]) -> float:
+    """Of a data set of frames."""
+    prepared = measured["prepare"]["one process"]
+    return prepared["bytes"] / prepared["frames"]
 
 
 def queues(measured: Mapping[str, Any], frames: int = FRAMES[0], seed: int = 0) -> list[dict[str, Any]]:
@@ -281,8 +287,8 @@ def measured_table(measured: Mapping[str, Any]) -> str:
         "| work | by | frames | shards | workers killed | processor time | peak memory of a worker | output |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, ways in measured.items():
-        for way, of in ways.items():
+    for name in WORK:
+        for way, of in measured[name].items():
             lines.append(
                 f"| {name} | {way} | {of['frames']} | {of['shards']} | {of['killed']} "
                 f"| {of['cpu_s']:.2f} s | {of['peak_mb']} MB | `{of['sha256'][:12]}` |"
@@ -328,7 +334,7 @@ def queue_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures, prints the tables and writes them where `--update` and `--output` say."""
     if args.result is None:
-        measured = measure(args)
+        measured = {**measure(args), "train": training_cost.measure(args.frames)}
         machine = {"cpu": platform.machine(), "cpu_count": os.cpu_count()}
     else:
         content = json.loads(args.result.read_text(encoding="utf-8"))
@@ -337,11 +343,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "machine": machine,
         "measured": measured,
         "cost": {str(frames): cost(measured, frames) for frames in FRAMES},
+        "feeding": training_cost.feeding(measured["train"], _bytes_a_frame(measured), FRAMES[0]),
         "queues": queues(measured),
     }
     tables = {
         "scale_measured": measured_table(measured),
         "scale_cost": cost_table(measured),
+        "scale_training": training_cost.table(measured["train"], result["feeding"], FRAMES[0]),
         "scale_queues": queue_table(result["queues"]),
     }
     for name, table in tables.items():
