@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from .files import DataFileError, read_bytes
 from .sanity import tell_doubt
@@ -163,6 +163,9 @@ def _opened(
         raise
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise DataFileError(place, error.strerror or str(error)) from error
+    except UnidentifiedImageError as error:
+        # Pillow's message names an open file, and not which.
+        raise DataFileError(place, f"is no readable {kinds}: of no known format, or damaged at its start") from error
     # Damaged images end in errors of many kinds: OSError, SyntaxError, struct.error, zlib.error, ...
     except Exception as error:
         raise DataFileError(place, f"is no readable {kinds} ({type(error).__name__}: {error})") from error

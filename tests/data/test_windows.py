@@ -195,7 +195,7 @@ class Rows(list):
             lambda row: {**row, "object_ids": row["object_ids"][:1], "object_boxes": row["object_boxes"][:1]},
             r"object_ids has no \[.*\]; expected all ids",
         ),
-        (lambda row: {**row, "depth": {"bytes": b"none", "path": None}}, "cannot identify image file"),
+        (lambda row: {**row, "depth": {"bytes": b"none", "path": None}}, "is no readable picture: of no known format"),
     ],
 )
 def test_a_broken_frame_is_named_with_its_scene_or_its_window_is_left_out(change, message, processor):
