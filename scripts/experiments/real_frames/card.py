@@ -17,8 +17,9 @@ SERIES = {
     "ablation": "What of the recipe helps: trainings of equal length and seed, from one checkpoint. `rooms` is the "
     "recipe of the rooms; `colour`, `tilt` (with frames without a pose, and scale) and `world` (close-ups beside the "
     "rooms, enlarged) each add one thing to it, `all` adds all.",
-    "curve": "What longer training brings: `tiny_world_2.yaml` at the update in the name, and (`curve_3`) "
-    "`tiny_world_3.yaml`.",
+    "curve": "What longer training brings: `tiny_world_2.yaml` at the update in the name, (`curve_3`) "
+    "`tiny_world_3.yaml`, and (`curve_4`) the same from the shipped checkpoint on; `mean` is that of its twenty "
+    "checkpoints.",
 }
 # Written by hand, taken into the card as they are: what the pictures show.
 NOTES_FILE = "notes.md"
