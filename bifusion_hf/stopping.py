@@ -14,6 +14,8 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A terminal and a launcher may both pass one Ctrl-C on; only a later one is a second one.
 _SECOND_AFTER = 1.0
+# Seconds after which a signal comes again whose exception Python had to ignore.
+_AGAIN_AFTER = 0.05
 
 
 class Stopped(SystemExit):
@@ -89,23 +91,65 @@ class StopSignals:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Turns SIGTERM in the block into `Stopped`, so that what is half written is taken away."""
+    """Turns SIGTERM in the block into `Stopped`, so that what is half written is taken away.
+
+    For programs: after it or a Ctrl-C the ends of worker processes are no errors any more, as they are to torch's data
+    loaders. Where Python ignores the exception of a signal, the signal comes again.
+    """
     process = os.getpid()
 
     def stop(number: int, _frame: FrameType | None) -> None:
         if os.getpid() != process:
             _leave_child(number)
             return
-        raise Stopped(number)
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        # A Ctrl-C may be none of a program's in the background.
+        if number != signal.SIGINT or handler is signal.default_int_handler:
+            signal.signal(number, stop)
+    try:
+        with _ignored_signals_again():
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _ignored_signals_again() -> Iterator[None]:
+    """Sends SIGINT or SIGTERM once more where their exception was raised in a place that lets none out.
+
+    Those are `__del__`, callbacks of weak references, and what is done before and after a fork, where a signal is
+    likely to be found: it waits while the process is copied.
+    """
+    process, before = os.getpid(), sys.unraisablehook
+    timers: list[threading.Timer] = []
+
+    def hook(ignored: "sys.UnraisableHookArgs") -> None:
+        error = ignored.exc_value
+        if os.getpid() != process or not isinstance(error, KeyboardInterrupt | Stopped):
+            before(ignored)
+            return
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        # Not at once, when it would be ignored again.
+        timers.append(threading.Timer(_AGAIN_AFTER, os.kill, (process, number)))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    sys.unraisablehook = hook
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = before
+        for timer in timers:
+            timer.cancel()
 
 
 def leave_interrupts_to_the_parent(*_arguments: object) -> None:

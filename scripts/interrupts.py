@@ -1,8 +1,8 @@
-"""Signals at random moments of real work: `python -m scripts.interrupts --moments 20 --minutes 25`.
+"""Signals at random moments of real work: `python -m scripts.interrupts --moments 20`.
 
-A training, an evaluation, a preparation and a scan get SIGINT (to all their processes, as a terminal sends it),
-SIGTERM and SIGKILL (to the command alone). Afterwards the exit status must be the signal's, no process may be left,
-whatever has a final name must be whole, and the command that goes on must end as one that was let alone.
+A training, an evaluation, a preparation and a scan get in turn SIGINT (to all their processes, as a terminal sends
+it), SIGTERM and SIGKILL (to the command alone). Afterwards the exit status must be the signal's, no process may be
+left, whatever has a final name must be whole, and the command that goes on must end as one that was let alone.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +28,8 @@ import numpy as np
 
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
-# Seconds in which a command must be gone after a signal, and its helpers after it.
-PATIENCE, HELPERS = 300, 120
+# Seconds in which a command must be gone after a signal, its helpers after it, and the command that goes on be done.
+PATIENCE, HELPERS, WHOLE = 120, 60, 600
 FORK = multiprocessing.get_context("fork")
 NETWORK = {
     "voxel_size": 0.1,
@@ -257,7 +257,8 @@ def interrupt(inputs: Path, name: str, number: int, seconds: float, out: Path, e
         expected: The result of a run that was let alone.
 
     Returns:
-        `status`, and `problems`, what must not be; `status` None where it had ended before the signal.
+        `status`, None where it had ended before the signal; `problems`, what must not be; and the seconds until the
+        command was gone (`command`) and its helpers were after it (`helpers`).
     """
     work, log = works(inputs)[name], out.with_suffix(".log")
     process = start(work.module, work.arguments(out), log)
@@ -265,7 +266,9 @@ def interrupt(inputs: Path, name: str, number: int, seconds: float, out: Path, e
     if process.exitcode is not None:
         return {"status": None, "problems": [] if process.exitcode == 0 else [f"ended with {process.exitcode}"]}
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    sent = time.monotonic()
     process.join(PATIENCE)
+    gone = time.monotonic()
     problems = []
     if process.exitcode is None:
         problems.append(f"still there after {PATIENCE} s")
@@ -274,9 +277,9 @@ def interrupt(inputs: Path, name: str, number: int, seconds: float, out: Path, e
     # A signal may come when the work is done and the process about to end.
     elif process.exitcode not in (STATUS[signal.Signals(number)], 0):
         problems.append(f"status {process.exitcode}")
-    end = time.monotonic() + HELPERS
-    while (left := members(process.pid)) and time.monotonic() < end:
-        time.sleep(0.2)
+    while (left := members(process.pid)) and time.monotonic() < gone + HELPERS:
+        time.sleep(0.05)
+    seconds = {"command": gone - sent, "helpers": time.monotonic() - gone}
     if left:
         problems.append(f"{len(left)} processes left: {[_command_line(each) for each in left]}")
         os.killpg(process.pid, signal.SIGKILL)
@@ -284,12 +287,41 @@ def interrupt(inputs: Path, name: str, number: int, seconds: float, out: Path, e
     if work.module == "train" and not in_child(loads, out):
         problems.append("the last checkpoint does not load")
     again = start(work.module, in_child(arguments_to_go_on, inputs, name, out), log)
-    again.join()
-    if again.exitcode != 0:
+    again.join(WHOLE)
+    if again.exitcode is None:
+        problems.append(f"the command that goes on is still there after {WHOLE} s: {log.read_text()[-300:]}")
+        os.killpg(again.pid, signal.SIGKILL)
+        again.join()
+    elif again.exitcode != 0:
         problems.append(f"the command that goes on ended with {again.exitcode}: {log.read_text()[-300:]}")
     elif (found := in_child(result_of, inputs, name, out)) != expected:
         problems.append(f"another result: {found}")
-    return {"status": process.exitcode, "problems": problems}
+    return {"status": process.exitcode, "problems": problems, **seconds}
+
+
+class Tally:
+    """What became of the moments of a command.
+
+    Args:
+        signals: Their numbers.
+
+    Attributes: `counts` of outcomes by signal, `problems`, and `longest`, seconds until the command and its helpers
+        were gone.
+    """
+
+    def __init__(self, signals: Sequence[int]):
+        self.counts = {signal.Signals(number).name: Counter() for number in signals}
+        self.problems: list[str] = []
+        self.longest = {"command": 0.0, "helpers": 0.0}
+
+    def add(self, number: int, when: float, found: Mapping[str, Any]) -> None:
+        """Adds what `interrupt` found."""
+        kinds = {None: "ended before", 0: "ended by itself"}
+        name = signal.Signals(number).name
+        self.counts[name][kinds.get(found["status"], "interrupted")] += 1
+        self.problems += [f"{name}, {when:.2f} s: {text}" for text in found["problems"]]
+        for part in self.longest:
+            self.longest[part] = max(self.longest[part], round(found.get(part, 0.0), 2))
 
 
 def run(
@@ -297,13 +329,13 @@ def run(
     minutes: float | None,
     seed: int,
     names: Sequence[str],
-    size: tuple[int, int, int] = (12, 40, 20),
+    size: tuple[int, int, int] = (12, 100, 20),
     signals: Sequence[int] = tuple(STATUS),
 ) -> dict[str, Any]:
-    """Interrupts each command by each signal at so many moments.
+    """Interrupts each command at so many moments, by the signals in turn.
 
     Args:
-        moments: Of each command and signal.
+        moments: Of each command.
         minutes: Begin nothing after these.
         seed: Of the moments.
         names: Of the commands.
@@ -319,8 +351,7 @@ def run(
 
     until = None if minutes is None else time.monotonic() + 60 * minutes
     rng = np.random.default_rng(seed)
-    counts = {name: {signal.Signals(number).name: Counter() for number in signals} for name in names}
-    problems: list[str] = []
+    tallies = {name: Tally(tuple(signals)) for name in names}
     with (
         tempfile.TemporaryDirectory(prefix="interrupts-") as place,
         mock.patch.object(datasets.config, "HF_DATASETS_CACHE", f"{place}/cache"),
@@ -328,38 +359,39 @@ def run(
         folder = Path(place)
         inputs = folder / "inputs"
         in_child(write_inputs, inputs, *size)
-        alone = {}
-        for name in names:
-            work = works(inputs)[name]
-            out, begin = folder / f"{name}-alone", time.monotonic()
-            process = start(work.module, work.arguments(out), out.with_suffix(".log"))
-            process.join()
-            if process.exitcode != 0:
-                raise ValueError(f"{name} failed: {out.with_suffix('.log').read_text()[-2000:]}")
-            alone[name] = time.monotonic() - begin, in_child(result_of, inputs, name, out)
+        alone = {name: _let_alone(inputs, name, folder / f"{name}-alone") for name in names}
         for moment in range(moments):
-            for number in signals:
-                for name in names:
-                    if until is not None and time.monotonic() > until:
-                        continue
-                    seconds, expected = alone[name]
-                    out = folder / f"{name}-{moment}-{number}"
-                    when = float(rng.uniform(0.02, 1.0)) * seconds
-                    found = interrupt(inputs, name, number, when, out, expected)
-                    kind = "ended before" if found["status"] is None else "interrupted"
-                    counts[name][signal.Signals(number).name][kind] += 1
-                    problems += [
-                        f"{name}, {signal.Signals(number).name}, {when:.2f} s: {text}" for text in found["problems"]
-                    ]
-                    for left in (out, out.with_suffix(".log")):
-                        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            for index, name in enumerate(names):
+                if until is not None and time.monotonic() > until:
+                    continue
+                number, (seconds, expected) = signals[(moment + index) % len(signals)], alone[name]
+                when = float(rng.uniform(0.02, 1.0)) * seconds
+                out = folder / f"{name}-{moment}"
+                tallies[name].add(number, when, interrupt(inputs, name, number, when, out, expected))
+                for left in (out, out.with_suffix(".log")):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    order = ", ".join(signal.Signals(number).name for number in signals)
     return {
         "seed": seed,
+        "moments": f"{moments} of each command, {order} in turn",
         "seconds_alone": {name: round(seconds, 2) for name, (seconds, _) in alone.items()},
-        "counts": counts,
-        "problems": problems,
+        "counts": {name: tally.counts for name, tally in tallies.items()},
+        "longest_seconds_until_gone": {name: tally.longest for name, tally in tallies.items()},
+        "problems": [f"{name}, {problem}" for name, tally in tallies.items() for problem in tally.problems],
         "load_average": round(os.getloadavg()[0], 2),
     }
+
+
+def _let_alone(inputs: Path, name: str, out: Path) -> tuple[float, Any]:
+    """Seconds and result of a command that nothing interrupts."""
+    work, begin = works(inputs)[name], time.monotonic()
+    process = start(work.module, work.arguments(out), out.with_suffix(".log"))
+    process.join(WHOLE)
+    if process.exitcode != 0:
+        for each in members(process.pid):
+            os.kill(each, signal.SIGKILL)
+        raise ValueError(f"{name} ended with {process.exitcode}: {out.with_suffix('.log').read_text()[-2000:]}")
+    return time.monotonic() - begin, in_child(result_of, inputs, name, out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -373,7 +405,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     names = ("training", "evaluation", "preparation", "scan")
     parser = argparse.ArgumentParser(prog="python -m scripts.interrupts", description=__doc__)
-    parser.add_argument("--moments", type=int, default=20, help="of each command and signal, default: 20")
+    parser.add_argument("--moments", type=int, default=20, help="of each command, the signals in turn, default: 20")
     parser.add_argument("--minutes", type=float, help="begin nothing after these")
     parser.add_argument("--seed", type=int, default=0, help="of the moments, default: 0")
     parser.add_argument("--works", nargs="+", choices=names, default=names, help="default: all")

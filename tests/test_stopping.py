@@ -107,6 +107,53 @@ def test_a_command_that_is_interrupted_while_it_is_imported_leaves_no_traceback(
     assert (found.returncode, found.stderr) == (130, "bifusion-predict: interrupted\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_whose_exception_is_ignored_comes_again(number):
+    class Dies:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    hook = sys.unraisablehook
+    with pytest.raises((KeyboardInterrupt, Stopped)), stopping.terminable():
+        dies = Dies()
+        del dies
+        time.sleep(20)
+        pytest.fail("nothing came")
+    assert sys.unraisablehook is hook
+
+
+def test_other_exceptions_that_are_ignored_are_told_as_before(monkeypatch):
+    class Dies:
+        def __del__(self):
+            raise LookupError("its own")
+
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda ignored: seen.append(str(ignored.exc_value)))
+    with stopping.terminable():
+        dies = Dies()
+        del dies
+    assert seen == ["its own"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="needs signals of children")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_a_stop_the_end_of_a_worker_is_no_error(number):
+    def complain(*_arguments):
+        raise RuntimeError("a worker died, as torch would say")
+
+    before = signal.signal(signal.SIGCHLD, complain)
+    try:
+        with pytest.raises((KeyboardInterrupt, Stopped)), stopping.terminable():
+            worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            try:
+                os.kill(os.getpid(), number)
+            finally:
+                worker.kill()
+                worker.wait()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 POOL = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..stopping import end_with_the_parent, leave_interrupts_to_the_parent
 from .engine import MAX_DEATHS, Work, WorkerDiedError
+from .fork_server import ended_when_stopped, fork_server_context
 
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,12 @@ class LocalEngine:
             return
         # Each worker fills a core by itself; threads of linear algebra would only get in each other's way.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+        with ended_when_stopped():
+            yield from self._run_in_workers(build, shards, count)
+
+    def _run_in_workers(
+        self, build: Callable[[], Work], shards: Mapping[str, Any], count: int
+    ) -> Iterator[tuple[str, Any]]:
         waiting, deaths = list(reversed(shards.items())), dict.fromkeys(shards, 0)
         workers: dict[Future, tuple[int, ProcessPoolExecutor, str, Any]] = {}
         free = [(index, self._start(build, index)) for index in range(count)]
@@ -88,8 +95,7 @@ class LocalEngine:
         # A fork of this process would inherit the locks of its threads, and a spawned one would import all anew: the
         # fork server imports once, and forks from there.
         if "forkserver" in multiprocessing.get_all_start_methods():
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([__name__, *self.preload])
+            context = fork_server_context([__name__, *self.preload])
         else:
             context = multiprocessing.get_context("spawn")
         gpu = index % self.gpus if self.gpus else None

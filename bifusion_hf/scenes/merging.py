@@ -164,6 +164,8 @@ class NoMerging:
     name: ClassVar = "none"
     # Instances that the frame's own map does not show, being hidden by better ones, are left out.
     visible_only: ClassVar = True
+    # An object that no voxel votes for is found no more.
+    by_voxels: ClassVar = False
 
     def match(self, bank: ObjectBank, instances: FrameInstances, covered: CoveredObjects) -> np.ndarray:
         """int64 [K], the object of each instance, `NONE` = a new one."""
@@ -189,6 +191,7 @@ class GeometricMerging:
 
     name: ClassVar = "geometric"
     visible_only: ClassVar = True
+    by_voxels: ClassVar = True
 
     def match(self, bank: ObjectBank, instances: FrameInstances, covered: CoveredObjects) -> np.ndarray:
         """int64 [K], the object of each instance, `NONE` = a new one."""
@@ -218,6 +221,7 @@ class LearnedMerging:
 
     name: ClassVar = "learned"
     visible_only: ClassVar = False
+    by_voxels: ClassVar = False
 
     def match(self, bank: ObjectBank, instances: FrameInstances, covered: CoveredObjects) -> np.ndarray:
         """int64 [K], the object of each instance, `NONE` = a new one."""

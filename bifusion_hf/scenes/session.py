@@ -47,6 +47,10 @@ SAVED_SETTINGS = (
 )
 
 
+# New objects after which those are forgotten that no frame can find again.
+LOOK_FOR_LOST_AFTER = 500
+
+
 class SceneSession:
     """Merges the instances of posed frames into the objects of one scene.
 
@@ -193,6 +197,7 @@ class SceneSession:
         views = self._view_features(frame, result["segmentation"], objects)
 
         # From here on nothing can fail.
+        next_id = self.bank.next_id
         self.frame_memory = frame_memory
         ids = self.bank.merge(instances, objects)
         self.map.add(*voxels[:3], _look_up(ids, rows))
@@ -211,6 +216,8 @@ class SceneSession:
             )
         kept = result["segmentation"] if self.keep_frames else None
         self._frames.add(frame.frame_id, frame.camera_to_world, kept)  # type: ignore[arg-type]
+        if next_id // LOOK_FOR_LOST_AFTER < self.bank.next_id // LOOK_FOR_LOST_AFTER:
+            self._forget_lost(ids)
         self._forget_weakest(ids)
         return result
 
@@ -313,10 +320,22 @@ class SceneSession:
             return
         rank = np.lexsort((self.bank["scores"], self.bank["views"]))
         rank = rank[~np.isin(self.bank["ids"][rank], protected)]
-        gone = np.sort(rank[: len(self.bank) - int(0.9 * self.max_objects)])
-        self.map.forget(self.bank["ids"][gone])
-        self.views.forget(self.bank["ids"][gone])
-        self.bank.keep(np.setdiff1d(np.arange(len(self.bank)), gone))
+        self._forget(rank[: len(self.bank) - int(0.9 * self.max_objects)])
+
+    def _forget_lost(self, protected: np.ndarray) -> None:
+        """Forgets objects that merging by voxels cannot find again; else a place seen again and again would add some.
+
+        An instance across the voxels of other objects makes one of its own each time, which those outvote.
+        """
+        if self.merging.by_voxels:
+            ids = self.bank["ids"]
+            self._forget(np.flatnonzero(~np.isin(ids, self.map.voted_for()) & ~np.isin(ids, protected)))
+
+    def _forget(self, rows: np.ndarray) -> None:
+        ids = self.bank["ids"][rows]
+        self.map.forget(ids)
+        self.views.forget(ids)
+        self.bank.keep(np.setdiff1d(np.arange(len(self.bank)), rows))
 
     def objects(self, min_views: int = 1, min_points: int = 1) -> list[SceneObject]:
         """The objects of the scene, the best first.

@@ -209,6 +209,11 @@ class SceneMap:
         slots[each, slot] = np.where(has_place, ids, np.where(votes[each, slot] > 0, slots[each, slot], NONE))
         self._ids[rows], self._votes[rows] = slots, votes
 
+    def voted_for(self) -> np.ndarray:
+        """int64, the objects that hold a vote in some voxel, ascending."""
+        ids = np.unique(self._ids[: len(self)])
+        return ids[ids >= 0].astype(np.int64)
+
     def forget(self, ids: np.ndarray) -> None:
         """Takes the votes of objects away."""
         gone = np.isin(self._ids[: len(self)], ids)

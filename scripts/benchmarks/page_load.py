@@ -13,7 +13,7 @@ from bifusion_hf.demo.serving import KEPT_VISITORS
 from bifusion_hf.io.atomic import write_text
 
 
-# Before memory is looked at: as many visitors as the server keeps, and some.
+# Before memory is compared: as many visitors as the server keeps the last frames of, and some; it grows until then.
 WARM_UP = KEPT_VISITORS + 20
 # Percent.
 MEMORY_BOUND = 10

@@ -31,6 +31,8 @@ SHARES = (0.15, 0.25, 0.6)
 STRIDE = 4
 # One in so many requests sends a file that is no depth image.
 BAD_EVERY = 10
+# Memory is looked at after so many answers.
+LOOK_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -116,13 +118,15 @@ class Load:
     """
 
     def __init__(self, server: PageServer, uploads: Sequence[Upload]):
-        self.url, self.uploads = server.url, uploads
+        self.server, self.url, self.uploads = server, server.url, uploads
         with Visitor(server.url) as visitor:
             self.config = visitor.config
         self.expected: list[tuple[str, bytes]] = []
         self.numbers = itertools.count()
         self.tally = {"right": 0, "refused as it should": 0, "mixed or wrong": 0, "failed": 0}
         self.problems: list[str] = []
+        # By the number of answers before.
+        self.resident_mib: dict[int, float] = {}
         self._lock = threading.Lock()
 
     def learn(self) -> None:
@@ -176,6 +180,8 @@ class Load:
             self.tally[outcome] += 1
             if outcome in ("mixed or wrong", "failed"):
                 self.problems.append(problem[:300])
+            if (answers := sum(self.tally.values())) % LOOK_EVERY == 0:
+                self.resident_mib[answers] = self.server.resident_mib
 
 
 def forbidden_reads(server: PageServer) -> dict[str, int]:
@@ -293,7 +299,12 @@ def measure(requests: int, warm_up: int, frames: int) -> dict[str, Any]:
         "levels": levels,
         "answers": load.tally,
         "problems": load.problems,
-        "resident_mib": {"before": round(before), "after": round(after), "growth_percent": _percent(before, after)},
+        "resident_mib": {
+            "before": round(before),
+            "after": round(after),
+            "growth_percent": _percent(before, after),
+            "by_answers": {answers: round(value) for answers, value in load.resident_mib.items()},
+        },
         "open_files": open_files,
         "temporary": {
             "after_the_run": left,

@@ -209,6 +209,8 @@ def change_zip(content: bytes, rng: Generator) -> bytes | None:
             members = {info.filename: archive.read(info) for info in archive.infolist()}
     except Exception:  # damaged before: there is no telling what zipfile says
         return None
+    if not members:
+        return None
     name = pick(sorted(members), rng)
     way = pick(("damage", "damage", "rename", "missing", "zeros"), rng)
     member = members.pop(name)
@@ -230,6 +232,8 @@ def change_zip(content: bytes, rng: Generator) -> bytes | None:
 
 def change_safetensors(content: bytes, rng: Generator) -> bytes | None:
     """Another header: names, types, shapes and places of tensors, or its metadata."""
+    if len(content) < 8:
+        return None
     (length,) = struct.unpack("<Q", content[:8])
     changed = change_json(content[8 : 8 + length], rng)
     if changed is None:

@@ -187,6 +187,28 @@ def test_the_scene_forgets_the_weakest_above_its_limit(network):
     assert set(np.unique(session.frame_segmentation(0))) <= alive | {-1}
 
 
+@pytest.mark.parametrize("merging", ["geometric", "none"])
+def test_an_object_without_votes_is_forgotten_where_it_could_not_be_found(network, merging, monkeypatch):
+    sessions = []
+    for after in (1, 10**9):
+        monkeypatch.setattr("bifusion_hf.scenes.session.LOOK_FOR_LOST_AFTER", after)
+        session = Oracle(*network, merging=merging, voxel_size=0.1)
+        for frame in frames(4):
+            session.update(frame)
+        # As if others had outvoted it; what is there when it comes by again is a new object.
+        session.map.forget(np.array([0]))
+        for frame in frames(4):
+            assert set(session.update(frame)["ids"]) <= set(session.bank["ids"].tolist())
+        sessions.append(session)
+    looked, kept = sessions
+    lost = set(kept.bank["ids"].tolist()) - set(looked.bank["ids"].tolist())
+    assert lost == ({0} if merging == "geometric" else set())
+    assert looked.bank.next_id == kept.bank.next_id
+    for first, second in zip(looked.objects(), kept.objects(), strict=True):
+        assert (first.id, first.score, first.num_views) == (second.id, second.score, second.num_views)
+    np.testing.assert_array_equal(looked.cloud()[2], kept.cloud()[2])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -10,25 +10,9 @@ import torch
 
 from bifusion_hf.data.frames import encode_png16, load_frames
 from bifusion_hf.recipe.arguments import TrainArguments
+from scripts.interrupts import NETWORK
 
 
-SMALL = {
-    "voxel_size": 0.1,
-    "hidden_size": 8,
-    "projection_dim": 16,
-    "projection_hidden_size": 16,
-    "decoder_size": 16,
-    "decoder_intermediate_size": 32,
-    "gate_warmup_steps": 0,
-    "point_config": {"stem_channels": 8, "planes": [8] * 8, "stem_kernel_size": 3},
-    "vision_config": {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "patch_size": 40,
-    },
-}
 # Of what tests share, set for each session: some tests kill the process that would delete it, pytest does not forget.
 PLACE = None
 # Pixels of a side of a superpoint.
@@ -67,7 +51,7 @@ def small_recipe(folder, **sections):
         "output_dir": str(folder),
         "model": {
             "preset": "tiny",
-            "config": {**SMALL, **sections.pop("config", {})},
+            "config": {**NETWORK, **sections.pop("config", {})},
             "processor": {"num_points": 600, **sections.pop("processor", {})},
         },
         "data": {"max_train_frames": 4, "max_val_frames": 2, "num_workers": 0},

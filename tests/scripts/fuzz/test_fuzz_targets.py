@@ -1,7 +1,10 @@
+import io
+import zipfile
+
 import numpy as np
 import pytest
 
-from scripts.fuzz.changes import change_yaml
+from scripts.fuzz.changes import change_safetensors, change_yaml, change_zip
 from scripts.fuzz.runner import FAILURES, OK, make_input, try_input
 from scripts.fuzz.targets import all_targets
 
@@ -83,3 +86,10 @@ def test_an_input_that_is_damaged_twice_is_made_at_once():
     for _ in range(50):
         changed = change_yaml(bomb, rng)
         assert changed is None or len(changed) < 10**6
+
+
+def test_a_file_that_a_first_damage_left_empty_is_damaged_byte_by_byte():
+    buffer = io.BytesIO()
+    zipfile.ZipFile(buffer, "w").close()
+    for change, content in ((change_zip, buffer.getvalue()), (change_safetensors, b""), (change_safetensors, b"1234")):
+        assert change(content, np.random.default_rng(0)) is None

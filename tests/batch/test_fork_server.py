@@ -1,0 +1,59 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bifusion_hf import batch
+from scripts.interrupts import members
+
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+# In place of the package's: the fork server alone, which has no program, takes long to import it.
+SLOW = """
+import sys, time
+__path__ = [{package!r}]
+if sys.argv == ["-c"]:
+    time.sleep(60)
+"""
+PROGRAM = """
+from bifusion_hf.batch import LocalEngine
+from bifusion_hf.stopping import terminable
+
+if __name__ == "__main__":
+    with terminable():
+        dict(LocalEngine(2).run(dict, {"a": 1, "b": 2}))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_the_fork_server_imports_leaves_no_process(number, tmp_path):
+    (tmp_path / "bifusion_hf").mkdir()
+    (tmp_path / "bifusion_hf/__init__.py").write_text(SLOW.format(package=str(Path(batch.__file__).parents[1])))
+    (tmp_path / "program.py").write_text(PROGRAM)
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            # Itself, the tracker of resources and the fork server; a Ctrl-C comes to all, SIGTERM to the program.
+            end = time.monotonic() + 60
+            while len(members(process.pid)) < 3 and time.monotonic() < end:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+            status, end = process.wait(20), time.monotonic() + 10
+            while (left := members(process.pid)) and time.monotonic() < end:
+                time.sleep(0.05)
+            assert left == []
+            assert status == {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 128 + signal.SIGTERM}[number]
+            assert process.stderr.read().count("Traceback") == (number == signal.SIGINT)
+        finally:
+            for each in members(process.pid):
+                os.kill(each, signal.SIGKILL)
