@@ -6,9 +6,10 @@ elsewhere once, and every run is a fork of it that imports the package anew.
 
 import contextlib
 import gc
-import json
+import math
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -45,17 +46,28 @@ NEIGHBOURS = {
         *(*PROCESSING, "tests/test_processing_fields.py"),
     ],
     "mask_parts.py": ["tests/test_postprocessing.py", "tests/test_processing_fields.py"],
+    "boxes.py": [*PROCESSING[2:], "tests/test_results_of_frames.py", "tests/visualization"],
+    "results.py": [*PROCESSING[2:3], "tests/test_results_of_frames.py", "tests/test_pipeline_bifusion.py"],
+    "scenes": ["tests/cli/test_scan_cli.py", "tests/evaluation/test_scene_average_precision.py"],
+    "superpoints": PROCESSING[:2],
+    "batch": ["tests/prediction", "tests/rooms/test_rooms_dataset.py"],
+    "prediction": ["tests/cli/test_predict_cli.py"],
 }
+# Seconds of a busy machine for one of the processor.
+PATIENCE = 5
+# Memory of a run: a fault must not take the machine's. Python's threads and torch's pools need about one.
+MEMORY = 8 << 30
 
 
 def tests_of(path: str, root: Path) -> list[str]:
     """Test files of a source file: those of its mirrored folder, and its neighbours."""
     parts = Path(path).relative_to(PACKAGE).parts
+    neighbours = NEIGHBOURS.get(parts[0], ())
     mirrored = "/".join(("tests", *parts[:-1])) if len(parts) > 1 else f"tests/test_{parts[0]}"
-    while not (root / mirrored).exists():
+    while not (root / mirrored).exists() and mirrored != "tests":
         mirrored = str(Path(mirrored).parent)
     found = []
-    for test in [mirrored, *NEIGHBOURS.get(parts[0], ())]:
+    for test in neighbours if mirrored == "tests" and neighbours else [mirrored, *neighbours]:
         found += sorted((root / test).rglob("test_*.py")) if (root / test).is_dir() else [root / test]
     missing = [test.name for test in found if not test.exists()]
     if missing:
@@ -105,14 +117,20 @@ class TestRunner:
                 __import__(name)
 
     def call(self, function: Callable, seconds: float, *arguments: object) -> object:
-        """`function(*arguments)` in a fork; None where it takes too long or the process ends early."""
+        """`function(*arguments)` in a fork; None where it takes too long or the process ends early.
+
+        Args:
+            function: What to call; its answer is pickled.
+            seconds: Of the processor; a fork that waits for something is ended after `PATIENCE` times as long.
+            arguments: Of the function.
+        """
         receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_answer, args=(sender, str(self.log), function, arguments))
+        process = self._context.Process(target=_answer, args=(sender, str(self.log), seconds, function, arguments))
         process.start()
         sender.close()
         answer = None
         try:
-            if receiver.poll(seconds):
+            if receiver.poll(PATIENCE * seconds):
                 with contextlib.suppress(EOFError):
                     answer = receiver.recv()
                 process.join(5)
@@ -125,9 +143,9 @@ class TestRunner:
         return answer
 
     def reached(self, test_file: str, seconds: float) -> dict | None:
-        """What the tests of a file reach; None where they come to no end.
+        """What the tests of a file reach, and the seconds of the processor that they take; None for no end.
 
-        {"lines": {test: [[file, line], ...]}, "seconds": {test: float}, "failed": [test, ...]}
+        {"lines": {test: {file: [line, ...]}}, "seconds": {test: float}, "failed": [test, ...]}
         """
         return self.call(_run_recorded, seconds, test_file, str(self.root / PACKAGE))
 
@@ -148,12 +166,14 @@ class TestRunner:
         os.utime(path, (self._stamp, self._stamp))
 
     def outcome(self, tests: Sequence[str], seconds: float) -> str:
-        """`"survived"` where all tests pass, `"noticed"` where one does not, `"endless"` where they take too long."""
+        """`"survived"` where all tests pass, `"noticed"` where one does not, `"waiting"` where they come to no end.
+
+        A crash of the interpreter is noticed, and so is an endless loop: more seconds of the processor than `seconds`.
+        """
         start = time.monotonic()
         status = self.call(_run, seconds, list(tests))
         if status is None:
-            # A crash of the interpreter answers nothing either, but at once.
-            return "endless" if time.monotonic() - start >= seconds else "noticed"
+            return "waiting" if time.monotonic() - start >= PATIENCE * seconds else "noticed"
         return "survived" if status == 0 else "noticed"
 
     def tail(self) -> str:
@@ -161,8 +181,10 @@ class TestRunner:
         return self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
 
 
-def _answer(sender, log: str, function: Callable, arguments: Sequence[object]) -> None:
+def _answer(sender, log: str, seconds: float, function: Callable, arguments: Sequence[object]) -> None:
     os.setsid()
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 10))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     # On Linux each session has a niceness of its own among the others.
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(os.nice(0)))
@@ -196,13 +218,12 @@ def _run(tests: list[str]) -> int:
 def _run_recorded(test_file: str, folder: str) -> dict:
     import pytest
 
-    import bifusion_hf
+    from .reached import ReachedStatements
 
-    from .reached import ReachedLines
+    plugin = ReachedStatements(PACKAGE, folder)
+    import bifusion_hf
 
     if not Path(bifusion_hf.__file__).is_relative_to(folder):
         raise RuntimeError(f"the tests would import {bifusion_hf.__file__}; expected the copy in {folder}")
-    plugin = ReachedLines(folder)
     pytest.main(["-q", "-p", "no:cacheprovider", test_file], plugins=[plugin])
-    lines = {test: sorted(reached) for test, reached in plugin.lines.items()}
-    return json.loads(json.dumps({"lines": lines, "seconds": plugin.seconds, "failed": plugin.failed}))
+    return {"lines": plugin.lines(), "seconds": plugin.seconds, "failed": plugin.failed}

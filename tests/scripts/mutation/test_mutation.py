@@ -4,8 +4,8 @@ import json
 import pytest
 
 from scripts.mutation import runner
-from scripts.mutation.__main__ import TARGETS, main, read_equivalents, sample_faults
-from scripts.mutation.faults import find_faults
+from scripts.mutation.__main__ import TARGETS, Baselines, main, read_equivalents, sample_faults
+from scripts.mutation.faults import Fault, find_faults
 
 
 SOURCE = b'''"""A module of 3 lines."""
@@ -89,13 +89,85 @@ def test_tests_mirror_the_source():
     assert runner.tests_of("bifusion_hf/postprocessing.py", runner.ROOT)[0] == "tests/test_postprocessing.py"
     for part in TARGETS:
         tests = runner.tests_of(f"bifusion_hf/{part if part.endswith('.py') else f'{part}/some.py'}", runner.ROOT)
-        assert tests and len(set(tests)) == len(tests), part
+        # A part without a mirror must not end with all tests there are.
+        assert tests and len(set(tests)) == len(tests) and "tests/test_readme.py" not in tests, part
 
 
 def test_a_neighbour_that_was_moved_is_told(tmp_path):
     (tmp_path / "tests" / "losses").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="matcher.py: no tests .*test_modeling_bifusion.py.*NEIGHBOURS"):
         runner.tests_of("bifusion_hf/losses/matcher.py", tmp_path)
+
+
+class _Tests:
+    """A stand-in of the runner, whose tests reach what a table says."""
+
+    def __init__(self, root, lines, seconds, failed=()):
+        self.root = root
+        self.lines, self.seconds, self.failed = lines, seconds, failed
+        self.asked = []
+
+    def reached(self, file, seconds):
+        self.asked.append(file)
+        tests = [test for test in self.lines if test.startswith(file)]
+        return {
+            "lines": {test: self.lines[test] for test in tests},
+            "seconds": {test: self.seconds[test] for test in tests},
+            "failed": [test for test in tests if test in self.failed],
+        }
+
+    def tail(self):
+        return "the end"
+
+
+NEAR, FAR = "tests/losses/test_matcher.py", "tests/losses/test_criterion.py"
+LINES = {
+    f"{NEAR}::slow": {"losses/matcher.py": [7, 8]},
+    f"{NEAR}::fast": {"losses/matcher.py": [8]},
+    f"{NEAR}::broken": {"losses/matcher.py": [8]},
+    f"{NEAR}::other": {"losses/merging.py": [8]},
+    f"{FAR}::cheap": {"losses/matcher.py": [8]},
+    f"{FAR}::long": {"losses/matcher.py": [8]},
+}
+SECONDS = dict(zip(LINES, (3.0, 1.0, 0.1, 0.1, 2.0, 30.0), strict=True))
+
+
+@pytest.fixture
+def baselines(tmp_path, monkeypatch):
+    for file in (NEAR, FAR):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    monkeypatch.setitem(runner.NEIGHBOURS, "losses", [])
+    return Baselines(_Tests(tmp_path, LINES, SECONDS, [f"{NEAR}::broken"]), tmp_path / "reached.jsonl")
+
+
+def _choices(baselines, line, seconds=10):
+    return list(baselines.choices(Fault("bifusion_hf/losses/matcher.py", line, "", 0, 0, ""), b"", seconds))
+
+
+def test_tests_of_the_same_name_come_first_and_others_only_when_asked_for(baselines):
+    choices = baselines.choices(Fault("bifusion_hf/losses/matcher.py", 8, "", 0, 0, ""), b"", 10)
+    assert next(choices) == ([f"{NEAR}::fast", f"{NEAR}::slow"], 4.0)
+    assert baselines.runner.asked == [NEAR]
+    assert list(choices) == [([f"{FAR}::cheap"], 2.0)], "the long one is beyond the limit"
+
+
+def test_a_line_that_runs_at_import_asks_all_tests_those_that_use_the_file_first(baselines):
+    assert _choices(baselines, 1)[0][0] == [f"{NEAR}::fast", f"{NEAR}::slow", f"{NEAR}::other"]
+
+
+def test_one_test_runs_however_long_it_takes_and_a_second_group_only_within_what_is_left(baselines):
+    assert _choices(baselines, 7, seconds=1) == [([f"{NEAR}::slow"], 3.0)]
+
+
+def test_what_tests_reach_is_kept_until_their_file_or_one_they_reach_changes(baselines, tmp_path):
+    _choices(baselines, 8)
+    again = Baselines(baselines.runner, baselines.path)
+    _choices(again, 8)
+    assert baselines.runner.asked == [NEAR, FAR]
+    (tmp_path / FAR).write_text("changed")
+    _choices(Baselines(baselines.runner, baselines.path), 8)
+    assert baselines.runner.asked == [NEAR, FAR, FAR]
 
 
 @pytest.fixture
