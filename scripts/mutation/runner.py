@@ -37,9 +37,9 @@ NEIGHBOURS = {
     "losses": ["tests/test_modeling_bifusion.py", "tests/test_configuration_fields.py"],
     "sparse": NETWORK,
     "training": ["tests/recipe", "tests/cli/test_check_cli.py"],
-    "evaluation": ["tests/cli/test_options.py"],
+    "evaluation": ["tests/cli/test_options_network.py"],
     "weights": ["tests/hub/test_revisions.py"],
-    "data": ["tests/training/test_recipe_keys.py", *PROCESSING[:2], "tests/cli/test_options.py"],
+    "data": ["tests/training/test_recipe_keys.py", *PROCESSING[:2], "tests/cli/test_options_data.py"],
     "postprocessing.py": [*PROCESSING[2:], "tests/test_processing_fields.py"],
     "processing_bifusion.py": [
         *("tests/data/test_image_size.py", "tests/data/test_point_labels.py", "tests/test_configuration_fields.py"),
