@@ -45,6 +45,12 @@ def check_no_option_is_left_out(name, command):
     assert names - {"-h", "--version"} == set(command.options)
 
 
+def check_the_same_words_give_the_same(name, command, tmp_path, monkeypatch):
+    """Otherwise every option would seem to change something."""
+    first, again = (observe(name, command, command.base, tmp_path / run, monkeypatch) for run in ("first", "again"))
+    assert first == again
+
+
 def check_option_reaches_its_consumer(name, command, option, tmp_path, monkeypatch):
     words, beside = command.options[option]
     base = [*command.base, *(beside or [])]

@@ -1,7 +1,13 @@
 """Every option of the commands that make data reaches what it is for; see `command_options.py`."""
 
 import pytest
-from command_options import Command, all_options, check_no_option_is_left_out, check_option_reaches_its_consumer
+from command_options import (
+    Command,
+    all_options,
+    check_no_option_is_left_out,
+    check_option_reaches_its_consumer,
+    check_the_same_words_give_the_same,
+)
 
 
 def replace_in_prepare_scannet200(calls):
@@ -107,6 +113,11 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_looked_at(command):
     check_no_option_is_left_out(command, COMMANDS[command])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_same_words_give_the_same(tmp_path, monkeypatch, command):
+    check_the_same_words_give_the_same(command, COMMANDS[command], tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("command", "option"), all_options(COMMANDS))

@@ -1,6 +1,7 @@
 """Every option of the commands that publish and convert reaches what it is for; see `command_options.py`."""
 
 import importlib
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -12,6 +13,7 @@ from command_options import (
     all_options,
     check_no_option_is_left_out,
     check_option_reaches_its_consumer,
+    check_the_same_words_give_the_same,
 )
 
 
@@ -24,7 +26,7 @@ def replace_in_push_to_hub(calls):
         calls.replace(f"hub.release.{name}", lambda folder, *args, **options: None)
     calls.replace("hub.release.publish", SimpleNamespace(tag="", url="", commit=""))
     # The folder of a run is another one each time.
-    calls.patch.setattr(importlib.import_module("tempfile"), "TemporaryDirectory", lambda: mock.MagicMock())
+    calls.patch.setattr(importlib.import_module("tempfile"), "TemporaryDirectory", lambda: nullcontext("folder"))
 
 
 def replace_in_convert_sv3d(calls):
@@ -103,6 +105,11 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_looked_at(command):
     check_no_option_is_left_out(command, COMMANDS[command])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_same_words_give_the_same(tmp_path, monkeypatch, command):
+    check_the_same_words_give_the_same(command, COMMANDS[command], tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("command", "option"), all_options(COMMANDS))

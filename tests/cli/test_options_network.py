@@ -16,6 +16,7 @@ from command_options import (
     all_options,
     check_no_option_is_left_out,
     check_option_reaches_its_consumer,
+    check_the_same_words_give_the_same,
     frame_of,
     plain,
 )
@@ -299,6 +300,11 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_looked_at(command):
     check_no_option_is_left_out(command, COMMANDS[command])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_same_words_give_the_same(tmp_path, monkeypatch, command):
+    check_the_same_words_give_the_same(command, COMMANDS[command], tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("command", "option"), all_options(COMMANDS))
