@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .faults import Fault, find_faults
-from .runner import PACKAGE, ROOT, TestRunner, copy_tree, tests_of
+from .runner import BREADTHS, PACKAGE, ROOT, TestRunner, copy_tree, tests_of
 
 
 # What is looked at.
@@ -69,6 +69,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--tests_seconds", type=float, default=60, help="of the processor for one fault, the fastest first"
     )
+    parser.add_argument(
+        "--breadth", choices=BREADTHS, default=BREADTHS[-1],
+        help="which tests are asked: those of the file's own name, those of its folder as well, or neighbours too "
+        "(the default); what survived fewer of them is then asked about the rest",
+    )  # fmt: skip
     parser.add_argument("--again", action="store_true", help="run only the survivors of RESULTS, again")
     parser.add_argument("--report", action="store_true", help="run nothing, report RESULTS")
     arguments = parser.parse_args(argv)
@@ -123,18 +128,22 @@ def read_results(path: Path) -> dict[str, dict]:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the faults of the sample that have no result yet."""
     deadline = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
-    known = read_results(arguments.results)
-    todo = []
+    known, reasons, todo = read_results(arguments.results), read_equivalents(), []
     count = None if arguments.per_file else arguments.count
     for fault, source in itertools.islice(sample_faults(arguments.only, arguments.seed, arguments.per_file), count):
-        outcome = known.get(fault.key(source), {}).get("outcome")
-        if outcome in (("survived",) if arguments.again else (None, UNCLEAR)):
-            todo.append((fault, source))
+        result = known.get(fault.key(source), {"outcome": None})
+        asked = BREADTHS.index(result["breadth"]) + 1 if result["outcome"] == "survived" else 0
+        if arguments.again:
+            left = BREADTHS[:asked]
+        else:
+            left = () if result["outcome"] == "noticed" else BREADTHS[asked : BREADTHS.index(arguments.breadth) + 1]
+        if left:
+            todo.append((fault, source, left))
     if not todo:
         return
     # What the tests of a file reach is learnt when its turn comes.
     first = {}
-    todo.sort(key=lambda pair: first.setdefault(pair[0].path, len(first)))
+    todo.sort(key=lambda entry: first.setdefault(entry[0].path, len(first)))
     results = arguments.results.resolve()
     results.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder, results.open("a", encoding="utf-8") as file:
@@ -142,16 +151,21 @@ def run(arguments: argparse.Namespace) -> None:
         copy_tree(copy)
         runner = TestRunner(copy, Path(folder) / "log.txt")
         baselines = Baselines(runner, results.with_suffix(".reached.jsonl"))
-        for number, (fault, source) in enumerate(todo, 1):
+        for number, (fault, source, breadths) in enumerate(todo, 1):
             if deadline is not None and time.monotonic() > deadline:
                 print(f"stopped after {arguments.minutes:g} minutes with {len(todo) - number + 1} faults left")
                 return
             start = time.monotonic()
+            line, change = source.splitlines()[fault.line - 1].decode().strip(), fault.describe(source)
             outcome, tried = "survived", 0
-            for tests, expected in baselines.choices(fault, source, arguments.tests_seconds):
+            # What is known to change nothing is not tried.
+            is_equivalent = (fault.path, line, change.partition(" ")[2]) in reasons
+            for breadth in () if is_equivalent else breadths:
+                tests, expected = baselines.choose(fault, source, arguments.tests_seconds, breadth)
                 limit = 60 + 6 * expected
-                with runner.fault(fault, source):
-                    outcome = runner.outcome(tests, limit)
+                if tests:
+                    with runner.fault(fault, source):
+                        outcome = runner.outcome(tests, limit)
                 # A fault may make processes wait for each other; or the machine is busier than that.
                 if outcome == "waiting":
                     outcome = "noticed" if runner.outcome(tests, limit) == "survived" else UNCLEAR
@@ -162,10 +176,11 @@ def run(arguments: argparse.Namespace) -> None:
                 "key": fault.key(source),
                 "path": fault.path,
                 "outcome": outcome,
+                "breadth": breadths[-1],
                 "tests": tried,
                 "seconds": round(time.monotonic() - start, 1),
-                "line": source.splitlines()[fault.line - 1].decode().strip(),
-                "fault": fault.describe(source),
+                "line": line,
+                "fault": change,
             }
             file.write(json.dumps(result) + "\n")
             file.flush()
@@ -187,29 +202,19 @@ class Baselines:
         self.found = {line["file"]: line for line in map(json.loads, lines)}
         self._valid: set[str] = set()
 
-    def choices(self, fault: Fault, source: bytes, seconds: float) -> Iterator[tuple[list[str], float]]:
-        """Tests of a fault, and how long they take: of the files that have its file's name, then of the others.
+    def choose(self, fault: Fault, source: bytes, seconds: float, breadth: str) -> tuple[list[str], float]:
+        """Tests of a fault, the fastest first, and how long they take.
 
         Args:
             fault: The fault.
             source: Its file's content.
-            seconds: Of all these tests, the fastest first; one that takes longer is given where there is no other.
+            seconds: Of all these tests; one that takes longer is given where there is no other.
+            breadth: Of `BREADTHS`: which test files are meant, without those of a narrower one.
         """
-        files = tests_of(fault.path, self.runner.root)
-        name = Path(fault.path).stem if Path(fault.path).stem != "__init__" else Path(fault.path).parent.name
-        near = [file for file in files if name in Path(file).stem]
-        left = seconds
-        for group in (near, [file for file in files if file not in near]):
-            tests, expected = self._choose(group, fault, source, left)
-            if tests and (expected <= left or left == seconds):
-                left -= expected
-                yield tests, expected
-
-    def _choose(self, files: Sequence[str], fault: Fault, source: bytes, seconds: float) -> tuple[list[str], float]:
         name = fault.path.removeprefix(f"{PACKAGE}/")
         fault_lines = set(range(fault.line, fault.line + source[fault.start : fault.end].count(b"\n") + 1))
         reaching, touching, others, durations = [], [], [], {}
-        for file in files:
+        for file in tests_of(fault.path, self.runner.root)[breadth]:
             found = self._reached(file)
             durations.update(found["seconds"])
             for test, lines in found["lines"].items():
@@ -273,7 +278,9 @@ def report(results: dict[str, dict], parts: Sequence[str]) -> str:
             continue
         by_file[result["path"]].append(result["outcome"] == "noticed")
         if result["outcome"] == "survived":
-            survivors.append(result["fault"])
+            # Not asked about all tests yet.
+            asked = "" if result["breadth"] == BREADTHS[-1] else f" [{result['breadth']}]"
+            survivors.append(result["fault"] + asked)
     rows = sorted((sum(found) / len(found), path) for path, found in by_file.items())
     noticed, asked = sum(map(sum, by_file.values())), sum(map(len, by_file.values()))
     return "\n".join(

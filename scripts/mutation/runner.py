@@ -59,19 +59,36 @@ PATIENCE = 5
 MEMORY = 8 << 30
 
 
-def tests_of(path: str, root: Path) -> list[str]:
-    """Test files of a source file: those of its mirrored folder, and its neighbours."""
+# Which test files are asked about a fault, the nearest first.
+BREADTHS = ("name", "folder", "neighbours")
+
+
+def tests_of(path: str, root: Path) -> dict[str, list[str]]:
+    """Test files of a source file by `BREADTHS`, each once.
+
+    Those that have its name, the others of its mirrored folder, and its neighbours.
+    """
     parts = Path(path).relative_to(PACKAGE).parts
     neighbours = NEIGHBOURS.get(parts[0], ())
     mirrored = "/".join(("tests", *parts[:-1])) if len(parts) > 1 else f"tests/test_{parts[0]}"
     while not (root / mirrored).exists() and mirrored != "tests":
         mirrored = str(Path(mirrored).parent)
-    found = []
-    for test in neighbours if mirrored == "tests" and neighbours else [mirrored, *neighbours]:
-        found += sorted((root / test).rglob("test_*.py")) if (root / test).is_dir() else [root / test]
-    missing = [test.name for test in found if not test.exists()]
+    # A file at the top has no folder of its own.
+    folder = _test_files(root, [] if mirrored == "tests" and neighbours else [mirrored])
+    beside = _test_files(root, neighbours)
+    missing = [test for test in folder + beside if not (root / test).exists()]
     if missing:
         raise FileNotFoundError(f"{path}: no tests {missing}; NEIGHBOURS of {Path(__file__).name} names them")
+    name = parts[-2] if parts[-1] == "__init__.py" else Path(path).stem
+    near = [test for test in folder if name in Path(test).stem]
+    folder = [test for test in folder if test not in near]
+    return {"name": near, "folder": folder, "neighbours": [test for test in beside if test not in near + folder]}
+
+
+def _test_files(root: Path, names: Sequence[str]) -> list[str]:
+    found = []
+    for test in names:
+        found += sorted((root / test).rglob("test_*.py")) if (root / test).is_dir() else [root / test]
     return list(dict.fromkeys(test.relative_to(root).as_posix() for test in found))
 
 

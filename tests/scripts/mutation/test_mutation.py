@@ -82,13 +82,19 @@ def test_a_sample_is_drawn_by_its_seed_and_takes_the_files_in_turn():
     assert list(sample_faults(parts, 1, per_file=3)) == first[:6]
 
 
+def _tests_of(path):
+    return runner.tests_of(f"bifusion_hf/{path}", runner.ROOT)
+
+
 def test_tests_mirror_the_source():
-    assert "tests/losses/test_matcher.py" in runner.tests_of("bifusion_hf/losses/matcher.py", runner.ROOT)
-    deep = runner.tests_of("bifusion_hf/sparse/backends/folding.py", runner.ROOT)
-    assert "tests/sparse/test_convolution.py" in deep and "tests/test_slow_network.py" in deep
-    assert runner.tests_of("bifusion_hf/postprocessing.py", runner.ROOT)[0] == "tests/test_postprocessing.py"
+    assert _tests_of("losses/matcher.py")["name"] == ["tests/losses/test_matcher.py"]
+    assert "tests/losses/test_targets.py" in _tests_of("losses/matcher.py")["folder"]
+    deep = _tests_of("sparse/backends/folding.py")
+    assert "tests/sparse/test_convolution.py" in deep["folder"] and "tests/test_slow_network.py" in deep["neighbours"]
+    assert _tests_of("postprocessing.py")["name"] == ["tests/test_postprocessing.py"]
+    assert _tests_of("data/scannet/sens.py")["name"] == ["tests/data/scannet/test_scannet_sens.py"]
     for part in TARGETS:
-        tests = runner.tests_of(f"bifusion_hf/{part if part.endswith('.py') else f'{part}/some.py'}", runner.ROOT)
+        tests = sum(_tests_of(part if part.endswith(".py") else f"{part}/some.py").values(), [])
         # A part without a mirror must not end with all tests there are.
         assert tests and len(set(tests)) == len(tests) and "tests/test_readme.py" not in tests, part
 
@@ -141,32 +147,32 @@ def baselines(tmp_path, monkeypatch):
     return Baselines(_Tests(tmp_path, LINES, SECONDS, [f"{NEAR}::broken"]), tmp_path / "reached.jsonl")
 
 
-def _choices(baselines, line, seconds=10):
-    return list(baselines.choices(Fault("bifusion_hf/losses/matcher.py", line, "", 0, 0, ""), b"", seconds))
+def _choose(baselines, line, breadth="name", seconds=10):
+    return baselines.choose(Fault("bifusion_hf/losses/matcher.py", line, "", 0, 0, ""), b"", seconds, breadth)
 
 
-def test_tests_of_the_same_name_come_first_and_others_only_when_asked_for(baselines):
-    choices = baselines.choices(Fault("bifusion_hf/losses/matcher.py", 8, "", 0, 0, ""), b"", 10)
-    assert next(choices) == ([f"{NEAR}::fast", f"{NEAR}::slow"], 4.0)
-    assert baselines.runner.asked == [NEAR]
-    assert list(choices) == [([f"{FAR}::cheap"], 2.0)], "the long one is beyond the limit"
+def test_tests_that_reach_the_line_are_chosen_the_fastest_first(baselines):
+    assert _choose(baselines, 8) == ([f"{NEAR}::fast", f"{NEAR}::slow"], 4.0)
+    assert baselines.runner.asked == [NEAR], "others are not even timed"
+    assert _choose(baselines, 8, "folder") == ([f"{FAR}::cheap"], 2.0), "the long one is beyond the limit"
+    assert _choose(baselines, 7, seconds=1) == ([f"{NEAR}::slow"], 3.0), "one, however long it takes"
 
 
 def test_a_line_that_runs_at_import_asks_all_tests_those_that_use_the_file_first(baselines):
-    assert _choices(baselines, 1)[0][0] == [f"{NEAR}::fast", f"{NEAR}::slow", f"{NEAR}::other"]
-
-
-def test_one_test_runs_however_long_it_takes_and_a_second_group_only_within_what_is_left(baselines):
-    assert _choices(baselines, 7, seconds=1) == [([f"{NEAR}::slow"], 3.0)]
+    assert _choose(baselines, 1)[0] == [f"{NEAR}::fast", f"{NEAR}::slow", f"{NEAR}::other"]
 
 
 def test_what_tests_reach_is_kept_until_their_file_or_one_they_reach_changes(baselines, tmp_path):
-    _choices(baselines, 8)
-    again = Baselines(baselines.runner, baselines.path)
-    _choices(again, 8)
+    def ask():
+        again = Baselines(baselines.runner, baselines.path)
+        for breadth in ("name", "folder"):
+            _choose(again, 8, breadth)
+
+    ask()
+    ask()
     assert baselines.runner.asked == [NEAR, FAR]
     (tmp_path / FAR).write_text("changed")
-    _choices(Baselines(baselines.runner, baselines.path), 8)
+    ask()
     assert baselines.runner.asked == [NEAR, FAR, FAR]
 
 
@@ -178,6 +184,7 @@ def results(tmp_path):
             "key": name,
             "path": f"bifusion_hf/losses/{file}.py",
             "outcome": outcome,
+            "breadth": "name" if name == "5" else "neighbours",
             "line": f"line {name}",
             "fault": f"bifusion_hf/losses/{file}.py:{name} constant: 0  ->  {name}",
         }
@@ -204,7 +211,7 @@ def test_report_has_the_worst_file_first_and_the_survivors(results, capsys):
         "50.0%: 2 of 4 with those that change no behaviour",
         "survivors:",
         "bifusion_hf/losses/bad.py:2 constant: 0  ->  2",
-        "bifusion_hf/losses/bad.py:5 constant: 0  ->  5",
+        "bifusion_hf/losses/bad.py:5 constant: 0  ->  5 [name]",
         "no behaviour changed:",
     ]
 
@@ -224,7 +231,7 @@ def test_faults_known_to_change_nothing_stand_apart_wherever_their_line_has_move
         "66.7%: 2 of 3 faults noticed",
         "50.0%: 2 of 4 with those that change no behaviour",
         "survivors:",
-        "bifusion_hf/losses/bad.py:5 constant: 0  ->  5",
+        "bifusion_hf/losses/bad.py:5 constant: 0  ->  5 [name]",
         "no behaviour changed:",
         "bifusion_hf/losses/bad.py:2 constant: 0  ->  2 (unused)",
     ]
