@@ -1,4 +1,5 @@
 import ast
+import contextlib
 import json
 
 import pytest
@@ -174,6 +175,59 @@ def test_what_tests_reach_is_kept_until_their_file_or_one_they_reach_changes(bas
     (tmp_path / FAR).write_text("changed")
     ask()
     assert baselines.runner.asked == [NEAR, FAR, FAR]
+
+
+class _Runner(_Tests):
+    """Every fault survives, until tests of a breadth in `noticing` are run."""
+
+    noticing = ()
+
+    def __init__(self, root, log):
+        super().__init__(root, LINES, SECONDS)
+
+    @contextlib.contextmanager
+    def fault(self, fault, source):
+        yield
+
+    def outcome(self, tests, seconds):
+        file = tests[0].partition("::")[0]
+        self.ran.append(file)
+        return "noticed" if file in self.noticing else "survived"
+
+
+@pytest.fixture
+def runs(baselines, tmp_path, monkeypatch, capsys):
+    """`runs(*words)`: the test files that a run of one fault asks, and the outcomes that it tells."""
+    fault = Fault("bifusion_hf/losses/matcher.py", 8, "", 0, 0, "")
+    source = b"\n" * 8
+    monkeypatch.setattr("scripts.mutation.__main__.sample_faults", lambda *_: [(fault, source)])
+    monkeypatch.setattr("scripts.mutation.__main__.copy_tree", lambda _: None)
+    monkeypatch.setattr("scripts.mutation.__main__.TestRunner", lambda copy, log: _Runner(tmp_path, log))
+
+    def run(*words):
+        _Runner.ran = []
+        main([str(tmp_path / "results.jsonl"), *words])
+        return _Runner.ran, [line.split()[1] for line in capsys.readouterr().out.splitlines() if line[:2] == "1/"]
+
+    return run
+
+
+def test_what_survived_few_tests_is_asked_about_the_rest_and_what_was_noticed_is_done(runs, monkeypatch):
+    assert runs("--breadth", "name") == ([NEAR], ["survived"])
+    assert runs("--breadth", "name") == ([], [])
+    assert runs() == ([FAR], ["survived"])
+    assert runs() == ([], [])
+    assert runs("--again") == ([NEAR, FAR], ["survived"])
+    monkeypatch.setattr(_Runner, "noticing", [NEAR])
+    assert runs("--again") == ([NEAR], ["noticed"])
+    assert runs("--again") == runs() == ([], [])
+
+
+def test_what_is_known_to_change_nothing_is_not_tried(runs, tmp_path, monkeypatch):
+    known = {"path": "bifusion_hf/losses/matcher.py", "line": "", "fault": ":   ->  ", "reason": "nothing"}
+    (tmp_path / "equivalents.json").write_text(json.dumps([known]))
+    monkeypatch.setattr("scripts.mutation.__main__.EQUIVALENTS", tmp_path / "equivalents.json")
+    assert runs() == ([], ["survived"])
 
 
 @pytest.fixture
