@@ -89,7 +89,7 @@ def test_statements_are_told_by_test_and_those_of_a_shared_fixture_for_all_that_
 
 
 @pytest.fixture
-def tests(tmp_path, monkeypatch):
+def few(tmp_path, monkeypatch):
     """A runner in a folder of tests that pass, fail, run in circles and wait."""
     for name, body in {"pass": "pass", "fail": "assert 0", "circles": "while True: pass", "wait": "sleep(60)"}.items():
         (tmp_path / f"test_{name}.py").write_text(f"from time import sleep\ndef test_it():\n    {body}\n")
@@ -102,24 +102,24 @@ def tests(tmp_path, monkeypatch):
     return runner.TestRunner(tmp_path, tmp_path / "log.txt")
 
 
-def test_outcomes(tests, monkeypatch):
-    assert tests.outcome(["test_pass.py"], 60) == "survived"
-    assert tests.outcome(["test_pass.py", "test_fail.py"], 60) == "noticed"
+def test_outcomes(few, monkeypatch):
+    assert few.outcome(["test_pass.py"], 60) == "survived"
+    assert few.outcome(["test_pass.py", "test_fail.py"], 60) == "noticed"
     monkeypatch.setattr(runner, "PATIENCE", 100)
-    assert tests.outcome(["test_circles.py"], 1) == "noticed", "by seconds of the processor, on a busy machine too"
+    assert few.outcome(["test_circles.py"], 1) == "noticed", "by seconds of the processor, on a busy machine too"
     monkeypatch.setattr(runner, "PATIENCE", 1)
     start = time.monotonic()
-    assert tests.outcome(["test_wait.py"], 1) == "waiting"
+    assert few.outcome(["test_wait.py"], 1) == "waiting"
     assert time.monotonic() - start < 30
 
 
-def test_a_fault_is_there_as_long_as_it_is_tried(tests, tmp_path):
+def test_a_fault_is_there_as_long_as_it_is_tried(few, tmp_path):
     source = b"VALUE = 1\n"
     (tmp_path / "some.py").write_bytes(source)
     (tmp_path / "test_value.py").write_text("import some\n\ndef test_it():\n    assert some.VALUE == 1\n")
     (fault,) = [Fault("some.py", 1, "constant", 8, 9, "2")]
-    with tests.fault(fault, source):
+    with few.fault(fault, source):
         assert (tmp_path / "some.py").read_text() == "VALUE = 2\n"
-        assert tests.outcome(["test_value.py"], 60) == "noticed"
+        assert few.outcome(["test_value.py"], 60) == "noticed"
     assert (tmp_path / "some.py").read_bytes() == source
-    assert tests.outcome(["test_value.py"], 60) == "survived"
+    assert few.outcome(["test_value.py"], 60) == "survived"
