@@ -149,7 +149,8 @@ def run(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder, results.open("a", encoding="utf-8") as file:
         copy = Path(folder) / "main"
         copy_tree(copy)
-        runner = TestRunner(copy, Path(folder) / "log.txt")
+        tests = {test for fault, _, left in todo for each in left for test in tests_of(fault.path, ROOT)[each]}
+        runner = TestRunner(copy, Path(folder) / "log.txt", sorted(tests))
         baselines = Baselines(runner, results.with_suffix(".reached.jsonl"))
         for number, (fault, source, breadths) in enumerate(todo, 1):
             if deadline is not None and time.monotonic() > deadline:

@@ -110,9 +110,10 @@ class TestRunner:
     Args:
         root: The copy.
         log: Where the last run's output goes.
+        tests: Files of tests; what they and the package import from elsewhere is imported once for all forks.
     """
 
-    def __init__(self, root: Path, log: Path):
+    def __init__(self, root: Path, log: Path, tests: Sequence[str]):
         self.root = root
         self.log = log
         os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(root))
@@ -123,13 +124,12 @@ class TestRunner:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         self._context = multiprocessing.get_context("fork")
         self._stamp = time.time()
-        self._import_others()
+        self._import_others(tests)
         # Half of a fork's time would go into looking through all these modules for garbage.
         gc.freeze()
 
-    def _import_others(self) -> None:
-        names = self.call(_imported_names, 600)
-        for name in names:
+    def _import_others(self, tests: Sequence[str]) -> None:
+        for name in self.call(_imported_names, 600, list(tests)) or ():
             with contextlib.suppress(Exception):
                 __import__(name)
 
@@ -214,12 +214,12 @@ def _answer(sender, log: str, seconds: float, function: Callable, arguments: Seq
     os._exit(0)
 
 
-def _imported_names() -> list[str]:
-    """What the package, the scripts and the tests import from elsewhere, in its order."""
+def _imported_names(tests: list[str]) -> list[str]:
+    """What tests, and what they import of the repository, import from elsewhere, in its order."""
     import pytest
 
     before = set(sys.modules)
-    pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "tests"])
+    pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *tests])
     own = (PACKAGE, "scripts", "tests", "conftest", "test_")
     files = {name: getattr(sys.modules[name], "__file__", None) or "" for name in sys.modules if name not in before}
     here = str(Path.cwd())

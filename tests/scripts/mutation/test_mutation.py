@@ -202,7 +202,7 @@ def runs(baselines, tmp_path, monkeypatch, capsys):
     source = b"\n" * 8
     monkeypatch.setattr("scripts.mutation.__main__.sample_faults", lambda *_: [(fault, source)])
     monkeypatch.setattr("scripts.mutation.__main__.copy_tree", lambda _: None)
-    monkeypatch.setattr("scripts.mutation.__main__.TestRunner", lambda copy, log: _Runner(tmp_path, log))
+    monkeypatch.setattr("scripts.mutation.__main__.TestRunner", lambda copy, log, _: _Runner(tmp_path, log))
 
     def run(*words):
         _Runner.ran = []

@@ -98,8 +98,8 @@ def few(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(gc, "freeze", lambda: None)
-    monkeypatch.setattr(runner.TestRunner, "_import_others", lambda self: None)
-    return runner.TestRunner(tmp_path, tmp_path / "log.txt")
+    monkeypatch.setattr(runner.TestRunner, "_import_others", lambda *_: None)
+    return runner.TestRunner(tmp_path, tmp_path / "log.txt", [])
 
 
 def test_outcomes(few, monkeypatch):
