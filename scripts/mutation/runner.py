@@ -32,7 +32,7 @@ PROCESSING = [
 NEIGHBOURS = {
     "layers": [
         *("tests/test_modeling_bifusion.py", "tests/test_configuration_fields.py", *NETWORK),
-        *("tests/test_device_map.py", "tests/test_old_names.py"),
+        *("tests/losses/test_window_losses.py", "tests/test_device_map.py", "tests/test_old_names.py"),
     ],
     "losses": ["tests/test_modeling_bifusion.py", "tests/test_configuration_fields.py"],
     "sparse": NETWORK,
