@@ -48,6 +48,27 @@ def join(processes, timeout=300):
     assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
+def error_of_both(function, folder, *args):
+    """The error with which `function(folder, *args)` ends in both of two processes, as its type and message.
+
+    Both have to say the same.
+    """
+    join(run_processes(_tell_error, 2, function, folder, args), timeout=120)
+    first, second = ((folder / f"error_{rank}").read_text() for rank in range(2))
+    assert first == second
+    return first
+
+
+def _tell_error(function, folder, args):
+    try:
+        function(folder, *args)
+    except Exception as error:
+        (folder / f"error_{os.environ['RANK']}").write_text(f"{type(error).__name__} {error}")
+    # Taking a process group apart in the middle of an update may wait for a side that has gone; torchrun ends the
+    # processes instead.
+    os._exit(0)
+
+
 def _hold(folder, connection):
     from bifusion_hf.io.locks import sole_use
 

@@ -36,6 +36,14 @@ def test_the_oriented_box_turns_with_its_points(seed):
     assert inside.all(axis=1).mean() > 0.93
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_sign_of_a_long_axis_is_that_of_its_largest_component(seed):
+    """Or equal points could give different boxes."""
+    axes = oriented_box(block((0.5, 0.2, 0.1), seed=seed) @ rotation(seed).T)["rotation"]
+    for axis in axes.T[:2]:
+        assert axis[np.abs(axis).argmax()] > 0
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 99, 100, 101, 4000])
 def test_a_box_is_that_of_two_quantiles(count):
     points = block((3, 2, 1), count, seed=count)

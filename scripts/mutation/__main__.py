@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .faults import Fault, find_faults
-from .runner import PACKAGE, ROOT, TestRunner, copy_tree, tests_of
+from .runner import BREADTHS, PACKAGE, ROOT, TestRunner, copy_tree, tests_of
 
 
 # What is looked at.
@@ -30,13 +30,19 @@ TARGETS = (
     "mask_parts.py",
     "weights",
     "data",
+    "boxes.py",
+    "results.py",
+    "scenes",
+    "superpoints",
+    "batch",
+    "prediction",
 )
 # Files whose tests need what another environment has (`make test-spconv`).
 UNTESTED = () if importlib.util.find_spec("spconv") else ("spconv_backend",)
-# The outcome of a fault whose tests take too long, with it and without.
+# The outcome of a fault whose tests wait for something that does not come, with it and without.
 UNCLEAR = "unclear"
-# Seconds that the tests of a file may take when they are run once without a fault.
-BASELINE_SECONDS = 1800
+# Seconds of the processor that the tests of a file may take when they are run once without a fault.
+BASELINE_SECONDS = 600
 # Faults that change no behaviour, each with its reason, by the text of its line: [{path, line, fault, reason}, ...].
 EQUIVALENTS = Path(__file__).with_name("equivalents.json")
 
@@ -50,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.mutation",
         description="Puts faults into a copy of the package, one at a time, and runs the mirrored tests that reach "
-        "the line. The faults are drawn by a seed, file by file in turn, and what RESULTS knows is not run again: a "
-        "larger --count goes on where a smaller one ended, as does a run that was stopped.",
+        "the line, those of the file's own name first. The faults are drawn by a seed and run file by file, and what "
+        "RESULTS knows is not run again: a larger sample goes on where a smaller one ended, as does a run that was "
+        "stopped.",
     )
     parser.add_argument("results", type=Path, metavar="RESULTS", help="JSON lines, one a fault; appended to")
     parser.add_argument("--count", type=int, default=60, help="faults of the sample, default: 60")
@@ -59,7 +66,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sample, default: 0")
     parser.add_argument("--minutes", type=float, help="stop after so long")
     parser.add_argument("--only", nargs="+", default=TARGETS, metavar="PART", help=f"default: {' '.join(TARGETS)}")
-    parser.add_argument("--tests_seconds", type=float, default=60, help="of tests for one fault, the fastest first")
+    parser.add_argument(
+        "--tests_seconds", type=float, default=60, help="of the processor for one fault, the fastest first"
+    )
+    parser.add_argument(
+        "--breadth", choices=BREADTHS, default=BREADTHS[-1],
+        help="which tests are asked: those of the file's own name, those of its folder as well, or neighbours too "
+        "(the default); what survived fewer of them is then asked about the rest",
+    )  # fmt: skip
     parser.add_argument("--again", action="store_true", help="run only the survivors of RESULTS, again")
     parser.add_argument("--report", action="store_true", help="run nothing, report RESULTS")
     arguments = parser.parse_args(argv)
@@ -114,43 +128,60 @@ def read_results(path: Path) -> dict[str, dict]:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the faults of the sample that have no result yet."""
     deadline = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
-    known = read_results(arguments.results)
-    todo = []
+    known, reasons, todo = read_results(arguments.results), read_equivalents(), []
     count = None if arguments.per_file else arguments.count
     for fault, source in itertools.islice(sample_faults(arguments.only, arguments.seed, arguments.per_file), count):
-        outcome = known.get(fault.key(source), {}).get("outcome")
-        if outcome in (("survived",) if arguments.again else (None, UNCLEAR)):
-            todo.append((fault, source))
+        result = known.get(fault.key(source), {"outcome": None})
+        asked = BREADTHS.index(result["breadth"]) + 1 if result["outcome"] == "survived" else 0
+        if arguments.again:
+            left = BREADTHS[:asked]
+        else:
+            left = () if result["outcome"] == "noticed" else BREADTHS[asked : BREADTHS.index(arguments.breadth) + 1]
+        if left:
+            todo.append((fault, source, left))
     if not todo:
         return
+    # What the tests of a file reach is learnt when its turn comes.
+    first = {}
+    todo.sort(key=lambda entry: first.setdefault(entry[0].path, len(first)))
     results = arguments.results.resolve()
     results.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder, results.open("a", encoding="utf-8") as file:
         copy = Path(folder) / "main"
         copy_tree(copy)
-        runner = TestRunner(copy, Path(folder) / "log.txt")
-        baselines = Baselines(runner, results.with_suffix(".reached.json"))
-        for number, (fault, source) in enumerate(todo, 1):
+        tests = {test for fault, _, left in todo for each in left for test in tests_of(fault.path, ROOT)[each]}
+        runner = TestRunner(copy, Path(folder) / "log.txt", sorted(tests))
+        baselines = Baselines(runner, results.with_suffix(".reached.jsonl"))
+        for number, (fault, source, breadths) in enumerate(todo, 1):
             if deadline is not None and time.monotonic() > deadline:
                 print(f"stopped after {arguments.minutes:g} minutes with {len(todo) - number + 1} faults left")
                 return
             start = time.monotonic()
-            tests, expected = baselines.choose(fault, source, arguments.tests_seconds)
-            outcome, limit = "survived", 60 + 6 * expected
-            if tests:
-                with runner.fault(fault, source):
-                    outcome = runner.outcome(tests, limit)
-            # A fault may make an endless loop; or the machine is busier than it was.
-            if outcome == "endless":
-                outcome = "noticed" if runner.outcome(tests, limit) == "survived" else UNCLEAR
+            line, change = source.splitlines()[fault.line - 1].decode().strip(), fault.describe(source)
+            outcome, tried = "survived", 0
+            # What is known to change nothing is not tried.
+            is_equivalent = (fault.path, line, change.partition(" ")[2]) in reasons
+            for breadth in () if is_equivalent else breadths:
+                tests, expected = baselines.choose(fault, source, arguments.tests_seconds, breadth)
+                limit = 60 + 6 * expected
+                if tests:
+                    with runner.fault(fault, source):
+                        outcome = runner.outcome(tests, limit)
+                # A fault may make processes wait for each other; or the machine is busier than that.
+                if outcome == "waiting":
+                    outcome = "noticed" if runner.outcome(tests, limit) == "survived" else UNCLEAR
+                tried += len(tests)
+                if outcome != "survived":
+                    break
             result = {
                 "key": fault.key(source),
                 "path": fault.path,
                 "outcome": outcome,
-                "tests": len(tests),
+                "breadth": breadths[-1],
+                "tests": tried,
                 "seconds": round(time.monotonic() - start, 1),
-                "line": source.splitlines()[fault.line - 1].decode().strip(),
-                "fault": fault.describe(source),
+                "line": line,
+                "fault": change,
             }
             file.write(json.dumps(result) + "\n")
             file.flush()
@@ -158,52 +189,63 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class Baselines:
-    """Which lines each test reaches without a fault, kept as long as its file and those it reaches stay as they are.
+    """What each test reaches without a fault, kept as long as its file and those it reaches stay as they are.
 
     Args:
         runner: Runs the tests.
-        path: The file.
+        path: JSON lines, one a file of tests; appended to.
     """
 
     def __init__(self, runner: TestRunner, path: Path):
         self.runner = runner
         self.path = path
-        self.found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.found = {line["file"]: line for line in map(json.loads, lines)}
+        self._valid: set[str] = set()
 
-    def choose(self, fault: Fault, source: bytes, seconds: float) -> tuple[list[str], float]:
-        """The tests of a fault, the fastest first, up to `seconds` of them, and how long they take."""
+    def choose(self, fault: Fault, source: bytes, seconds: float, breadth: str) -> tuple[list[str], float]:
+        """Tests of a fault, the fastest first, and how long they take.
+
+        Args:
+            fault: The fault.
+            source: Its file's content.
+            seconds: Of all these tests; one that takes longer is given where there is no other.
+            breadth: Of `BREADTHS`: which test files are meant, without those of a narrower one.
+        """
         name = fault.path.removeprefix(f"{PACKAGE}/")
-        last = fault.line + source[fault.start : fault.end].count(b"\n")
-        passing, reaching, durations = [], [], {}
-        for file in tests_of(fault.path, self.runner.root):
+        fault_lines = set(range(fault.line, fault.line + source[fault.start : fault.end].count(b"\n") + 1))
+        reaching, touching, others, durations = [], [], [], {}
+        for file in tests_of(fault.path, self.runner.root)[breadth]:
             found = self._reached(file)
             durations.update(found["seconds"])
-            passing += [test for test in found["lines"] if test not in found["failed"]]
             for test, lines in found["lines"].items():
-                if any(other == name and fault.line <= line <= last for other, line in lines):
-                    reaching.append(test)
+                if test not in found["failed"]:
+                    here = lines.get(name, ())
+                    (reaching if fault_lines.intersection(here) else touching if here else others).append(test)
         # Definitions run at import, and other processes are not seen: any test may notice those.
-        tests = sorted([test for test in reaching if test in passing] or passing, key=durations.get)
+        groups = [reaching] if reaching else [touching, others]
         chosen, total = [], 0.0
-        for test in tests:
+        for test in itertools.chain.from_iterable(sorted(group, key=durations.get) for group in groups):
             total += durations[test]
             if total > seconds and chosen:
-                break
+                return chosen, total - durations[test]
             chosen.append(test)
         return chosen, total
 
     def _reached(self, test_file: str) -> dict:
         digests = self.found.get(test_file, {}).get("digests", {})
-        if not digests or digests != self._digests(digests):
+        if test_file not in self._valid and (not digests or digests != self._digests(digests)):
             print(f"without a fault: {test_file}", flush=True)
             reached = self.runner.reached(test_file, BASELINE_SECONDS)
             if reached is None or reached["failed"]:
                 names = [test_file] if reached is None else reached["failed"]
-                print(f"left out, as they fail without a fault: {' '.join(names)}", flush=True)
+                print(f"left out, as they fail without a fault: {' '.join(names)}\n{self.runner.tail()}", flush=True)
             found = reached or {"lines": {}, "seconds": {}, "failed": []}
-            names = {f"{PACKAGE}/{name}" for lines in found["lines"].values() for name, _ in lines}
-            self.found[test_file] = {**found, "digests": self._digests({test_file, *names})}
-            self.path.write_text(json.dumps(self.found), encoding="utf-8")
+            names = {f"{PACKAGE}/{name}" for lines in found["lines"].values() for name in lines}
+            self.found[test_file] = {"file": test_file, **found, "digests": self._digests({test_file, *names})}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self.found[test_file]) + "\n")
+        self._valid.add(test_file)
         return self.found[test_file]
 
     def _digests(self, names: Iterable[str]) -> dict[str, str | None]:
@@ -237,7 +279,9 @@ def report(results: dict[str, dict], parts: Sequence[str]) -> str:
             continue
         by_file[result["path"]].append(result["outcome"] == "noticed")
         if result["outcome"] == "survived":
-            survivors.append(result["fault"])
+            # Not asked about all tests yet.
+            asked = "" if result["breadth"] == BREADTHS[-1] else f" [{result['breadth']}]"
+            survivors.append(result["fault"] + asked)
     rows = sorted((sum(found) / len(found), path) for path, found in by_file.items())
     noticed, asked = sum(map(sum, by_file.values())), sum(map(len, by_file.values()))
     return "\n".join(

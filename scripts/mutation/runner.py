@@ -6,9 +6,10 @@ elsewhere once, and every run is a fork of it that imports the package anew.
 
 import contextlib
 import gc
-import json
+import math
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -31,35 +32,63 @@ PROCESSING = [
 NEIGHBOURS = {
     "layers": [
         *("tests/test_modeling_bifusion.py", "tests/test_configuration_fields.py", *NETWORK),
-        *("tests/test_device_map.py", "tests/test_old_names.py"),
+        *("tests/losses/test_window_losses.py", "tests/test_device_map.py", "tests/test_old_names.py"),
     ],
     "losses": ["tests/test_modeling_bifusion.py", "tests/test_configuration_fields.py"],
     "sparse": NETWORK,
     "training": ["tests/recipe", "tests/cli/test_check_cli.py"],
-    "evaluation": ["tests/cli/test_options.py"],
+    "evaluation": ["tests/cli/test_options_network.py"],
     "weights": ["tests/hub/test_revisions.py"],
-    "data": ["tests/training/test_recipe_keys.py", *PROCESSING[:2], "tests/cli/test_options.py"],
+    "data": ["tests/training/test_recipe_keys.py", *PROCESSING[:2], "tests/cli/test_options_data.py"],
     "postprocessing.py": [*PROCESSING[2:], "tests/test_processing_fields.py"],
     "processing_bifusion.py": [
         *("tests/data/test_image_size.py", "tests/data/test_point_labels.py", "tests/test_configuration_fields.py"),
         *(*PROCESSING, "tests/test_processing_fields.py"),
     ],
     "mask_parts.py": ["tests/test_postprocessing.py", "tests/test_processing_fields.py"],
+    "boxes.py": [*PROCESSING[2:], "tests/test_results_of_frames.py", "tests/visualization"],
+    "results.py": [*PROCESSING[2:3], "tests/test_results_of_frames.py", "tests/test_pipeline_bifusion.py"],
+    "scenes": ["tests/cli/test_scan_cli.py", "tests/evaluation/test_scene_average_precision.py"],
+    "superpoints": PROCESSING[:2],
+    "batch": ["tests/prediction", "tests/rooms/test_rooms_dataset.py"],
+    "prediction": ["tests/cli/test_predict_cli.py"],
 }
+# Seconds of a busy machine for one of the processor.
+PATIENCE = 5
+# Memory of a run: a fault must not take the machine's. Python's threads and torch's pools need about one.
+MEMORY = 8 << 30
 
 
-def tests_of(path: str, root: Path) -> list[str]:
-    """Test files of a source file: those of its mirrored folder, and its neighbours."""
+# Which test files are asked about a fault, the nearest first.
+BREADTHS = ("name", "folder", "neighbours")
+
+
+def tests_of(path: str, root: Path) -> dict[str, list[str]]:
+    """Test files of a source file by `BREADTHS`, each once.
+
+    Those that have its name, the others of its mirrored folder, and its neighbours.
+    """
     parts = Path(path).relative_to(PACKAGE).parts
+    neighbours = NEIGHBOURS.get(parts[0], ())
     mirrored = "/".join(("tests", *parts[:-1])) if len(parts) > 1 else f"tests/test_{parts[0]}"
-    while not (root / mirrored).exists():
+    while not (root / mirrored).exists() and mirrored != "tests":
         mirrored = str(Path(mirrored).parent)
-    found = []
-    for test in [mirrored, *NEIGHBOURS.get(parts[0], ())]:
-        found += sorted((root / test).rglob("test_*.py")) if (root / test).is_dir() else [root / test]
-    missing = [test.name for test in found if not test.exists()]
+    # A file at the top has no folder of its own.
+    folder = _test_files(root, [] if mirrored == "tests" and neighbours else [mirrored])
+    beside = _test_files(root, neighbours)
+    missing = [test for test in folder + beside if not (root / test).exists()]
     if missing:
         raise FileNotFoundError(f"{path}: no tests {missing}; NEIGHBOURS of {Path(__file__).name} names them")
+    name = parts[-2] if parts[-1] == "__init__.py" else Path(path).stem
+    near = [test for test in folder if name in Path(test).stem]
+    folder = [test for test in folder if test not in near]
+    return {"name": near, "folder": folder, "neighbours": [test for test in beside if test not in near + folder]}
+
+
+def _test_files(root: Path, names: Sequence[str]) -> list[str]:
+    found = []
+    for test in names:
+        found += sorted((root / test).rglob("test_*.py")) if (root / test).is_dir() else [root / test]
     return list(dict.fromkeys(test.relative_to(root).as_posix() for test in found))
 
 
@@ -81,9 +110,10 @@ class TestRunner:
     Args:
         root: The copy.
         log: Where the last run's output goes.
+        tests: Files of tests; what they and the package import from elsewhere is imported once for all forks.
     """
 
-    def __init__(self, root: Path, log: Path):
+    def __init__(self, root: Path, log: Path, tests: Sequence[str]):
         self.root = root
         self.log = log
         os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(root))
@@ -94,25 +124,30 @@ class TestRunner:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         self._context = multiprocessing.get_context("fork")
         self._stamp = time.time()
-        self._import_others()
+        self._import_others(tests)
         # Half of a fork's time would go into looking through all these modules for garbage.
         gc.freeze()
 
-    def _import_others(self) -> None:
-        names = self.call(_imported_names, 600)
-        for name in names:
+    def _import_others(self, tests: Sequence[str]) -> None:
+        for name in self.call(_imported_names, 600, list(tests)) or ():
             with contextlib.suppress(Exception):
                 __import__(name)
 
     def call(self, function: Callable, seconds: float, *arguments: object) -> object:
-        """`function(*arguments)` in a fork; None where it takes too long or the process ends early."""
+        """`function(*arguments)` in a fork; None where it takes too long or the process ends early.
+
+        Args:
+            function: What to call; its answer is pickled.
+            seconds: Of the processor; a fork that waits for something is ended after `PATIENCE` times as long.
+            arguments: Of the function.
+        """
         receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_answer, args=(sender, str(self.log), function, arguments))
+        process = self._context.Process(target=_answer, args=(sender, str(self.log), seconds, function, arguments))
         process.start()
         sender.close()
         answer = None
         try:
-            if receiver.poll(seconds):
+            if receiver.poll(PATIENCE * seconds):
                 with contextlib.suppress(EOFError):
                     answer = receiver.recv()
                 process.join(5)
@@ -125,9 +160,9 @@ class TestRunner:
         return answer
 
     def reached(self, test_file: str, seconds: float) -> dict | None:
-        """What the tests of a file reach; None where they come to no end.
+        """What the tests of a file reach, and the seconds of the processor that they take; None for no end.
 
-        {"lines": {test: [[file, line], ...]}, "seconds": {test: float}, "failed": [test, ...]}
+        {"lines": {test: {file: [line, ...]}}, "seconds": {test: float}, "failed": [test, ...]}
         """
         return self.call(_run_recorded, seconds, test_file, str(self.root / PACKAGE))
 
@@ -148,12 +183,14 @@ class TestRunner:
         os.utime(path, (self._stamp, self._stamp))
 
     def outcome(self, tests: Sequence[str], seconds: float) -> str:
-        """`"survived"` where all tests pass, `"noticed"` where one does not, `"endless"` where they take too long."""
+        """`"survived"` where all tests pass, `"noticed"` where one does not, `"waiting"` where they come to no end.
+
+        A crash of the interpreter is noticed, and so is an endless loop: more seconds of the processor than `seconds`.
+        """
         start = time.monotonic()
         status = self.call(_run, seconds, list(tests))
         if status is None:
-            # A crash of the interpreter answers nothing either, but at once.
-            return "endless" if time.monotonic() - start >= seconds else "noticed"
+            return "waiting" if time.monotonic() - start >= PATIENCE * seconds else "noticed"
         return "survived" if status == 0 else "noticed"
 
     def tail(self) -> str:
@@ -161,8 +198,10 @@ class TestRunner:
         return self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
 
 
-def _answer(sender, log: str, function: Callable, arguments: Sequence[object]) -> None:
+def _answer(sender, log: str, seconds: float, function: Callable, arguments: Sequence[object]) -> None:
     os.setsid()
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 10))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     # On Linux each session has a niceness of its own among the others.
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(os.nice(0)))
@@ -175,12 +214,12 @@ def _answer(sender, log: str, function: Callable, arguments: Sequence[object]) -
     os._exit(0)
 
 
-def _imported_names() -> list[str]:
-    """What the package, the scripts and the tests import from elsewhere, in its order."""
+def _imported_names(tests: list[str]) -> list[str]:
+    """What tests, and what they import of the repository, import from elsewhere, in its order."""
     import pytest
 
     before = set(sys.modules)
-    pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "tests"])
+    pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *tests])
     own = (PACKAGE, "scripts", "tests", "conftest", "test_")
     files = {name: getattr(sys.modules[name], "__file__", None) or "" for name in sys.modules if name not in before}
     here = str(Path.cwd())
@@ -196,13 +235,12 @@ def _run(tests: list[str]) -> int:
 def _run_recorded(test_file: str, folder: str) -> dict:
     import pytest
 
-    import bifusion_hf
+    from .reached import ReachedStatements
 
-    from .reached import ReachedLines
+    plugin = ReachedStatements(PACKAGE, folder)
+    import bifusion_hf
 
     if not Path(bifusion_hf.__file__).is_relative_to(folder):
         raise RuntimeError(f"the tests would import {bifusion_hf.__file__}; expected the copy in {folder}")
-    plugin = ReachedLines(folder)
     pytest.main(["-q", "-p", "no:cacheprovider", test_file], plugins=[plugin])
-    lines = {test: sorted(reached) for test, reached in plugin.lines.items()}
-    return json.loads(json.dumps({"lines": lines, "seconds": plugin.seconds, "failed": plugin.failed}))
+    return {"lines": plugin.lines(), "seconds": plugin.seconds, "failed": plugin.failed}

@@ -5,7 +5,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from bifusion_hf.batch import LocalEngine, WorkerDiedError, cut, open_engine, shard_names
+from bifusion_hf.batch import LocalEngine, WorkerDiedError, open_engine
 
 
 def build(folder):
@@ -81,13 +81,6 @@ def test_an_error_ends_the_run_with_the_shard_in_the_log(tmp_path, processes, ca
     with pytest.raises(ZeroDivisionError, match="no luck"):
         run(tmp_path, {"a": ("give", 1), "b": ("fail", "luck")}, processes)
     assert "shard b failed: no luck" in caplog.text
-
-
-def test_names_and_pieces():
-    assert cut(range(7), 3) == [range(0, 3), range(3, 6), range(6, 7)] and cut([], 3) == []
-    assert shard_names("val", 2) == ["val-00000-of-00002", "val-00001-of-00002"]
-    with pytest.raises(ValueError, match="size of a shard is 0"):
-        cut([1], 0)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from bifusion_hf.labels import SCANNET200_CLASS_NAMES
 
 def test_classes_of_scannet200_keep_its_order():
     assert class_list(["table", "chair"]) == SCANNET200_CLASS_NAMES == class_list([])
+    assert class_list(SCANNET200_CLASS_NAMES[::-1]) == SCANNET200_CLASS_NAMES
 
 
 def test_other_classes_come_after_wall_and_floor():

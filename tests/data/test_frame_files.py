@@ -177,6 +177,10 @@ def test_depth(tmp_path):
         read_depth(tmp_path / "d.png")
     with pytest.raises(ValueError, match="depth_scale is 0"):
         read_depth(tmp_path / "d.png", 0)
+    # The numbers of a palette are no depth.
+    Image.fromarray(np.ones((4, 5), np.uint8)).convert("P").save(tmp_path / "p.png")
+    with pytest.raises(ValueError, match="mode P"):
+        read_depth(tmp_path / "p.png", 1000)
     Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(tmp_path / "c.png")
     with pytest.raises(ValueError, match=r"c\.png: has mode RGB; expected one channel"):
         read_depth(tmp_path / "c.png", 1000)

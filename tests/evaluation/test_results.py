@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -71,6 +72,9 @@ def test_table(results):
     lines = format_results(results).splitlines()
     assert lines[0].split() == ["AP", "AP50", "AP25", "AP50:95", "instances"]
     rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    # Numbers stand under their names.
+    ends = [[word.end() for word in re.finditer(r"\S+", line)] for line in lines[:2]]
+    assert ends[0] == ends[1][1:]
     assert rows["class-aware"] == ["0.611", "1.000", "1.000", "0.600", "2"]
     assert rows["head"] == ["1.000", "1.000", "1.000", "1.000", "1"]
     assert rows["common"] == ["0.222", "1.000", "1.000", "0.200", "1"]

@@ -47,6 +47,23 @@ def test_mixed_features_have_the_learnable_length():
     torch.testing.assert_close(fused.norm(dim=1), torch.full((400,), math.sqrt(16)))
 
 
+def test_a_held_gate_gives_the_mean_of_both_branches_and_the_geometry_alone_out_of_view(monkeypatch):
+    """Before the squeeze-excite, which is left out here; then unit length times the scale."""
+    monkeypatch.setattr(SqueezeExcite, "forward", lambda self, mixed, *_: mixed)
+    points, sample, grid, image, geometry = cloud()
+    visible = torch.arange(len(points)) % 3 > 0
+    fusion = Fusion(LiteFusionGate(16), 16, 12, residual=False)
+    fused, _ = fusion(None, image, geometry, points, grid, visible, sample, HELD)
+    mean = torch.where(visible.unsqueeze(1), (image + geometry) / 2, geometry)
+    torch.testing.assert_close(fused, 4 * torch.nn.functional.normalize(mean, dim=1))
+    residual = Fusion(LiteFusionGate(16), 16, 12, residual=True)
+    torch.nn.init.normal_(residual.residual_out.weight)
+    raw = torch.randn(400, 12)
+    fused, _ = residual(raw, image, geometry, points, grid, visible, sample, HELD)
+    added = torch.where(visible.unsqueeze(1), 4 * residual.residual_out(image / 2), 0)
+    torch.testing.assert_close(fused, raw + added)
+
+
 def test_what_is_out_of_view_never_reaches_the_output():
     points, sample, grid, image, geometry = cloud()
     visible = torch.arange(len(points)) % 3 > 0

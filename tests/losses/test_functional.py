@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bifusion_hf.losses.functional import cross_entropy, group_means, masked_mean
+from bifusion_hf.losses.functional import cross_entropy, group_means, masked_mean, unit_vectors
 
 
 def test_means_of_what_is_selected_and_nothing_without_any():
@@ -17,6 +17,17 @@ def test_means_of_groups():
     features = torch.tensor([[2.0, 1.0], [9.0, -3.0], [4.0, 5.0], [8.0, 8.0]])
     found = group_means(features, torch.tensor([1, 3, 1, -1]), 4)
     assert found.tolist() == [[0, 0], [3, 3], [0, 0], [9, -3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_means_and_lengths_of_16_bit_values_are_those_in_float32(dtype):
+    """A sum of 1,000 ones is 256 in bfloat16."""
+    found = group_means(torch.full((1000, 2), 1.0, dtype=dtype), torch.zeros(1000, dtype=torch.int64), 1)
+    assert found.dtype == torch.float32 and found.tolist() == [[1, 1]]
+    rows = torch.randn(20, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert unit_vectors(rows).dtype == torch.float32
+    torch.testing.assert_close(unit_vectors(rows).norm(dim=1), torch.ones(20), rtol=1e-6, atol=0)
+    assert not unit_vectors(torch.zeros(1, 3)).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -90,6 +90,18 @@ def test_the_merge_loss_is_that_of_the_slow_form_with_its_gradient():
     assert without > 0
 
 
+def test_the_merge_loss_of_16_bit_embeddings_is_that_of_the_same_numbers_in_float32():
+    total = 0
+    for seed in range(6):
+        targets, queries, embeddings = random_window_batch(seed)
+        embeddings = embeddings.detach().bfloat16()
+        found = merge_loss(embeddings, targets, queries, FRAMES, 0.07)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, merge_loss(embeddings.float(), targets, queries, FRAMES, 0.07))
+        total += float(found.sum())
+    assert total > 0
+
+
 def test_a_window_without_a_pair_has_exactly_nothing_and_stays_in_the_graph():
     targets, queries, embeddings = random_window_batch(0)
     targets.instance_ids = [100 * row + ids for row, ids in enumerate(targets.instance_ids)]

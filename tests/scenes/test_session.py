@@ -321,8 +321,11 @@ class Axes:
 def test_objects_are_found_by_text_and_kept_with_the_session(network, tmp_path):
     labeler = Axes()
     session = Oracle(*network, voxel_size=0.1, labeler=labeler, views_per_object=2)
-    for frame in frames(4):
+    for number, frame in enumerate(frames(4), 1):
         session.update(frame)
+        # An object of one view is found too.
+        assert len(session.find("left")) == 3 and len(session.find("left", min_views=number)) == 3
+        assert session.find("left", min_views=number + 1) == []
     # Two views of each of three things, and then only views that show more of a thing.
     assert labeler.looked[:2] == [3, 3] and sum(labeler.looked[2:]) < 6
     left, right = session.find("left", top_k=1), session.find("right", top_k=3)
@@ -349,6 +352,8 @@ def test_objects_are_found_by_text_and_kept_with_the_session(network, tmp_path):
     for text in ("", " ", None):
         with pytest.raises(ValueError, match="expected what to look for"):
             session.find(text)
+    with pytest.raises(ValueError, match="top_k is 0"):
+        session.find("left", top_k=0)
 
 
 def test_objects_are_called_by_their_semantic_class(network):

@@ -118,6 +118,12 @@ def test_a_stream_gives_each_row_once_an_epoch_over_processes_and_workers(stream
     assert len(seen) == len(set(seen)) == 24
 
 
+def test_a_stream_without_rows_is_refused(stream):
+    """It would be read for ever."""
+    with pytest.raises(ValueError, match="shard 0 of the streamed data set has no rows"):
+        next(iter(StreamedFrames(stream.filter(lambda row: False), prepare, 2)))
+
+
 def test_a_stream_with_too_few_shards_is_refused(stream):
     data = StreamedFrames(stream, prepare, 2, num_processes=8)
     with pytest.raises(ValueError, match="4 shards for 8 readers"):

@@ -28,6 +28,13 @@ def test_out_of_memory_says_how_large_the_batch_was():
     assert explain_out_of_memory(RuntimeError("shapes differ"), batch, TrainingArguments()) is None
 
 
+@pytest.mark.parametrize(("scale", "in_a_row"), [(2.0, 0), (1.0, 1)])
+def test_an_overflow_stops_no_run_while_the_scale_can_be_halved(scale, in_a_row):
+    guard = NonFiniteGuard(nn.Linear(1, 1), limit=3)
+    assert not guard.accept({"grad_norm": math.inf}, SimpleNamespace(get_scale=lambda: scale))
+    assert (guard.skipped, guard.in_a_row) == (1, in_a_row)
+
+
 def test_skipped_updates_are_counted_and_buffers_put_back():
     network = nn.BatchNorm1d(2)
     guard = NonFiniteGuard(network, limit=3)

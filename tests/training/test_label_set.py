@@ -70,6 +70,7 @@ def test_a_list_of_the_classes_of_the_data(tmp_path):
         (["wall", "floor", "mug", "mug"], "expected different ones"),
         ("chair", "has no labels"),
         ([1, 2], "has no labels"),
+        (["wall", "floor", "mug", 3], "has no labels"),
     ],
 )
 def test_malformed_files_are_named(tmp_path, content, message):

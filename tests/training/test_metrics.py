@@ -25,9 +25,17 @@ from bifusion_hf.training.metrics import (
     OWN_PARTS,
     Recorder,
     Timer,
+    for_sums,
     memory_gib,
     read_metrics,
 )
+
+
+def test_sums_are_in_float64_where_the_device_has_it(monkeypatch):
+    values = torch.ones(2, dtype=torch.bfloat16)
+    assert for_sums(values).dtype == torch.float64
+    monkeypatch.setattr("bifusion_hf.training.metrics.DEVICES_WITHOUT_FLOAT64", ("cpu",))
+    assert for_sums(values).dtype == torch.float32
 
 
 def test_timer_splits_the_time(monkeypatch):

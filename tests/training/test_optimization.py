@@ -51,6 +51,13 @@ def test_frozen_parameters_listed_for_later_get_no_state_and_no_decay():
     assert not any(parameter in optimizer.state for parameter in model[0].parameters())
 
 
+def test_the_optimizer_has_the_numbers_of_the_recipe():
+    arguments = OptimizerArguments(learning_rate=0.03, betas=(0.7, 0.8), epsilon=1e-3, weight_decay=0.2)
+    (group, plain) = build_optimizer(nn.Linear(2, 2), arguments).param_groups
+    found = [group[name] for name in ("lr", "betas", "eps", "weight_decay")]
+    assert found == [0.03, (0.7, 0.8), 1e-3, 0.2] and plain["weight_decay"] == 0
+
+
 def test_poly_schedule_counts_updates():
     arguments = OptimizerArguments(warmup_updates=0)
     for update in (0, 10, 99):

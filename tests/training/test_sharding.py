@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from node_run import IN_PARTS
-from processes import join, run_processes
+from processes import error_of_both, join, run_processes
 from real_recipe import small_recipe
 from safetensors.torch import load_file
 from training_standin import StandInFrames, make_trainer, recipe
@@ -134,19 +134,13 @@ def test_the_real_network_in_parts_under_bf16_is_that_of_whole_weights(tmp_path)
 def dead(folder):
     os.environ.update(IN_PARTS)
     arguments = recipe(folder, training={"batch_size": 2, "audit_window": 4})
-    trainer = make_trainer(arguments, config={"detach": "loss_class"})
-    try:
-        trainer.train()
-    except Exception as error:
-        (folder / f"error_{trainer.accelerator.process_index}").write_text(f"{type(error).__name__} {error}")
-    os._exit(0)
+    make_trainer(arguments, config={"detach": "loss_class"}).train()
 
 
 def test_in_parts_a_dead_tensor_is_found_by_all_processes(tmp_path):
-    join(run_processes(dead, 2, tmp_path), timeout=120)
-    errors = [(tmp_path / f"error_{rank}").read_text() for rank in range(2)]
-    assert errors[0] == errors[1] and errors[0].startswith("LivenessError update 4: no gradient in 4 updates")
-    assert "classes.weight, classes.bias" in errors[0]
+    error = error_of_both(dead, tmp_path)
+    assert error.startswith("LivenessError update 4: no gradient in 4 updates")
+    assert "classes.weight, classes.bias" in error
 
 
 def full_disk(folder):
@@ -158,36 +152,25 @@ def full_disk(folder):
         raise OSError(28, "No space left on device")
 
     checkpoints.save_file = write_nothing
-    try:
-        trainer.train()
-    except checkpoints.CheckpointError as error:
-        (folder / f"error_{trainer.accelerator.process_index}").write_text(str(error))
-    os._exit(0)
+    trainer.train()
 
 
 def test_in_parts_a_full_disk_stops_all_processes(tmp_path):
     """The main process alone writes the weights; the others would wait for it to gather the optimizer's state."""
-    join(run_processes(full_disk, 2, tmp_path), timeout=120)
-    errors = [(tmp_path / f"error_{rank}").read_text() for rank in range(2)]
-    assert errors[0] == errors[1] and "No space left on device" in errors[0]
+    error = error_of_both(full_disk, tmp_path)
+    assert error.startswith("CheckpointError") and "No space left on device" in error
     assert not list((tmp_path / "checkpoints").glob("checkpoint-*"))
 
 
 def on_two_disks(folder):
     run_folder.SECONDS_TO_APPEAR = 0.5
-    trainer = make_trainer(recipe(folder / os.environ["RANK"], training={"batch_size": 2}))
-    try:
-        trainer.train()
-    except checkpoints.CheckpointError as error:
-        (folder / f"error_{trainer.accelerator.process_index}").write_text(str(error))
-    os._exit(0)
+    make_trainer(recipe(folder / os.environ["RANK"], training={"batch_size": 2})).train()
 
 
 def test_nodes_without_a_common_folder_are_refused(tmp_path):
-    join(run_processes(on_two_disks, 2, tmp_path), timeout=120)
-    errors = [(tmp_path / f"error_{rank}").read_text() for rank in range(2)]
-    assert errors[0] == errors[1] and "output_dir must be one folder that all nodes share" in errors[0]
-    assert f"process 1: FileNotFoundError: {tmp_path / '1'}" in errors[0]
+    error = error_of_both(on_two_disks, tmp_path)
+    assert error.startswith("CheckpointError") and "output_dir must be one folder that all nodes share" in error
+    assert f"process 1: FileNotFoundError: {tmp_path / '1'}" in error
     assert not list((tmp_path / "0").glob("*"))
 
 

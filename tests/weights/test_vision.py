@@ -156,6 +156,13 @@ def test_a_tensor_that_the_file_lacks_is_not_left_to_chance(tmp_path, make_model
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="encoder.layer.0.mlp.fc1.weight is missing"):
         load_vision_weights(make_model(), tmp_path)
+    # Five are named.
+    for layer_norm in [name for name in state if name.endswith(("norm1.weight", "norm1.bias", "norm2.weight"))][:4]:
+        del state[layer_norm]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"is missing\. Nothing was loaded") as error:
+        load_vision_weights(make_model(), tmp_path)
+    assert str(error.value).count("is missing") == 5
     with pytest.raises(OSError, match="nowhere"):
         load_vision_weights(make_model(), str(tmp_path / "nowhere"))
 

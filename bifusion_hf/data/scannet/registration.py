@@ -75,10 +75,10 @@ def resize_nearest(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _section(
-    shape: tuple[int, ...], intrinsics: np.ndarray | None, target_intrinsics: np.ndarray, size: tuple[int, int]
+    shape: tuple[int, int], intrinsics: np.ndarray | None, target_intrinsics: np.ndarray, size: tuple[int, int]
 ) -> tuple[float, float, float, float]:
     """Left, top, right and bottom edge of the grid in the image, in its pixels (pixel i covers i..i+1)."""
-    height, width = shape[:2]
+    height, width = shape
     if intrinsics is None:
         intrinsics = scale_intrinsics(target_intrinsics, width / size[0], height / size[1])
     edges = []

@@ -73,6 +73,7 @@ def test_vertices_take_the_object_of_their_segment(tmp_path):
     labels = read_vertex_labels(*files(folder), IDS, len(objects))
     np.testing.assert_array_equal(labels.instance, np.where(objects == 3, -1, objects))
     np.testing.assert_array_equal(labels.raw_ids, np.array([1, 3, 2, 0])[objects])
+    assert labels.instance.dtype == labels.raw_ids.dtype == np.int32
     # A name that the table lacks is unlabelled, but stays an object.
     labels = read_vertex_labels(*files(folder), {"wall": 1}, len(objects))
     np.testing.assert_array_equal(labels.instance, np.where(objects == 3, -1, objects))

@@ -16,7 +16,7 @@ from scannet_files import (
 )
 
 from bifusion_hf.data.frames import scale_intrinsics
-from bifusion_hf.data.scannet.scans import ExportedScan, LabelImages, SensScan, open_scan
+from bifusion_hf.data.scannet.scans import ExportedScan, LabelImages, SensScan, open_scan, scan_frame
 from bifusion_hf.io.files import DataFileError
 
 
@@ -91,6 +91,17 @@ def test_intrinsics_are_never_made_up(tmp_path):
     (folder / "scene0000_00.txt").write_text(scan_info(axis_alignment()))
     with pytest.raises(DataFileError, match=r"intrinsic_depth.txt: no such file; export it with SensReader"):
         open_scan(folder)
+
+
+def test_intrinsics_of_another_size_than_the_depth_images_are_refused(tmp_path):
+    """Depth that was made smaller on export, say; points would lie beside their pixels."""
+    folder = tmp_path / "scene0000_00"
+    write_exported_scan(folder, POSES)
+    matrix = np.eye(4)
+    matrix[:3, :3] = scale_intrinsics(DEPTH_INTRINSICS, 2, 2)
+    np.savetxt(folder / "intrinsic" / "intrinsic_depth.txt", matrix)
+    with open_scan(folder) as scan, pytest.raises(ValueError, match="its intrinsics are of an image of .*resized on"):
+        scan_frame(scan, 0, "frame", POSES[0], scan.depth(0))
 
 
 def test_folders_that_are_no_scan(tmp_path):

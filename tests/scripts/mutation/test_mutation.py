@@ -1,11 +1,12 @@
 import ast
+import contextlib
 import json
 
 import pytest
 
 from scripts.mutation import runner
-from scripts.mutation.__main__ import TARGETS, main, read_equivalents, sample_faults
-from scripts.mutation.faults import find_faults
+from scripts.mutation.__main__ import TARGETS, Baselines, main, read_equivalents, sample_faults
+from scripts.mutation.faults import Fault, find_faults
 
 
 SOURCE = b'''"""A module of 3 lines."""
@@ -82,20 +83,151 @@ def test_a_sample_is_drawn_by_its_seed_and_takes_the_files_in_turn():
     assert list(sample_faults(parts, 1, per_file=3)) == first[:6]
 
 
+def _tests_of(path):
+    return runner.tests_of(f"bifusion_hf/{path}", runner.ROOT)
+
+
 def test_tests_mirror_the_source():
-    assert "tests/losses/test_matcher.py" in runner.tests_of("bifusion_hf/losses/matcher.py", runner.ROOT)
-    deep = runner.tests_of("bifusion_hf/sparse/backends/folding.py", runner.ROOT)
-    assert "tests/sparse/test_convolution.py" in deep and "tests/test_slow_network.py" in deep
-    assert runner.tests_of("bifusion_hf/postprocessing.py", runner.ROOT)[0] == "tests/test_postprocessing.py"
+    assert _tests_of("losses/matcher.py")["name"] == ["tests/losses/test_matcher.py"]
+    assert "tests/losses/test_targets.py" in _tests_of("losses/matcher.py")["folder"]
+    deep = _tests_of("sparse/backends/folding.py")
+    assert "tests/sparse/test_convolution.py" in deep["folder"] and "tests/test_slow_network.py" in deep["neighbours"]
+    assert _tests_of("postprocessing.py")["name"] == ["tests/test_postprocessing.py"]
+    assert _tests_of("data/scannet/sens.py")["name"] == ["tests/data/scannet/test_scannet_sens.py"]
     for part in TARGETS:
-        tests = runner.tests_of(f"bifusion_hf/{part if part.endswith('.py') else f'{part}/some.py'}", runner.ROOT)
-        assert tests and len(set(tests)) == len(tests), part
+        tests = sum(_tests_of(part if part.endswith(".py") else f"{part}/some.py").values(), [])
+        # A part without a mirror must not end with all tests there are.
+        assert tests and len(set(tests)) == len(tests) and "tests/test_readme.py" not in tests, part
 
 
 def test_a_neighbour_that_was_moved_is_told(tmp_path):
     (tmp_path / "tests" / "losses").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="matcher.py: no tests .*test_modeling_bifusion.py.*NEIGHBOURS"):
         runner.tests_of("bifusion_hf/losses/matcher.py", tmp_path)
+
+
+class _Tests:
+    """A stand-in of the runner, whose tests reach what a table says."""
+
+    def __init__(self, root, lines, seconds, failed=()):
+        self.root = root
+        self.lines, self.seconds, self.failed = lines, seconds, failed
+        self.asked = []
+
+    def reached(self, file, seconds):
+        self.asked.append(file)
+        tests = [test for test in self.lines if test.startswith(file)]
+        return {
+            "lines": {test: self.lines[test] for test in tests},
+            "seconds": {test: self.seconds[test] for test in tests},
+            "failed": [test for test in tests if test in self.failed],
+        }
+
+    def tail(self):
+        return "the end"
+
+
+NEAR, FAR = "tests/losses/test_matcher.py", "tests/losses/test_criterion.py"
+LINES = {
+    f"{NEAR}::slow": {"losses/matcher.py": [7, 8]},
+    f"{NEAR}::fast": {"losses/matcher.py": [8]},
+    f"{NEAR}::broken": {"losses/matcher.py": [8]},
+    f"{NEAR}::other": {"losses/merging.py": [8]},
+    f"{FAR}::cheap": {"losses/matcher.py": [8]},
+    f"{FAR}::long": {"losses/matcher.py": [8]},
+}
+SECONDS = dict(zip(LINES, (3.0, 1.0, 0.1, 0.1, 2.0, 30.0), strict=True))
+
+
+@pytest.fixture
+def baselines(tmp_path, monkeypatch):
+    for file in (NEAR, FAR):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    monkeypatch.setitem(runner.NEIGHBOURS, "losses", [])
+    return Baselines(_Tests(tmp_path, LINES, SECONDS, [f"{NEAR}::broken"]), tmp_path / "reached.jsonl")
+
+
+def _choose(baselines, line, breadth="name", seconds=10):
+    return baselines.choose(Fault("bifusion_hf/losses/matcher.py", line, "", 0, 0, ""), b"", seconds, breadth)
+
+
+def test_tests_that_reach_the_line_are_chosen_the_fastest_first(baselines):
+    assert _choose(baselines, 8) == ([f"{NEAR}::fast", f"{NEAR}::slow"], 4.0)
+    assert baselines.runner.asked == [NEAR], "others are not even timed"
+    assert _choose(baselines, 8, "folder") == ([f"{FAR}::cheap"], 2.0), "the long one is beyond the limit"
+    assert _choose(baselines, 7, seconds=1) == ([f"{NEAR}::slow"], 3.0), "one, however long it takes"
+
+
+def test_a_line_that_runs_at_import_asks_all_tests_those_that_use_the_file_first(baselines):
+    assert _choose(baselines, 1)[0] == [f"{NEAR}::fast", f"{NEAR}::slow", f"{NEAR}::other"]
+
+
+def test_what_tests_reach_is_kept_until_their_file_or_one_they_reach_changes(baselines, tmp_path):
+    def ask():
+        again = Baselines(baselines.runner, baselines.path)
+        for breadth in ("name", "folder"):
+            _choose(again, 8, breadth)
+
+    ask()
+    ask()
+    assert baselines.runner.asked == [NEAR, FAR]
+    (tmp_path / FAR).write_text("changed")
+    ask()
+    assert baselines.runner.asked == [NEAR, FAR, FAR]
+
+
+class _Runner(_Tests):
+    """Every fault survives, until tests of a breadth in `noticing` are run."""
+
+    noticing = ()
+
+    def __init__(self, root, log):
+        super().__init__(root, LINES, SECONDS)
+
+    @contextlib.contextmanager
+    def fault(self, fault, source):
+        yield
+
+    def outcome(self, tests, seconds):
+        file = tests[0].partition("::")[0]
+        self.ran.append(file)
+        return "noticed" if file in self.noticing else "survived"
+
+
+@pytest.fixture
+def runs(baselines, tmp_path, monkeypatch, capsys):
+    """`runs(*words)`: the test files that a run of one fault asks, and the outcomes that it tells."""
+    fault = Fault("bifusion_hf/losses/matcher.py", 8, "", 0, 0, "")
+    source = b"\n" * 8
+    monkeypatch.setattr("scripts.mutation.__main__.sample_faults", lambda *_: [(fault, source)])
+    monkeypatch.setattr("scripts.mutation.__main__.copy_tree", lambda _: None)
+    monkeypatch.setattr("scripts.mutation.__main__.TestRunner", lambda copy, log, _: _Runner(tmp_path, log))
+
+    def run(*words):
+        _Runner.ran = []
+        main([str(tmp_path / "results.jsonl"), *words])
+        return _Runner.ran, [line.split()[1] for line in capsys.readouterr().out.splitlines() if line[:2] == "1/"]
+
+    return run
+
+
+def test_what_survived_few_tests_is_asked_about_the_rest_and_what_was_noticed_is_done(runs, monkeypatch):
+    assert runs("--breadth", "name") == ([NEAR], ["survived"])
+    assert runs("--breadth", "name") == ([], [])
+    assert runs() == ([FAR], ["survived"])
+    assert runs() == ([], [])
+    assert runs("--again") == ([NEAR, FAR], ["survived"])
+    monkeypatch.setattr(_Runner, "noticing", [NEAR])
+    assert runs("--again") == ([NEAR], ["noticed"])
+    assert runs("--again") == runs() == ([], [])
+
+
+def test_what_is_known_to_change_nothing_is_not_tried(runs, tmp_path, monkeypatch):
+    known = {"path": "bifusion_hf/losses/matcher.py", "line": "", "fault": ":   ->  ", "reason": "nothing"}
+    (tmp_path / "equivalents.json").write_text(json.dumps([known]))
+    monkeypatch.setattr("scripts.mutation.__main__.EQUIVALENTS", tmp_path / "equivalents.json")
+    assert runs() == ([], ["survived"])
 
 
 @pytest.fixture
@@ -106,6 +238,7 @@ def results(tmp_path):
             "key": name,
             "path": f"bifusion_hf/losses/{file}.py",
             "outcome": outcome,
+            "breadth": "name" if name == "5" else "neighbours",
             "line": f"line {name}",
             "fault": f"bifusion_hf/losses/{file}.py:{name} constant: 0  ->  {name}",
         }
@@ -132,7 +265,7 @@ def test_report_has_the_worst_file_first_and_the_survivors(results, capsys):
         "50.0%: 2 of 4 with those that change no behaviour",
         "survivors:",
         "bifusion_hf/losses/bad.py:2 constant: 0  ->  2",
-        "bifusion_hf/losses/bad.py:5 constant: 0  ->  5",
+        "bifusion_hf/losses/bad.py:5 constant: 0  ->  5 [name]",
         "no behaviour changed:",
     ]
 
@@ -152,7 +285,7 @@ def test_faults_known_to_change_nothing_stand_apart_wherever_their_line_has_move
         "66.7%: 2 of 3 faults noticed",
         "50.0%: 2 of 4 with those that change no behaviour",
         "survivors:",
-        "bifusion_hf/losses/bad.py:5 constant: 0  ->  5",
+        "bifusion_hf/losses/bad.py:5 constant: 0  ->  5 [name]",
         "no behaviour changed:",
         "bifusion_hf/losses/bad.py:2 constant: 0  ->  2 (unused)",
     ]

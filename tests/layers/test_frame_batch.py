@@ -1,0 +1,39 @@
+import dataclasses
+
+import torch
+
+from bifusion_hf.layers.frame_batch import FORWARD_INPUTS, FrameBatch
+
+
+def frames_of(make_batch, *num_points):
+    batch = make_batch(num_points)
+    return FrameBatch(**{name: batch[name] for name in FORWARD_INPUTS})
+
+
+def test_parts_are_of_consecutive_frames(make_batch):
+    frames = frames_of(make_batch, 50, 40, 30, 20, 60, 10)
+    parts = frames.split(3)
+    assert [part.batch_size for part in parts] == [2, 2, 2]
+    for name, value in vars(frames).items():
+        if name in FORWARD_INPUTS:
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), value), name
+    without = dataclasses.replace(frames, pixel_values=None).split(2)
+    assert [part.pixel_values for part in without] == [None, None] and without[1].batch_size == 3
+
+
+def test_real_points_are_those_of_the_mask_and_go_back_to_their_places(make_batch):
+    frames = frames_of(make_batch, 7, 5)
+    assert frames.sample.tolist() == [0] * 7 + [1] * 5
+    rows = frames.real(frames.points)
+    assert torch.equal(rows, torch.cat([frames.points[0], frames.points[1, :5]]))
+    assert torch.equal(frames.pad(rows + 1), torch.where(frames.point_mask.unsqueeze(2), frames.points + 1, 0))
+    count = frames.superpoint_mask.shape[1]
+    expected = torch.cat([frames.superpoint_ids[0], count + frames.superpoint_ids[1, :5]])
+    assert torch.equal(frames.point_superpoints, expected)
+
+
+def test_positions_stay_in_float32_where_colours_and_image_are_cast(make_batch):
+    cast = frames_of(make_batch, 7, 5).cast(torch.bfloat16)
+    assert cast.points.dtype == cast.point_pixels.dtype == cast.camera_rotations.dtype == torch.float32
+    assert cast.point_colors.dtype == cast.pixel_values.dtype == torch.bfloat16
+    assert frames_of(make_batch, 7, 5).cast(torch.float64).points.dtype == torch.float64
