@@ -34,7 +34,7 @@ ROWS = {
     "none": "no merging: every instance of every frame an object",
     "single_frames": "the same frames alone, over their points",
 }
-# Of the checkpoint of `--online`, whose network sees each frame with what it remembers of those before.
+# Of each checkpoint of `--online`, whose network sees each frame with what it remembers of those before.
 ONLINE_ROWS = {
     "geometric": "after the online stage, geometric merging",
     "learned": "after the online stage, learned merging",
@@ -46,7 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="a data set of walks (bifusion-render-rooms --path)")
     parser.add_argument("--split", default="val", help="default: val")
     parser.add_argument("--checkpoint", default="sample", help="default: sample")
-    parser.add_argument("--online", help="a checkpoint of the online stage, measured with both kinds of merging too")
+    parser.add_argument(
+        "--online",
+        nargs="+",
+        default=(),
+        metavar="NAME=CHECKPOINT",
+        help="checkpoints of the online stage, measured with both kinds of merging too",
+    )
     parser.add_argument("--limit", type=int, help="measure the first scenes only")
     parser.add_argument("--threshold", type=float, default=0.3, help="of a frame's instances, default: 0.3")
     parser.add_argument("--updates", type=int, default=1000, help="of the long session, default: 1000")
@@ -56,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures what the output file lacks, and writes the table where `--update` says."""
+    online = [_named(word) for word in args.online]
     results = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else {}
     if args.data is not None:
         source = args.checkpoint, args.data, args.split
@@ -68,8 +75,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if "merging" not in results or partial.exists():
             measure_merging(*source, args.limit, args.threshold, partial, lambda found: keep("merging", found))
             partial.unlink()
-        if args.online is not None and "online" not in results:
-            keep("online", measure_online(args.online, *source[1:], args.limit, args.threshold))
+        for name, checkpoint in online:
+            known = results.get("online", {})
+            if name not in known:
+                measured = measure_online(checkpoint, *source[1:], args.limit, args.threshold)
+                keep("online", {**known, name: measured})
         if "session" not in results:
             keep("session", measure_session(*source, args.updates))
     table = format_table(results)
@@ -77,6 +87,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for path in args.update:
         update_file(path, "scenes", table)
     return results
+
+
+def _named(word: str) -> tuple[str, str]:
+    name, equals, checkpoint = word.partition("=")
+    if not (name and equals and checkpoint):
+        raise ValueError(f"--online is {word!r}; expected NAME=CHECKPOINT")
+    return name, checkpoint
 
 
 def format_table(results: Mapping[str, Any]) -> str:
@@ -90,7 +107,11 @@ def format_table(results: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     rows = [(label, merging[name]) for name, label in ROWS.items()]
-    rows += [(label, results["online"][name]) for name, label in ONLINE_ROWS.items() if "online" in results]
+    rows += [
+        (f"{label} ({name})", numbers[merging])
+        for name, numbers in results.get("online", {}).items()
+        for merging, label in ONLINE_ROWS.items()
+    ]
     for label, numbers in rows:
         identity = numbers.get("identity")
         cells = [f"{numbers[key]:.1f}" for key in ("ap", "ap50", "ap25")]

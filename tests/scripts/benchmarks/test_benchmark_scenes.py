@@ -41,7 +41,11 @@ def test_the_table_is_made_of_the_stored_numbers(tmp_path):
     assert "| the same frames alone, over their points | 44.0 | 65.0 | 74.2 | – | – |" in table
     assert table.startswith(format_table({"merging": results()["merging"]}))
     online = {name: results()["merging"]["none"] for name in ("geometric", "learned")}
-    assert "| after the online stage, learned merging | 44.0 | 65.0 |" in format_table({**results(), "online": online})
+    named = format_table({**results(), "online": {"seed 1": online, "seed 2": online}})
+    for name in ("seed 1", "seed 2"):
+        assert f"| after the online stage, learned merging ({name}) | 44.0 | 65.0 |" in named
+    with pytest.raises(SystemExit, match="--online is 'best'; expected NAME=CHECKPOINT"):
+        main(["scenes", "--output", str(tmp_path / "new.json"), "--data", "walks", "--online", "best"])
     assert "27 ms" in table and "28 ms" in table and "from 700 to 720 MiB" in table
     (tmp_path / "scenes.json").write_text(json.dumps(results()))
     (tmp_path / "doc.md").write_text("a\n<!-- scenes:begin -->\n<!-- scenes:end -->\nb\n")
