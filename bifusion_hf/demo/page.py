@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.frames import RGBDFrame
 from ..import_utils import require_package
+from ..io.memory import give_back_freed_memory
 from ..io.sanity import collected_doubts
 from ..labeling import TextLabeler
 from ..visualization.cameras import CAMERA_PRESETS
@@ -143,16 +144,17 @@ def build_page(
 
         parts = [result, ply, segments, status]
 
-        def delete_old() -> None:
+        def tidy() -> None:
+            give_back_freed_memory()
             own = (getattr(block, "keep_in_cache", ()) for block in page.blocks.values())
             delete_old_files(CACHE_SECONDS[1], set().union(*own))
 
         def run_sample(score: float, words: str, choice: gr.SelectData):
-            delete_old()
+            tidy()
             return _run(segmenter, checkpoint, score, lambda: samples[choice.index], words, labeler)
 
         def run_upload(score: float, words: str, *fields):
-            delete_old()
+            tidy()
             return _run(segmenter, checkpoint, score, lambda: read_form(*fields), words, labeler)
 
         def run_words(shown: Shown | None, score: float, words: str):

@@ -87,8 +87,10 @@ def delete_old_files(seconds: float, keep: Collection[str] = ()) -> None:
     """
     place = os.environ.get(FOLDER_VARIABLE)
     oldest = time.time() - seconds
-    # From the inside: the folders of folders last.
-    for path in sorted(Path(place).rglob("*"), reverse=True) if place else ():
+    # From the inside: the folders of folders last. Unlike `Path.rglob`, the walk goes on where a folder has gone
+    # meanwhile, as that of a visitor who is forgotten does.
+    walk = os.walk(place, topdown=False) if place else ()
+    for path in (Path(folder, name) for folder, folders, files in walk for name in (*files, *folders)):
         # Gone meanwhile, or not empty.
         with contextlib.suppress(OSError):
             if path.lstat().st_mtime >= oldest or str(path) in keep:

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
 from bifusion_hf.demo import serving
-from bifusion_hf.demo.serving import FOLDER_PREFIX, BodyLimit, delete_old_files
+from bifusion_hf.demo.serving import FOLDER_PREFIX, FOLDER_VARIABLE, BodyLimit, delete_old_files
 
 
 SERVER = """
@@ -151,3 +152,21 @@ def test_what_is_no_request_passes():
 
     asyncio.run(BodyLimit(app, 1)({"type": "lifespan"}, None, None))
     assert seen == ["lifespan"]
+
+
+def test_a_folder_that_goes_while_old_files_are_looked_for_is_no_error(tmp_path, monkeypatch):
+    for name in ("a/old", "shown-1/points.ply", "z/old"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    def scan(path):
+        if Path(path).name == "shown-1":
+            (Path(path) / "points.ply").unlink()
+            Path(path).rmdir()
+        return scandir(path)
+
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(os, "scandir", scan)
+    delete_old_files(-1)
+    assert list(tmp_path.iterdir()) == []

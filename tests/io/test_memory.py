@@ -1,9 +1,12 @@
 import os
 import platform
+import resource
 import subprocess
 import sys
 
 import pytest
+
+from bifusion_hf.io.memory import give_back_freed_memory
 
 
 # Blocks of 8 MB, taken, touched and freed by turns, cost new pages each time where glibc gives them back.
@@ -32,3 +35,17 @@ def test_blocks_that_are_freed_and_taken_again_cost_no_new_pages():
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         counts[how] = int(done.stdout)
     assert counts["keep"] < 2500 < 20 * 2000 < counts["give back"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_holes_in_a_heap_are_given_back():
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+
+    # Those that stay lie between the others.
+    blocks = [bytearray(b"x" * 60_000) for _ in range(2000)]
+    blocks = blocks[::10]
+    before = resident()
+    assert give_back_freed_memory() and len(blocks) == 200
+    assert before - resident() > 60_000_000

@@ -82,6 +82,25 @@ def test_the_command_counts_and_fails_where_an_input_does(tmp_path, monkeypatch,
     assert "pose.txt 3: library's message: KeyError: x" in capsys.readouterr().out
 
 
+def test_failures_that_are_mended_are_counted_anew(tmp_path, capsys):
+    path = tmp_path / "counts.json"
+    outcomes = [
+        *(Outcome("pose.txt", number, OK, "", 0.1) for number in range(3)),
+        Outcome("pose.txt", 3, CRASH, "exit status 1", 0.1),
+        Outcome("camera.txt", 0, LIBRARY, "x", 50.0),
+    ]
+    path.write_text(json.dumps(report(outcomes, 0)))
+    with pytest.raises(SystemExit) as ended:
+        main(["--again", "--json", str(path)])
+    content = json.loads(path.read_text())
+    assert not ended.value.code and "2 run again in all, 0 fail" in capsys.readouterr().out
+    assert content["failures"] == [] and content["failures_run_again"] == 2 and content["slowest_seconds"] == 50.0
+    assert content["counts"][CRASH] == content["counts"][LIBRARY] == 0 and sum(content["counts"].values()) == 5
+    assert content["by_target"]["camera.txt"][LIBRARY] == 0 and sum(content["by_target"]["camera.txt"].values()) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(["--again"])
+
+
 def test_the_report_has_each_kind_and_outcome():
     outcomes = [Outcome("a", 0, OK, "", 0.1), Outcome("a", 1, REFUSED, "x", 0.2), Outcome("b", 0, HANG, "y", 3.0)]
     content = report(outcomes, 5)
