@@ -5,8 +5,8 @@ from bifusion_hf.superpoints.numbering import renumber_superpoints
 
 
 SUPERPOINTS = np.array([[-1, 4, 4], [9, 9, 2], [2, 7, -5]])
-# Flat pixels of the superpoints 4, 9 and 4; nothing of 2 and 7 is sampled.
-PIXELS = np.array([2, 3, 1])
+# Flat pixels of the superpoints 2, 9 and 2; nothing of 4 and 7 is sampled.
+PIXELS = np.array([5, 3, 6])
 
 
 @pytest.mark.parametrize("step", [1, 1000], ids=["small numbers", "numbers beyond the size of the image"])
@@ -14,5 +14,5 @@ def test_sampled_superpoints_are_numbered_without_gaps(step):
     superpoints = np.where(SUPERPOINTS < 0, SUPERPOINTS, step * SUPERPOINTS)
     numbers, of_points = renumber_superpoints(superpoints, PIXELS)
     assert numbers.dtype == np.int32 and of_points.dtype == np.int64
-    assert numbers.tolist() == [[-1, 0, 0], [1, 1, -1], [-1, -1, -1]]
+    assert numbers.tolist() == [[-1, -1, -1], [1, 1, 0], [0, -1, -1]]
     assert of_points.tolist() == [0, 1, 0]
