@@ -7,6 +7,7 @@ from bifusion_hf.postprocessing import (
     mask_classes,
     matrix_nms,
     paint_map,
+    real_queries,
     select_instances,
     superpoint_classes,
 )
@@ -223,3 +224,9 @@ def test_the_classes_of_a_mask_are_the_mean_over_its_points():
     torch.testing.assert_close(found, torch.tensor([first, [0, 0.3, 0.1], [0, 0, 0]]))
     with pytest.raises(ValueError, match="1 of 3 superpoints have no query"):
         mask_classes(masks, logits[:2], torch.tensor([2, 0]), torch.tensor([0, 0, 1, 2]), stuff_classes=())
+
+
+def test_padding_is_left_out_and_nothing_is_copied_without_any():
+    rows = torch.arange(6).reshape(3, 2)
+    assert rows[real_queries(torch.tensor([True, False, True]))].tolist() == [[0, 1], [4, 5]]
+    assert rows[real_queries(torch.tensor([True] * 3))].data_ptr() == rows.data_ptr()
