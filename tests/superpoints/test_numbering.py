@@ -4,8 +4,8 @@ import pytest
 from bifusion_hf.superpoints.numbering import renumber_superpoints
 
 
-SUPERPOINTS = np.array([[-1, 4, 4], [9, 9, 0], [0, 7, -10]])
-# Flat pixels of the superpoints 0, 9 and 0; nothing of 4 and 7 is sampled.
+SUPERPOINTS = np.array([[-1, 4, 4], [8, 8, 0], [0, 7, -10]])
+# Flat pixels of the superpoints 0, 8 and 0; nothing of 4 and 7 is sampled.
 PIXELS = np.array([5, 3, 6])
 
 
