@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from bifusion_hf.postprocessing import instance_map, matrix_nms, paint_map, select_instances, superpoint_classes
+from bifusion_hf.postprocessing import (
+    instance_map,
+    mask_classes,
+    matrix_nms,
+    paint_map,
+    real_queries,
+    select_instances,
+    superpoint_classes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +212,21 @@ def test_semantics_need_a_query_for_every_superpoint():
 def test_the_background_class_is_never_given():
     logits = torch.tensor([[0.0, 2.0, 1.0, 9.0], [3.0, 0.0, 1.0, 9.0]])
     assert superpoint_classes(logits, torch.tensor([1, 0]), 2).tolist() == [0, 1]
+
+
+def test_the_classes_of_a_mask_are_the_mean_over_its_points():
+    """Four points in three superpoints, whose queries come in another order; the last column is left out."""
+    logits = torch.tensor([[0.6, 0.3, 0.1, 0.9], [0.2, 0.2, 0.6, 0.9], [0.5, 0.25, 0.25, 0.9]]).log()
+    masks = torch.tensor([[True, True, True, False], [False, False, False, True], [False] * 4])
+    found = mask_classes(masks, logits, torch.tensor([2, 0, 1]), torch.tensor([0, 0, 1, 2]), stuff_classes=(0,))
+    # Of superpoint 0 query 1, of superpoint 1 query 2, of superpoint 2 query 0. Walls keep their share.
+    first = [0, (2 * 0.2 + 0.25) / 3, (2 * 0.6 + 0.25) / 3]
+    torch.testing.assert_close(found, torch.tensor([first, [0, 0.3, 0.1], [0, 0, 0]]))
+    with pytest.raises(ValueError, match="1 of 3 superpoints have no query"):
+        mask_classes(masks, logits[:2], torch.tensor([2, 0]), torch.tensor([0, 0, 1, 2]), stuff_classes=())
+
+
+def test_padding_is_left_out_and_nothing_is_copied_without_any():
+    rows = torch.arange(6).reshape(3, 2)
+    assert rows[real_queries(torch.tensor([True, False, True]))].tolist() == [[0, 1], [4, 5]]
+    assert rows[real_queries(torch.tensor([True] * 3))].data_ptr() == rows.data_ptr()

@@ -20,6 +20,7 @@ def test_classes_are_read_as_they_were_written(tmp_path):
     assert read_classes(tmp_path) == read_classes("sample") == SCANNET200_CLASS_NAMES
     (tmp_path / "classes.json").write_text(classes_text(("wall", "floor", "Möhre")), encoding="utf-8")
     assert read_classes(tmp_path) == ("wall", "floor", "Möhre")
+    assert "Möhre" in classes_text(("Möhre",)), "for people to read"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import dataclasses
 
+import pytest
 import torch
 
 from bifusion_hf.layers.frame_batch import FORWARD_INPUTS, FrameBatch
@@ -37,3 +38,20 @@ def test_positions_stay_in_float32_where_colours_and_image_are_cast(make_batch):
     assert cast.points.dtype == cast.point_pixels.dtype == cast.camera_rotations.dtype == torch.float32
     assert cast.point_colors.dtype == cast.pixel_values.dtype == torch.bfloat16
     assert frames_of(make_batch, 7, 5).cast(torch.float64).points.dtype == torch.float64
+
+
+def test_each_input_that_is_missing_or_of_another_shape_is_named(make_batch, small_config):
+    config, frames = small_config("residual"), frames_of(make_batch, 7, 5)
+    frames.check(config)
+    for name in FORWARD_INPUTS[1:]:
+        with pytest.raises(ValueError, match=f"{name} is missing"):
+            dataclasses.replace(frames, **{name: None}).check(config)
+    for name in FORWARD_INPUTS:
+        value = getattr(frames, name)
+        # One more along the last axis, but for images, whose size is free.
+        longer = value[:1] if name == "pixel_values" else torch.cat([value, value[..., :1]], dim=-1)
+        with pytest.raises(ValueError, match=f"{name} has shape"):
+            dataclasses.replace(frames, **{name: longer}).check(config)
+    for name in ("point_mask", "point_visible"):
+        with pytest.raises(ValueError, match=f"{name} has dtype torch.float32; expected torch.bool"):
+            dataclasses.replace(frames, **{name: getattr(frames, name).float()}).check(config)

@@ -24,7 +24,7 @@ def test_the_mean_is_that_of_the_most_visible_views(views):
     np.testing.assert_allclose(means, [[0.6, 0.8], unit(*(unit(0, 1) + unit(1, 1)))], rtol=1e-6)
     assert means.dtype == np.float32
     found, means = views.mean(np.array([5]))
-    assert found.shape == (0,) and means.shape == (0, 0)
+    assert found.shape == (0,) and found.dtype == np.int64 and means.shape == (0, 0) and means.dtype == np.float32
 
 
 def test_a_view_is_wanted_where_it_would_be_kept(views):

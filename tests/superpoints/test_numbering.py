@@ -1,0 +1,18 @@
+import numpy as np
+import pytest
+
+from bifusion_hf.superpoints.numbering import renumber_superpoints
+
+
+SUPERPOINTS = np.array([[-1, 4, 4], [8, 8, 0], [0, 7, -10]])
+# Flat pixels of the superpoints 0, 8 and 0; nothing of 4 and 7 is sampled.
+PIXELS = np.array([5, 3, 6])
+
+
+@pytest.mark.parametrize("step", [1, 1000], ids=["small numbers", "numbers beyond the size of the image"])
+def test_sampled_superpoints_are_numbered_without_gaps(step):
+    superpoints = np.where(SUPERPOINTS < 0, SUPERPOINTS, step * SUPERPOINTS)
+    numbers, of_points = renumber_superpoints(superpoints, PIXELS)
+    assert numbers.dtype == np.int32 and of_points.dtype == np.int64
+    assert numbers.tolist() == [[-1, -1, -1], [1, 1, 0], [0, -1, -1]]
+    assert of_points.tolist() == [0, 1, 0]
