@@ -77,6 +77,8 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         # In training mode only a random part of the superpoints would be asked for.
         self.model.eval()
+        # Of calls alone: who asks for `forward` by itself may post-process with any threshold.
+        self._forward_params.setdefault("score_threshold", SCORE_THRESHOLD)
         self._labelers: dict[str, TextLabeler] = {}
 
     def _sanitize_parameters(
@@ -153,7 +155,7 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
             inputs = self._ensure_tensor_on_device(inputs, device=self.device)
             return {"outputs": self._forward(inputs, **forward_params), "batch": batch}
 
-    def _forward(self, inputs: dict[str, Any], score_threshold: float = SCORE_THRESHOLD) -> Any:
+    def _forward(self, inputs: dict[str, Any], score_threshold: float | None = None) -> Any:
         return self.model(**inputs, score_threshold=score_threshold)
 
     def postprocess(

@@ -20,6 +20,7 @@ from bifusion_hf.boxes import bounding_box
 from bifusion_hf.data.frames import frame_features, frame_from_row, frame_to_row, load_frames
 from bifusion_hf.layers.frame_batch import FORWARD_INPUTS
 from bifusion_hf.pipeline_bifusion import TASK, RGBDInstanceSegmentationPipeline, register
+from bifusion_hf.postprocessing import SCORE_THRESHOLD
 
 
 SUPERPOINTS = np.arange(96 * 128).reshape(96, 128) // 128 // 12 * 8 + np.arange(96 * 128).reshape(96, 128) % 128 // 16
@@ -223,12 +224,13 @@ def test_masks_that_are_not_made_change_no_result(threshold):
     row = load_frames("sample", "val")[0]
     settings = {} if threshold is None else {"threshold": threshold}
     batch = segmenter.collate([segmenter.preprocess(frame_from_row(row))])
-    outputs = segmenter.forward(batch, **segmenter._sanitize_parameters(**settings)[1])
+    outputs = segmenter.forward(batch, score_threshold=threshold or SCORE_THRESHOLD)
     made = torch.isfinite(outputs["outputs"].masks_queries_logits).all(-1)
     assert 0 < made.sum() < made.numel() / 2
     (found,) = segmenter.postprocess(outputs, **settings)
-    (expected,) = segmenter.postprocess(segmenter.forward(batch, score_threshold=-1.0), **settings)
+    (expected,) = segmenter.postprocess(segmenter.forward(batch), **settings)
     assert len(expected["scores"]) > 3
+    assert_equal_results(segmenter(frame_from_row(row), **settings), found)
     np.testing.assert_array_equal(found["point_masks"], expected["point_masks"])
     np.testing.assert_array_equal(found["segmentation"], expected["segmentation"])
     np.testing.assert_allclose(found["scores"], expected["scores"], rtol=1e-5)
@@ -298,3 +300,14 @@ def test_cuda_finds_what_the_cpu_finds(segmenter, model, processor, frame):
     assert len(found["scores"]) == len(expected["scores"])
     np.testing.assert_allclose(found["scores"], expected["scores"], atol=1e-3)
     assert (found["segmentation"] == expected["segmentation"]).mean() > 0.95
+
+
+def test_the_threshold_of_a_pipeline_is_that_of_its_calls():
+    """Given to the pipeline, to a call, or to none: masks are made for what may pass, and for no call too few."""
+    row = load_frames("sample", "val")[0]
+    frame = frame_from_row(row)
+    low = pipeline(TASK, device="cpu", threshold=0.1)
+    default = pipeline(TASK, device="cpu")
+    assert_equal_results(low(frame), default(frame, threshold=0.1))
+    assert_equal_results(low(frame, threshold=SCORE_THRESHOLD), default(frame))
+    assert len(low(frame)["scores"]) > len(default(frame)["scores"]) > 0

@@ -127,7 +127,7 @@ def predict(segmenter: "RGBDInstanceSegmentationPipeline", frame: RGBDFrame, che
         ValueError: Whatever the processor refuses.
     """
     batch = segmenter.collate([segmenter.preprocess(frame)])
-    outputs = segmenter.forward(batch)
+    outputs = segmenter.forward(batch, score_threshold=LOWEST_SCORE)
     result = segmenter.postprocess(outputs, threshold=LOWEST_SCORE)[0]
     points = unpad_frames(batch)[0]
     # Also what better instances cover: a filter may take those away.

@@ -27,11 +27,8 @@ class LiteFusionGate(nn.Module):
         self, image_features: torch.Tensor, point_features: torch.Tensor, points: torch.Tensor, grid: VoxelGrid
     ) -> torch.Tensor:
         """Weights [P, 1] in (0, 1) from [P, C] of both branches; positions [P, 3] and grid are not used here."""
-        # The layer's two halves, one a branch: the branches side by side would be the largest matrix of the network.
-        of_image, of_point = self.hidden.weight.split(image_features.shape[1], dim=1)
-        hidden = nn.functional.linear(image_features, of_image, self.hidden.bias)
-        hidden = torch.addmm(hidden, point_features, of_point.T)
-        return torch.sigmoid(self.out(torch.relu(hidden)))
+        both = torch.cat([image_features, point_features], dim=1)
+        return torch.sigmoid(self.out(torch.relu(self.hidden(both))))
 
 
 class EnhancedFusionGate(nn.Module):

@@ -112,7 +112,8 @@ class ShardPredictor:
             writer = kind(path)
             samples = one_ahead(self._samples(piece, skipped))
             while batch := list(itertools.islice(samples, self.settings.batch_size)):
-                outputs = self.segmenter.forward(self.segmenter.collate([sample for _, sample in batch]))
+                collated = self.segmenter.collate([sample for _, sample in batch])
+                outputs = self.segmenter.forward(collated, score_threshold=self._options["threshold"])
                 results = self.segmenter.postprocess(outputs, **self._options)
                 for (number, _), result in zip(batch, results, strict=True):
                     writer.write(number, result)
