@@ -67,7 +67,8 @@ $(VENV)-spconv/installed: setup.cfg pyproject.toml constraints.txt
 test-sanitizers: $(VENV)/installed
 	OMP_NUM_THREADS=2 XDG_CACHE_HOME=$(CURDIR)/$(VENV)/sanitized CC="cc -g -fsanitize=address,undefined -fno-sanitize-recover" \
 		LD_PRELOAD=$$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest \
-		tests/superpoints/test_superpoint_backends.py tests/sparse/test_compiled_backend.py -m "not slow"
+		tests/superpoints/test_superpoint_backends.py tests/sparse/test_compiled_backend.py tests/sparse/test_lines.py \
+		tests/sparse/test_negatives.py -m "not slow"
 
 test-spconv: $(VENV)-spconv/installed
 	$(VENV)-spconv/bin/python -m pytest tests/sparse

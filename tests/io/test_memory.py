@@ -34,7 +34,8 @@ def test_blocks_that_are_freed_and_taken_again_cost_no_new_pages():
         command = [sys.executable, "-c", PROGRAM, how]
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         counts[how] = int(done.stdout)
-    assert counts["keep"] < 2500 < 20 * 2000 < counts["give back"]
+    # Of the second there are 80,000, or less where the system gives pages of two megabytes.
+    assert counts["keep"] < 2500 and counts["keep"] < counts["give back"] / 2
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
