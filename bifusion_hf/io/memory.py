@@ -16,8 +16,8 @@ def keep_freed_memory() -> bool:
     """Lets this process keep the memory that it frees, up to 256 MB, for its next blocks.
 
     Images and features of a frame are blocks of some megabytes. By default glibc takes each from the system and gives
-    it back, and the system clears each page when it is first touched: a fifth of the time of a frame on a CPU. The
-    commands call this; a program that predicts with a pipeline may.
+    it back, and the system clears each page when it is first touched, at every frame anew. The commands call this; a
+    program that predicts with a pipeline may.
 
     Returns:
         Whether the C library was told; only glibc can be.
