@@ -135,3 +135,25 @@ def write_frame_folders(folder: Path, frames) -> None:
         save_text(place / "pose.txt", np.eye(4))
         save_text(place / "pose_gravity.txt", frame.camera_to_world)
         save_image(place / "instance.png", (frame.instance + 1).astype(np.uint16))
+
+
+def write_labelled_scan(folder: Path, numbers) -> None:
+    """An exported scan with 2D labels: a wall with a chair's rectangle before it."""
+    for name in ("color", "depth", "pose", "intrinsic", "label-filt", "instance-filt"):
+        (folder / name).mkdir(parents=True)
+    chair = np.zeros((48, 64), bool)
+    chair[10:30, 20:40] = True
+    matrix = np.eye(4)
+    matrix[:3, :3] = [[57, 0, 31.5], [0, 57, 23.5], [0, 0, 1]]
+    for number in numbers:
+        images = {
+            "color/{}.jpg": np.dstack([np.full((48, 64), number % 256), 200 * chair, 0 * chair]).astype(np.uint8),
+            "depth/{}.png": np.where(chair, 1500, 2000).astype(np.uint16),
+            "label-filt/{}.png": np.where(chair, 2, 1).astype(np.uint16),
+            "instance-filt/{}.png": np.where(chair, 5, 1).astype(np.uint8),
+        }
+        for name, values in images.items():
+            Image.fromarray(values).save(folder / name.format(number))
+        np.savetxt(folder / "pose" / f"{number}.txt", np.eye(4))
+    for kind in ("color", "depth"):
+        np.savetxt(folder / "intrinsic" / f"intrinsic_{kind}.txt", matrix)

@@ -89,8 +89,6 @@ class Folder:
         else:
             system, root = self._store
             with self._told(pattern):
-                # Stores list from a cache; another process may have written since.
-                system.invalidate_cache()
                 entries = system.glob(f"{root}/{pattern}", detail=True)
             found = [path[len(root) + 1 :] for path, entry in entries.items() if folders or entry["type"] == "file"]
         return sorted(name for name in found if not PurePosixPath(name).name.startswith("."))
@@ -101,7 +99,6 @@ class Folder:
             return (self.path / name).is_file()
         system, root = self._store
         with self._told(name):
-            system.invalidate_cache()
             return bool(system.isfile(f"{root}/{name}"))
 
     def read_text(self, name: str) -> str:
@@ -191,8 +188,10 @@ class Folder:
 
     @contextlib.contextmanager
     def _told(self, name: str) -> Iterator[None]:
-        """Within, whatever goes wrong is an OSError that begins with the address."""
+        """Within, the store is asked afresh, and whatever goes wrong is an OSError that begins with the address."""
         try:
+            # Stores answer from the listings that they keep; another process may have written since.
+            self._store[0].invalidate_cache()
             yield
         except FileNotFoundError as error:
             raise DataFileError(self.place(name), "no such file or folder") from error

@@ -3,43 +3,17 @@ import multiprocessing
 import signal
 import time
 
-import numpy as np
 import pytest
-from PIL import Image
+from recording_files import write_labelled_scan
 
 from bifusion_hf.cli.prepare_scannet200 import build_parser, main
 from bifusion_hf.data.frames import frame_from_row, load_frames
 
 
-INTRINSICS = np.array([[57.0, 0, 31.5], [0, 57, 23.5], [0, 0, 1]])
-
-
-def write_scan(folder, numbers):
-    """An exported scan with 2D labels: a wall with a chair's rectangle before it."""
-    for name in ("color", "depth", "pose", "intrinsic", "label-filt", "instance-filt"):
-        (folder / name).mkdir(parents=True)
-    chair = np.zeros((48, 64), bool)
-    chair[10:30, 20:40] = True
-    matrix = np.eye(4)
-    matrix[:3, :3] = INTRINSICS
-    for number in numbers:
-        images = {
-            "color/{}.jpg": np.dstack([np.full((48, 64), number % 256), 200 * chair, 0 * chair]).astype(np.uint8),
-            "depth/{}.png": np.where(chair, 1500, 2000).astype(np.uint16),
-            "label-filt/{}.png": np.where(chair, 2, 1).astype(np.uint16),
-            "instance-filt/{}.png": np.where(chair, 5, 1).astype(np.uint8),
-        }
-        for name, values in images.items():
-            Image.fromarray(values).save(folder / name.format(number))
-        np.savetxt(folder / "pose" / f"{number}.txt", np.eye(4))
-    for kind in ("color", "depth"):
-        np.savetxt(folder / "intrinsic" / f"intrinsic_{kind}.txt", matrix)
-
-
 @pytest.fixture
 def arguments(tmp_path):
     for scan in ("scene0000_00", "scene0001_00"):
-        write_scan(tmp_path / "scans" / scan, [0, 20, 200, 220, 400])
+        write_labelled_scan(tmp_path / "scans" / scan, [0, 20, 200, 220, 400])
     (tmp_path / "train.txt").write_text("scene0000_00\n")
     (tmp_path / "val.txt").write_text("scene0001_00\n")
     lists = ["--split", f"train={tmp_path / 'train.txt'}", "--split", f"val={tmp_path / 'val.txt'}"]
@@ -75,7 +49,7 @@ def test_options_arrive(arguments, tmp_path):
 def test_a_failed_scan_ends_with_an_error_after_the_others_are_written(arguments, tmp_path, capsys):
     (tmp_path / "scans" / "scene0000_00" / "intrinsic" / "intrinsic_depth.txt").unlink()
     (tmp_path / "train.txt").write_text("scene0000_00\nscene0002_00\n")
-    write_scan(tmp_path / "scans" / "scene0002_00", [0])
+    write_labelled_scan(tmp_path / "scans" / "scene0002_00", [0])
     with pytest.raises(SystemExit, match="1 scans failed"):
         main(arguments)
     assert "failed: " in capsys.readouterr().out
@@ -134,7 +108,7 @@ def test_a_killed_run_goes_on(arguments, tmp_path):
     """Killed without warning while it works: the next run makes what is missing, and the result is whole."""
     scans, numbers = [f"scene{index:04d}_00" for index in range(2, 18)], range(0, 4000, 200)
     for scan in scans:
-        write_scan(tmp_path / "scans" / scan, numbers)
+        write_labelled_scan(tmp_path / "scans" / scan, numbers)
     (tmp_path / "train.txt").write_text("\n".join(scans))
     arguments = [*arguments, "--scans_per_shard", "2"]
     # Not a fork of this process: it would share the lock of progress bars, and may be killed while it holds it.

@@ -75,6 +75,30 @@ def test_a_store_that_fails_is_named(monkeypatch):
         Folder("nowhere://a").names("*")
 
 
+def test_what_another_process_wrote_is_seen(monkeypatch):
+    """Though the store answers from what it listed before, as those of S3 do."""
+    store = fsspec.get_filesystem_class("memory")
+    folder = Folder("memory://shared/out")
+    folder.write_text("data/a", "a")
+    known, look = {}, store.info
+    monkeypatch.setattr(store, "info", lambda self, path, **options: known.get(path) or look(self, path, **options))
+    monkeypatch.setattr(store, "invalidate_cache", lambda self, path=None: known.clear())
+
+    def copied():
+        with folder.copy("data") as path:
+            return (path / "a").read_text()
+
+    for ask, right in (
+        (copied, "a"),
+        (lambda: folder.is_file("data"), False),
+        (lambda: folder.names("data/*"), ["data/a"]),
+        (lambda: folder.read_text("data/a"), "a"),
+    ):
+        # As if that had been a file when it was listed.
+        known["/shared/out/data"] = {"name": "/shared/out/data", "type": "file", "size": 0}
+        assert ask() == right and not known
+
+
 def test_addresses(tmp_path):
     assert is_remote("s3://b/a") and is_remote("hf://datasets/o/n")
     assert not any(map(is_remote, ("file:///a", "/a/b", "org/name", tmp_path)))

@@ -1,7 +1,6 @@
 """The commands on a store: an S3 server on loopback."""
 
 import json
-import uuid
 
 import numpy as np
 import pytest
@@ -17,33 +16,6 @@ from bifusion_hf.io.storage import Folder
 from bifusion_hf.prediction.files import read_results
 from bifusion_hf.prediction.shards import PredictionSettings, predict_shards
 from bifusion_hf.prediction.sources import DataSetFrames
-
-
-pytest.importorskip("s3fs")
-moto_server = pytest.importorskip("moto.server")
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    """Address of a bucket of a server of its own."""
-    import fsspec
-    import s3fs
-
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    # The server keeps its buckets beyond its end.
-    name = f"frames-{uuid.uuid4().hex}"
-    fsspec.filesystem("s3").mkdir(name)
-    yield f"s3://{name}"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 def test_a_recording_in_a_store_becomes_a_data_set_and_predictions_there(bucket, tmp_path):
