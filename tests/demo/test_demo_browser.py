@@ -157,10 +157,11 @@ def test_labels_on_hover(page, browser):
         assert all(text.endswith(" m") for text in found if text)
 
 
-@pytest.mark.parametrize(("width", "height"), [(1500, 860), (390, 844)])
+@pytest.mark.parametrize(("width", "height"), [(2560, 1300), (1500, 860), (390, 844)])
 def test_button_and_result_are_seen_without_scrolling(page, browser, width, height):
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     place = "const box = document.querySelector(arguments[0]).getBoundingClientRect(); return [box.top, box.bottom]"
+    right = "return document.querySelector('#result').getBoundingClientRect().right"
     try:
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         until(lambda: page.all("button[role=tab]"), "tabs")[1].click()
@@ -172,6 +173,8 @@ def test_button_and_result_are_seen_without_scrolling(page, browser, width, heig
             until(lambda selector=selector: browser.execute_script(place, selector)[0] >= 0, selector)
             until(lambda selector=selector: browser.execute_script(place, selector)[1] <= height, selector)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        # Nor is room given away.
+        assert width - browser.execute_script(right) <= 0.04 * width
     finally:
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**size, "width": 1480, "height": 830})
 
