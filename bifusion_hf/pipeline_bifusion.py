@@ -1,5 +1,6 @@
 """The transformers pipeline "rgbd-instance-segmentation": an RGB-D frame in, its object instances out."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .io.ahead import one_ahead
 from .io.sanity import check_fraction
 from .labeling import TextLabeler, read_labels
 from .layers.frame_batch import FORWARD_INPUTS
+from .layers.precision import slow_bfloat16_warning
 from .modeling_bifusion import BiFusionForInstanceSegmentation
 from .postprocessing import SCORE_THRESHOLD, unpad_frames
 from .results import InstanceSegmentation
@@ -80,6 +82,10 @@ class RGBDInstanceSegmentationPipeline(Pipeline):
         # Of calls alone: who asks for `forward` by itself may post-process with any threshold.
         self._forward_params.setdefault("score_threshold", SCORE_THRESHOLD)
         self._labelers: dict[str, TextLabeler] = {}
+        if self.model.dtype == torch.bfloat16 and self.device.type == "cpu":
+            slow = slow_bfloat16_warning("dtype bfloat16", 'dtype="float32" is faster')
+            if slow:
+                warnings.warn(slow, stacklevel=3)
 
     def _sanitize_parameters(
         self,

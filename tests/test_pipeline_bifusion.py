@@ -2,6 +2,7 @@ import contextlib
 import copy
 import io
 import json
+import warnings
 from dataclasses import replace
 
 import datasets
@@ -281,6 +282,17 @@ def test_a_model_in_training_mode_is_put_into_evaluation_mode(model, processor, 
     other = pipeline(TASK, model=model, processor=processor, device="cpu", threshold=0.0, min_points=0)
     assert not model.training
     assert_equal_results(other(frame), segmenter(frame))
+
+
+@pytest.mark.parametrize(("slowdown", "dtype"), [(80.0, "bfloat16"), (1.2, "bfloat16"), (80.0, "float32")])
+def test_bfloat16_on_a_cpu_without_its_instructions_is_told(model, processor, monkeypatch, slowdown, dtype):
+    monkeypatch.setattr("bifusion_hf.layers.precision.bfloat16_slowdown", lambda: slowdown)
+    network = copy.deepcopy(model).to(getattr(torch, dtype))
+    with warnings.catch_warnings(record=True) as told:
+        pipeline(TASK, model=network, processor=processor, device="cpu")
+    told = [str(warning.message) for warning in told if "bfloat16" in str(warning.message)]
+    slow = 'takes 80 times as long as one of float32; dtype="float32" is faster'
+    assert len(told) == (slowdown > 3 and dtype == "bfloat16") and all(slow in message for message in told)
 
 
 def test_registering_twice_changes_nothing():

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,15 @@ from accelerate.utils import (
 from torch import nn
 from torch._functorch import config as functorch_config
 
+from ..layers.precision import slow_bfloat16_warning
 from ..recipe.arguments import TrainingArguments
 from .freezing import TOWER, freeze_for_training
 from .sharding import check_launcher
 
 
 logger = logging.getLogger(__name__)
-# With bfloat16 instructions a product is rarely slower than in float32; without them it took 81 times as long (AVX2).
-SLOW_BFLOAT16 = 3.0
+# What `slow_bfloat16_warning` advises a run to do.
+MIXED_PRECISION_REMEDY = "--training.mixed_precision no trains faster"
 
 
 def build_accelerator(
@@ -64,7 +64,7 @@ def build_accelerator(
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
         )
     if training.mixed_precision == "bf16" and accelerator.device.type == "cpu":
-        warning = slow_bfloat16_warning()
+        warning = slow_bfloat16_warning("training.mixed_precision bf16", MIXED_PRECISION_REMEDY)
         if warning:
             logger.warning(warning)
     if deterministic:
@@ -99,38 +99,6 @@ def launched_accelerator(mixed_precision: str | None, *, cpu: bool = False, **op
             "mixed_precision fp16 needs a GPU: on a CPU Accelerate would silently compute in float32; use bf16"
         )
     return accelerator
-
-
-def slow_bfloat16_warning() -> str:
-    """What to tell a run in bfloat16 on this CPU; empty where its products are about as fast as float32's, or faster.
-
-    Measured, not looked up: a processor's name or flags do not say what the installed torch makes of them.
-    """
-    ratio = bfloat16_slowdown()
-    if ratio < SLOW_BFLOAT16:
-        return ""
-    return (
-        f"training.mixed_precision bf16: on this CPU a product of bfloat16 matrices takes {ratio:.0f} times as long "
-        "as one of float32; --training.mixed_precision no trains faster"
-    )
-
-
-def bfloat16_slowdown(size: int = 192, repeats: int = 3) -> float:
-    """Time of a product of bfloat16 matrices on the CPU by that of float32 ones.
-
-    Args:
-        size: Rows and columns.
-        repeats: Of each, in turn; the fastest count.
-    """
-    seconds = {torch.float32: [], torch.bfloat16: []}
-    # The first round pays for what is set up once.
-    for _ in range(repeats + 1):
-        for dtype, found in seconds.items():
-            matrix = torch.ones(size, size, dtype=dtype)
-            begin = time.perf_counter()
-            matrix @ matrix
-            found.append(time.perf_counter() - begin)
-    return min(seconds[torch.bfloat16][1:]) / min(seconds[torch.float32][1:])
 
 
 def _check_launcher(variable: str, key: str, value: object, neutral: str) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import bifusion_hf.training.setup
 from bifusion_hf.cli.check import main
 from bifusion_hf.data.frames import RGBDFrame, frame_features, frame_to_row
 from bifusion_hf.training.environment_check import EnvironmentCheck
@@ -181,7 +180,7 @@ def test_a_part_without_gradient_is_named(overrides, monkeypatch):
 
 
 def test_mixed_precision_and_streaming(overrides, monkeypatch):
-    monkeypatch.setattr(bifusion_hf.training.setup, "bfloat16_slowdown", lambda: 80.0)
+    monkeypatch.setattr("bifusion_hf.layers.precision.bfloat16_slowdown", lambda: 80.0)
     options = ["--training.mixed_precision", "bf16", "--data.streaming", "true", "--training.max_updates", "5"]
     options += ["--evaluation.every_updates", "5", "--checkpoints.every_updates", "5"]
     _, results = run([*overrides, *options])

@@ -90,26 +90,10 @@ def test_bf16_trains_and_fp16_on_a_cpu_is_refused(tmp_path):
 
 @pytest.mark.parametrize("slowdown", [1.2, 80.0])
 def test_bf16_on_a_cpu_without_its_instructions_is_told(tmp_path, caplog, monkeypatch, slowdown):
-    monkeypatch.setattr(bifusion_hf.training.setup, "bfloat16_slowdown", lambda: slowdown)
+    monkeypatch.setattr("bifusion_hf.layers.precision.bfloat16_slowdown", lambda: slowdown)
     make_trainer(recipe(tmp_path, training={"mixed_precision": "bf16"}))
     told = "takes 80 times as long as one of float32; --training.mixed_precision no trains faster" in caplog.text
     assert told == (slowdown > 3)
-
-
-def test_the_slowdown_of_bfloat16_is_that_of_the_clock(monkeypatch):
-    class Clock:
-        """A second for a product of float32, seven for one of bfloat16; the first round is slower."""
-
-        now, readings = 0.0, 0
-
-        def perf_counter(self):
-            self.readings += 1
-            if self.readings % 2 == 0:
-                self.now += (7 if self.readings % 4 == 0 else 1) * (10 if self.readings <= 4 else 1)
-            return self.now
-
-    monkeypatch.setattr(bifusion_hf.training.setup, "time", Clock())
-    assert bifusion_hf.training.setup.bfloat16_slowdown(size=8) == 7
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,17 @@
+from bifusion_hf.layers import precision
+
+
+def test_the_slowdown_of_bfloat16_is_that_of_the_clock(monkeypatch):
+    class Clock:
+        """A second for a product of float32, seven for one of bfloat16; the first round is slower."""
+
+        now, readings = 0.0, 0
+
+        def perf_counter(self):
+            self.readings += 1
+            if self.readings % 2 == 0:
+                self.now += (7 if self.readings % 4 == 0 else 1) * (10 if self.readings <= 4 else 1)
+            return self.now
+
+    monkeypatch.setattr(precision, "time", Clock())
+    assert precision.bfloat16_slowdown(size=8) == 7
