@@ -88,7 +88,7 @@ class Folder:
             found = [path.relative_to(self.path).as_posix() for path in paths]
         else:
             system, root = self._store
-            with self._told(pattern):
+            with self._asked(pattern):
                 entries = system.glob(f"{root}/{pattern}", detail=True)
             found = [path[len(root) + 1 :] for path, entry in entries.items() if folders or entry["type"] == "file"]
         return sorted(name for name in found if not PurePosixPath(name).name.startswith("."))
@@ -98,7 +98,7 @@ class Folder:
         if self.path is not None:
             return (self.path / name).is_file()
         system, root = self._store
-        with self._told(name):
+        with self._asked(name):
             return bool(system.isfile(f"{root}/{name}"))
 
     def read_text(self, name: str) -> str:
@@ -123,7 +123,7 @@ class Folder:
         """
         if self.path is None:
             system, root = self._store
-            with self._told(name):
+            with self._asked(name):
                 return system.open(f"{root}/{name}", "rb")
         try:
             return (self.path / name).open("rb")
@@ -141,7 +141,7 @@ class Folder:
         with tempfile.TemporaryDirectory(prefix="bifusion-") as folder:
             path = Path(folder, PurePosixPath(name).name)
             yield path
-            with self._told(name):
+            with self._asked(name):
                 system.makedirs(str(PurePosixPath(f"{root}/{name}").parent), exist_ok=True)
                 system.put_file(str(path), f"{root}/{name}")
 
@@ -156,7 +156,7 @@ class Folder:
             (self.path / name).unlink(missing_ok=True)
             return
         system, root = self._store
-        with self._told(name), contextlib.suppress(FileNotFoundError):
+        with self._asked(name), contextlib.suppress(FileNotFoundError):
             system.rm_file(f"{root}/{name}")
 
     def remove_unfinished(self, name: str) -> None:
@@ -182,12 +182,12 @@ class Folder:
         source = f"{root}/{name}".rstrip("/")
         with tempfile.TemporaryDirectory(prefix="bifusion-") as folder:
             path = Path(folder, PurePosixPath(source).name)
-            with self._told(name):
+            with self._asked(name):
                 system.get(source, str(path), recursive=True)
             yield path
 
     @contextlib.contextmanager
-    def _told(self, name: str) -> Iterator[None]:
+    def _asked(self, name: str) -> Iterator[None]:
         """Within, the store is asked afresh, and whatever goes wrong is an OSError that begins with the address."""
         try:
             # Stores answer from the listings that they keep; another process may have written since.

@@ -27,14 +27,13 @@ from ..data.dataset import FrameDataset
 from ..data.frames import load_frames
 from ..data.mixture import load_rows
 from ..import_utils import OPTIONAL_PACKAGES, is_available, torchvision_misfit
-from ..layers.precision import slow_bfloat16_warning
 from ..recipe.arguments import TrainArguments, check_names
 from ..recipe.reading import load_arguments
 from ..sparse import SparseTensor, SubmanifoldConv3d, voxelize, working_backends
 from .freezing import freeze_for_training, train_mode
 from .run import build_model, build_processor, load_initial_weights
 from .run_folder import find_checkpoint
-from .setup import MIXED_PRECISION_REMEDY
+from .setup import slow_training_warning
 
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -303,9 +302,7 @@ class EnvironmentCheck:
         if wild:
             raise ValueError(f"not finite: {', '.join(wild)}")
         took = f"{size} frames in {seconds:.1f} s on {self.device.type}"
-        slow = ""
-        if dtype == torch.bfloat16 and self.device.type == "cpu":
-            slow = slow_bfloat16_warning("training.mixed_precision bf16", MIXED_PRECISION_REMEDY)
+        slow = slow_training_warning() if dtype == torch.bfloat16 and self.device.type == "cpu" else ""
         return f"loss {float(output.loss.detach()):.3f}, gradients finite; {took}" + (f"; {slow}" if slow else "")
 
 

@@ -27,8 +27,6 @@ from .sharding import check_launcher
 
 
 logger = logging.getLogger(__name__)
-# What `slow_bfloat16_warning` advises a run to do.
-MIXED_PRECISION_REMEDY = "--training.mixed_precision no trains faster"
 
 
 def build_accelerator(
@@ -64,7 +62,7 @@ def build_accelerator(
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
         )
     if training.mixed_precision == "bf16" and accelerator.device.type == "cpu":
-        warning = slow_bfloat16_warning("training.mixed_precision bf16", MIXED_PRECISION_REMEDY)
+        warning = slow_training_warning()
         if warning:
             logger.warning(warning)
     if deterministic:
@@ -99,6 +97,11 @@ def launched_accelerator(mixed_precision: str | None, *, cpu: bool = False, **op
             "mixed_precision fp16 needs a GPU: on a CPU Accelerate would silently compute in float32; use bf16"
         )
     return accelerator
+
+
+def slow_training_warning() -> str:
+    """What to tell a run with bf16 on this CPU; see `slow_bfloat16_warning`."""
+    return slow_bfloat16_warning("training.mixed_precision bf16", "--training.mixed_precision no trains faster")
 
 
 def _check_launcher(variable: str, key: str, value: object, neutral: str) -> None:
