@@ -20,6 +20,12 @@ ActionChains = pytest.importorskip("selenium.webdriver").ActionChains
 pytestmark = pytest.mark.slow
 # Seconds; seldom more than ten are needed, but machines can be busy.
 WAIT = 400
+# Whether an element is what is met at its middle and near its edges.
+SEEN = """
+const element = arguments[0], box = element.getBoundingClientRect();
+return [0.2, 0.5, 0.8].every(x => [0.2, 0.5, 0.8].every(y =>
+  element.contains(document.elementFromPoint(box.left + x * box.width, box.top + y * box.height))));
+"""
 
 
 def until(condition, what: str):
@@ -167,6 +173,9 @@ def test_button_and_result_are_seen_without_scrolling(page, browser, width, heig
         until(lambda: page.all("button[role=tab]"), "tabs")[1].click()
         until(lambda: page.one("#run").is_displayed(), "the button")
         assert browser.execute_script(place, "#run")[1] <= height
+        # Nothing cuts them off or lies over them.
+        for element in (page.one("#run"), page.all("button[role=tab]")[1]):
+            until(lambda element=element: browser.execute_script(SEEN, element), element.text)
         page.all("button[role=tab]")[0].click()
         page.pick_sample(2)
         for selector in ("#result .picture", "#result .cloud"):
