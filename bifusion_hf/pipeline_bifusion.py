@@ -18,8 +18,8 @@ from .data.inputs import frame_from_arrays
 from .io.ahead import one_ahead
 from .io.sanity import check_fraction
 from .labeling import TextLabeler, read_labels
+from .layers.bfloat16 import slow_bfloat16_warning
 from .layers.frame_batch import FORWARD_INPUTS
-from .layers.precision import slow_bfloat16_warning
 from .modeling_bifusion import BiFusionForInstanceSegmentation
 from .postprocessing import SCORE_THRESHOLD, unpad_frames
 from .results import InstanceSegmentation

@@ -286,7 +286,7 @@ def test_a_model_in_training_mode_is_put_into_evaluation_mode(model, processor, 
 
 @pytest.mark.parametrize(("slowdown", "dtype"), [(80.0, "bfloat16"), (1.2, "bfloat16"), (80.0, "float32")])
 def test_bfloat16_on_a_cpu_without_its_instructions_is_told(model, processor, monkeypatch, slowdown, dtype):
-    monkeypatch.setattr("bifusion_hf.layers.precision.bfloat16_slowdown", lambda: slowdown)
+    monkeypatch.setattr("bifusion_hf.layers.bfloat16.bfloat16_slowdown", lambda: slowdown)
     network = copy.deepcopy(model).to(getattr(torch, dtype))
     with warnings.catch_warnings(record=True) as told:
         pipeline(TASK, model=network, processor=processor, device="cpu")

@@ -20,7 +20,7 @@ from accelerate.utils import (
 from torch import nn
 from torch._functorch import config as functorch_config
 
-from ..layers.precision import slow_bfloat16_warning
+from ..layers.bfloat16 import slow_bfloat16_warning
 from ..recipe.arguments import TrainingArguments
 from .freezing import TOWER, freeze_for_training
 from .sharding import check_launcher

@@ -180,7 +180,7 @@ def test_a_part_without_gradient_is_named(overrides, monkeypatch):
 
 
 def test_mixed_precision_and_streaming(overrides, monkeypatch):
-    monkeypatch.setattr("bifusion_hf.layers.precision.bfloat16_slowdown", lambda: 80.0)
+    monkeypatch.setattr("bifusion_hf.layers.bfloat16.bfloat16_slowdown", lambda: 80.0)
     options = ["--training.mixed_precision", "bf16", "--data.streaming", "true", "--training.max_updates", "5"]
     options += ["--evaluation.every_updates", "5", "--checkpoints.every_updates", "5"]
     _, results = run([*overrides, *options])

@@ -90,7 +90,7 @@ def test_bf16_trains_and_fp16_on_a_cpu_is_refused(tmp_path):
 
 @pytest.mark.parametrize("slowdown", [1.2, 80.0])
 def test_bf16_on_a_cpu_without_its_instructions_is_told(tmp_path, caplog, monkeypatch, slowdown):
-    monkeypatch.setattr("bifusion_hf.layers.precision.bfloat16_slowdown", lambda: slowdown)
+    monkeypatch.setattr("bifusion_hf.layers.bfloat16.bfloat16_slowdown", lambda: slowdown)
     make_trainer(recipe(tmp_path, training={"mixed_precision": "bf16"}))
     told = "takes 80 times as long as one of float32; --training.mixed_precision no trains faster" in caplog.text
     assert told == (slowdown > 3)

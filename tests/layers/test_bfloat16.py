@@ -1,4 +1,4 @@
-from bifusion_hf.layers import precision
+from bifusion_hf.layers import bfloat16
 
 
 def test_the_slowdown_of_bfloat16_is_that_of_the_clock(monkeypatch):
@@ -13,5 +13,5 @@ def test_the_slowdown_of_bfloat16_is_that_of_the_clock(monkeypatch):
                 self.now += (7 if self.readings % 4 == 0 else 1) * (10 if self.readings <= 4 else 1)
             return self.now
 
-    monkeypatch.setattr(precision, "time", Clock())
-    assert precision.bfloat16_slowdown(size=8) == 7
+    monkeypatch.setattr(bfloat16, "time", Clock())
+    assert bfloat16.bfloat16_slowdown(size=8) == 7

@@ -1,4 +1,4 @@
-"""What a precision costs on this machine."""
+"""What bfloat16 costs on this machine."""
 
 import time
 
