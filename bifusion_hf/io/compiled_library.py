@@ -60,7 +60,7 @@ class CompiledLibrary:
 
     Args:
         name: Of the library's file.
-        sources: The C files.
+        sources: The C files; headers that they include lie beside them.
         flags: Of the compiler.
         signatures: Name of each function that is called -> its result and arguments.
     """
@@ -75,7 +75,8 @@ class CompiledLibrary:
     def path(self) -> Path:
         """Where the library of these sources, these options and this processor belongs."""
         hashed = hashlib.sha256()
-        for source in self.sources:
+        headers = sorted({header for source in self.sources for header in source.parent.glob("*.h")})
+        for source in (*self.sources, *headers):
             hashed.update(source.read_bytes())
         for part in (*self._command(), processor()):
             hashed.update(b"\0" + part.encode())

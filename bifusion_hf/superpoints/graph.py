@@ -38,7 +38,7 @@ def cut_at_barred_pairs(labels: np.ndarray, depth: np.ndarray, links: Links, bar
     barred step, and again if need be.
 
     Args:
-        labels: int [H, W], negative = none, each segment connected.
+        labels: int [H, W], negative = none, each segment connected through `links`.
         depth: float [H, W].
         links: The pairs of 4-neighbours that may share a segment.
         barred: The pairs that must not; their depths differ.

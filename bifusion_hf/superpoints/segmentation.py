@@ -111,7 +111,7 @@ def segment_superpoints(
 def _merged(regions: np.ndarray, roots: np.ndarray) -> np.ndarray:
     """int32 [H, W], the region that each pixel's first region has become part of, -1 where there is none."""
     # The entry behind the last region answers for the index -1.
-    return np.append(roots, -1).astype(np.int32)[regions]
+    return np.append(roots, -1).astype(np.int32).take(regions, mode="wrap")
 
 
 def _check_frame(image, depth, intrinsics) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -126,7 +126,9 @@ def _check_frame(image, depth, intrinsics) -> tuple[np.ndarray, np.ndarray, np.n
     if image.shape[:2] != depth.shape:
         size = (depth.shape[1], depth.shape[0])
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    return image, np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32), intrinsics
+    measured = np.isfinite(depth) & (depth > 0)
+    # Row by row, as every stage wants it: numpy would keep another order of the depth image.
+    return image, np.where(measured, depth, 0).astype(np.float32, order="C"), intrinsics
 
 
 def _blurred(colours: np.ndarray, depth: np.ndarray, least: float, at_one_metre: float) -> np.ndarray:

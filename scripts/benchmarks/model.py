@@ -56,7 +56,7 @@ def resized_frame(frame: RGBDFrame, height: int, width: int) -> RGBDFrame:
     columns = ((np.arange(width) + 0.5) / scale_x).astype(int)
     return RGBDFrame(
         image=np.asarray(Image.fromarray(frame.image).resize((width, height))),
-        depth=frame.depth[rows][:, columns],
+        depth=frame.depth[np.ix_(rows, columns)],
         intrinsics=scale_intrinsics(frame.intrinsics, scale_x, scale_y),
         camera_to_world=frame.camera_to_world,
         frame_id=frame.frame_id,

@@ -31,12 +31,12 @@ KERNELS = CompiledLibrary(
         "connected_segments": (SIZE, [POINTER] * 3 + [SIZE] * 2 + [POINTER]),
         "cut_at_barred_pairs": (SIZE, [POINTER, SIZE] + [POINTER] * 5 + [SIZE] * 2),
         "region_sums": (
-            None,
-            [POINTER, SIZE, SIZE, POINTER, SIZE, POINTER, POINTER, ctypes.c_float, POINTER, POINTER],
+            FLAG,
+            [POINTER, SIZE, SIZE, SIZE, POINTER, SIZE, POINTER, POINTER, ctypes.c_float, POINTER, POINTER, FLAG],
         ),
         "region_pairs": (POINTER, [POINTER, SIZE] + [POINTER] * 4 + [SIZE] * 2 + [POINTER]),
         "free_pairs": (None, [POINTER]),
-        "nearby_pairs": (POINTER, [POINTER, SIZE, POINTER, POINTER, REAL, POINTER, SIZE, SIZE, POINTER]),
+        "nearby_pairs": (POINTER, [POINTER, SIZE, POINTER, POINTER, REAL, POINTER, SIZE, SIZE, POINTER, FLAG]),
         "free_near": (None, [POINTER]),
         "new_graph": (POINTER, [SIZE, SIZE, POINTER, POINTER, SIZE] + [POINTER] * 4 + [SIZE, POINTER, POINTER, REAL]),
         "free_graph": (None, [POINTER]),
@@ -178,10 +178,11 @@ def region_means(
     """See `numpy_backend`."""
     labels = _array(labels, np.int32)
     number, channels = int(labels.max(initial=-1)) + 1, len(features)
-    sizes, sums = np.zeros(number, np.int64), np.zeros((number, channels + 3))
-    inputs = labels, *labels.shape, _array(features, np.float32), channels, _array(depth, np.float32)
-    KERNELS.call("region_sums", *inputs, _camera(intrinsics, np.float64), position_scale, sizes, sums)
-    return sizes, sums / sizes[:, None]
+    sizes, sums = np.zeros(number, np.int64), np.zeros((channels + 3, number))
+    inputs = labels, *labels.shape, number, _array(features, np.float32), channels, _array(depth, np.float32)
+    camera = _camera(intrinsics, np.float64)
+    _check(KERNELS.call("region_sums", *inputs, camera, position_scale, sizes, sums, usable_threads()))
+    return sizes, (sums / sizes).T
 
 
 def _taken(pointer: int | None, count: ctypes.c_int64, dtype: np.dtype, free: str) -> np.ndarray:
@@ -212,7 +213,8 @@ def nearby_pairs(
     labels, count = _array(labels, np.int32), ctypes.c_int64()
     camera = _camera(intrinsics, np.float64)
     inputs = labels, len(small), _array(small, bool), _array(depth, np.float32), radius, camera, *labels.shape
-    found = _taken(KERNELS.call("nearby_pairs", *inputs, ctypes.addressof(count)), count, _NEAR, "free_near")
+    pointer = KERNELS.call("nearby_pairs", *inputs, ctypes.addressof(count), usable_threads())
+    found = _taken(pointer, count, _NEAR, "free_near")
     first = np.ones(len(found), bool)
     first[1:] = found["key"][1:] != found["key"][:-1]
     low, high = np.divmod(found["key"][first], max(len(small), 1))

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "pixels.h"
+
 #define INLINE static inline __attribute__((always_inline))
 /* Neighbouring pixels, as many as the processor computes at once. */
 #if defined(__AVX512F__)
@@ -127,31 +129,6 @@ INLINE uint8_t is_edge(float before, float here, float next, float after, const 
 INLINE void find_edges(const float *before, const float *here, const float *next, const float *after, int64_t count,
                        const float *threshold, uint8_t *restrict edges) {
     for (int64_t i = 0; i < count; i++) edges[i] = is_edge(before[i], here[i], next[i], after[i], threshold);
-}
-
-/* The first place of bytes, from `place` on, that is not 0; `end` where there is none. */
-static int64_t next_set(const uint8_t *bytes, int64_t place, int64_t end) {
-    for (uint64_t eight; place + 8 <= end; place += 8) {
-        memcpy(&eight, bytes + place, sizeof eight);
-        if (eight) break;
-    }
-    while (place < end && !bytes[place]) place++;
-    return place;
-}
-
-static int32_t find_root(int32_t *parent, int32_t item) {
-    while (parent[item] != item) {
-        parent[item] = parent[parent[item]];
-        item = parent[item];
-    }
-    return item;
-}
-
-static int32_t unite(int32_t *parent, int32_t first, int32_t second) {
-    first = find_root(parent, first);
-    second = find_root(parent, second);
-    if (first < second) return parent[second] = first;
-    return parent[first] = second;
 }
 
 /* Takes edges away whose chain, with the borders of holes that it touches, has fewer than `least` cracks and corners.
@@ -366,73 +343,81 @@ void link_contrast(const float *features, int64_t channels, int64_t height, int6
     }
 }
 
-/* Floods from seeds, the lowest level first, and of one level what was reached first; what lies lower than the way to
- * it has the level of the way. `labels`: the seeds, 0 = none, on entry, and every pixel of the mask that a seed reaches
- * on return. 0 where memory runs out.
- *
- * Pixels of a level wait in a queue of their own; a bit for each level, and one for each 64 of those, tell where. */
+/* A pixel of the flood: free with its level, or reached with its label and the one that waits behind it. */
+typedef struct {
+    int32_t label;
+    union {
+        int32_t level, next;
+    };
+} flooded;
+
+/* Pixels wait in a queue for each level; a bit for each level that has one tells where. */
 #define LEVELS 65536
 typedef struct {
     int32_t first[LEVELS], last[LEVELS];
-    uint64_t used[LEVELS / 64], groups[LEVELS / 4096];
+    uint64_t used[LEVELS / 64];
 } queues;
 
-static void wait_in(queues *queue, int32_t *next, int32_t pixel, uint16_t level) {
-    next[pixel] = -1;
+INLINE void wait_in(queues *queue, flooded *pixels, int64_t pixel, int32_t level) {
     uint64_t bit = (uint64_t)1 << (level % 64);
     if (queue->used[level / 64] & bit) {
-        next[queue->last[level]] = pixel;
+        pixels[queue->last[level]].next = (int32_t)pixel;
     } else {
-        queue->first[level] = pixel;
+        queue->first[level] = (int32_t)pixel;
         queue->used[level / 64] |= bit;
-        queue->groups[level / 4096] |= (uint64_t)1 << (level / 64 % 64);
     }
-    queue->last[level] = pixel;
+    queue->last[level] = (int32_t)pixel;
+    pixels[pixel].next = -1;
 }
 
-static int32_t take_lowest(queues *queue, const int32_t *next, uint16_t *from) {
-    for (int64_t group = 0; group < LEVELS / 4096; group++) {
-        if (!queue->groups[group]) continue;
-        int64_t word = 64 * group + __builtin_ctzll(queue->groups[group]);
-        int64_t level = 64 * word + __builtin_ctzll(queue->used[word]);
-        int32_t pixel = queue->first[level];
-        *from = (uint16_t)level;
-        queue->first[level] = next[pixel];
-        if (next[pixel] < 0) {
-            queue->used[word] &= queue->used[word] - 1;
-            if (!queue->used[word]) queue->groups[group] &= queue->groups[group] - 1;
-        }
-        return pixel;
-    }
-    return -1;
+INLINE void reach(queues *queue, flooded *pixels, int64_t pixel, int32_t label, int32_t level) {
+    if (pixels[pixel].label) return;
+    pixels[pixel].label = label;
+    wait_in(queue, pixels, pixel, pixels[pixel].level > level ? pixels[pixel].level : level);
 }
 
+/* Floods from seeds, the lowest level first, and of one level what was reached first; what lies lower than the way to
+ * it has the level of the way. `labels`: the seeds, 0 = none, on entry, and every pixel of the mask that a seed reaches
+ * on return. 0 where memory runs out. */
 int watershed(const uint16_t *levels, const uint8_t *mask, int64_t height, int64_t width, int32_t *labels) {
+    /* With a border that nothing floods, as nothing floods what is not in the mask. */
+    int64_t stride = width + 2, cells = (height + 2) * stride;
     queues *queue = calloc(1, sizeof(queues));
-    int32_t *next = malloc(height * width * sizeof(int32_t));
-    if (!queue || !next) {
-        free(queue), free(next);
+    flooded *pixels = malloc(cells * sizeof(flooded));
+    if (!queue || !pixels) {
+        free(queue), free(pixels);
         return 0;
     }
+    for (int64_t i = 0; i < cells; i++) pixels[i].label = -1;
     /* Seeds come before all else: they wait on the lowest level until each has had its turn. */
-    for (int32_t i = 0; i < height * width; i++) {
-        if (labels[i] && mask[i]) wait_in(queue, next, i, 0);
-        else labels[i] = 0;
-    }
-    uint16_t level = 0;
-    for (int32_t pixel; (pixel = take_lowest(queue, next, &level)) >= 0;) {
-        int64_t x = pixel % width, y = pixel / width;
-#define REACH(exists, other)                                                                        \
-    if ((exists) && mask[other] && !labels[other]) {                                                \
-        labels[other] = labels[pixel];                                                              \
-        wait_in(queue, next, (int32_t)(other), levels[other] > level ? levels[other] : level);      \
-    }
-        REACH(y > 0, pixel - width)
-        REACH(x > 0, pixel - 1)
-        REACH(x + 1 < width, pixel + 1)
-        REACH(y + 1 < height, pixel + width)
-#undef REACH
-    }
-    free(queue), free(next);
+    for (int64_t y = 0; y < height; y++)
+        for (int64_t x = 0; x < width; x++) {
+            int64_t i = y * width + x, place = (y + 1) * stride + x + 1;
+            if (!mask[i]) continue;
+            pixels[place].label = labels[i], pixels[place].level = levels[i];
+            if (labels[i]) wait_in(queue, pixels, place, 0);
+        }
+    /* What is reached lies on the level at hand or above: queues behind it stay empty. */
+    for (int64_t word = 0; word < LEVELS / 64; word++)
+        while (queue->used[word]) {
+            int32_t level = (int32_t)(64 * word + __builtin_ctzll(queue->used[word]));
+            for (int64_t pixel = queue->first[level]; pixel >= 0; pixel = pixels[pixel].next) {
+                int32_t label = pixels[pixel].label;
+                /* The next one in the queue may be anywhere; its memory is asked for in time. */
+                int64_t next = pixels[pixel].next > 0 ? pixels[pixel].next : pixel;
+                __builtin_prefetch(pixels + next - stride), __builtin_prefetch(pixels + next + stride);
+                reach(queue, pixels, pixel - stride, label, level);
+                reach(queue, pixels, pixel - 1, label, level);
+                reach(queue, pixels, pixel + 1, label, level);
+                reach(queue, pixels, pixel + stride, label, level);
+            }
+            queue->used[word] &= queue->used[word] - 1;
+        }
+    for (int64_t y = 0; y < height; y++)
+        for (int64_t x = 0; x < width; x++) {
+            int32_t label = pixels[(y + 1) * stride + x + 1].label;
+            labels[y * width + x] = label > 0 ? label : 0;
+        }
+    free(queue), free(pixels);
     return 1;
 }
