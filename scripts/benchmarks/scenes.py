@@ -6,6 +6,7 @@ The network runs once for each frame; all settings see the same predictions. A k
 import argparse
 import copy
 import json
+import os
 import pickle
 import resource
 import time
@@ -53,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=CHECKPOINT",
         help="checkpoints of the online stage, measured with both kinds of merging too",
     )
+    parser.add_argument(
+        "--rooms", metavar="NAME", help="the data are other rooms: their rows come beside those of the first ones"
+    )
     parser.add_argument("--limit", type=int, help="measure the first scenes only")
     parser.add_argument("--threshold", type=float, default=0.3, help="of a frame's instances, default: 0.3")
     parser.add_argument("--updates", type=int, default=1000, help="of the long session, default: 1000")
@@ -72,8 +76,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             results[name] = values
             write_text(args.output, json.dumps(results, indent=2) + "\n")
 
-        if "merging" not in results or partial.exists():
-            measure_merging(*source, args.limit, args.threshold, partial, lambda found: keep("merging", found))
+        def keep_merging(found: dict[str, Any]) -> None:
+            others = {**results.get("other_rooms", {}), args.rooms: found}
+            keep(*(("merging", found) if args.rooms is None else ("other_rooms", others)))
+
+        known = "merging" in results if args.rooms is None else args.rooms in results.get("other_rooms", {})
+        if not known or partial.exists():
+            measure_merging(*source, args.limit, args.threshold, partial, keep_merging)
             partial.unlink()
         for name, checkpoint in online:
             known = results.get("online", {})
@@ -108,6 +117,11 @@ def format_table(results: Mapping[str, Any]) -> str:
     ]
     rows = [(label, merging[name]) for name, label in ROWS.items()]
     rows += [
+        (f"{label} ({rooms})", numbers[name])
+        for rooms, numbers in results.get("other_rooms", {}).items()
+        for name, label in ROWS.items()
+    ]
+    rows += [
         (f"{label} ({name})", numbers[merging])
         for name, numbers in results.get("online", {}).items()
         for merging, label in ONLINE_ROWS.items()
@@ -129,7 +143,9 @@ def format_table(results: Mapping[str, Any]) -> str:
         f"A session of {session['num_frames']} frames of {width}x{height}: an update beside the network takes "
         f"{1000 * session['update_seconds_first_quarter']:.0f} ms of CPU time in the first quarter and "
         f"{1000 * session['update_seconds_last_quarter']:.0f} ms in the last; the process grows from {memory[0]} to "
-        f"{memory[-1]} MiB between frame {min(100, session['num_frames'])} and the last.",
+        f"{memory[-1]} MiB between frame {min(100, session['num_frames'])} and the last. From images to the scene's "
+        f"objects a frame takes {1000 * session['frame_seconds']:.0f} ms on {session['threads']} threads, "
+        f"{1 / session['frame_seconds']:.1f} frames a second (load of the machine {session['load']:g}).",
     ]
     return "\n".join(lines)
 
@@ -250,9 +266,9 @@ def _three(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_session(checkpoint: str, data: str, split: str, count: int) -> dict[str, Any]:
-    """Time of an update beside the network, and memory, over a long session.
+    """Time of an update with the network and beside it, and memory, over a long session.
 
-    The frames of the first scenes come again and again, with what the network found in them.
+    With the network the frames of the first scenes come once; then again and again, with what it found in them.
 
     Args:
         checkpoint: See `load_pretrained`.
@@ -263,7 +279,13 @@ def measure_session(checkpoint: str, data: str, split: str, count: int) -> dict[
     model, processor = load_pretrained(checkpoint)
     scenes = RowScenes(data, load_frames(data, split), 2)
     frames = [frame for scene in scenes for frame in _shifted(scenes[scene], scene, list(scenes))]
+    load, whole = round(os.getloadavg()[0], 2), []
     session = SceneSession(model.eval(), processor)
+    for frame in frames:
+        start = time.perf_counter()
+        session.update(frame)
+        whole.append(time.perf_counter() - start)
+    session.reset()
     predictions = [session._predict(frame) for frame in frames]
     place = iter(range(count))
     session._predict = lambda frame: _copied(predictions[next(place) % len(frames)])
@@ -278,6 +300,9 @@ def measure_session(checkpoint: str, data: str, split: str, count: int) -> dict[
     return {
         "num_frames": count,
         "size": list(frames[0].depth.shape[::-1]),
+        "frame_seconds": round(float(np.median(whole)), 4),
+        "threads": torch.get_num_threads(),
+        "load": load,
         "update_seconds_first_quarter": round(float(np.median(times[:quarter])), 4),
         "update_seconds_last_quarter": round(float(np.median(times[-quarter:])), 4),
         "peak_mib_every_100_frames": memory,

@@ -25,6 +25,9 @@ def results():
         "session": {
             "num_frames": 1000,
             "size": [320, 240],
+            "frame_seconds": 0.16,
+            "threads": 2,
+            "load": 0.25,
             "update_seconds_first_quarter": 0.0271,
             "update_seconds_last_quarter": 0.0283,
             "peak_mib_every_100_frames": [700, 720],
@@ -44,8 +47,11 @@ def test_the_table_is_made_of_the_stored_numbers(tmp_path):
     named = format_table({**results(), "online": {"seed 1": online, "seed 2": online}})
     for name in ("seed 1", "seed 2"):
         assert f"| after the online stage, learned merging ({name}) | 44.0 | 65.0 |" in named
+    others = format_table({**results(), "other_rooms": {"seed 5": results()["merging"]}})
+    assert "| the same frames alone, over their points (seed 5) | 44.0 | 65.0 |" in others
     with pytest.raises(SystemExit, match="--online is 'best'; expected NAME=CHECKPOINT"):
         main(["scenes", "--output", str(tmp_path / "new.json"), "--data", "walks", "--online", "best"])
+    assert "160 ms on 2 threads, 6.2 frames a second (load of the machine 0.25)" in table
     assert "27 ms" in table and "28 ms" in table and "from 700 to 720 MiB" in table
     (tmp_path / "scenes.json").write_text(json.dumps(results()))
     (tmp_path / "doc.md").write_text("a\n<!-- scenes:begin -->\n<!-- scenes:end -->\nb\n")
@@ -63,8 +69,8 @@ def test_a_set_of_walks_is_measured_and_a_killed_run_goes_on(tmp_path, monkeypat
     build_dataset(tmp_path / "walks", settings, {"val": 6}, progress=False)
     whole, killed = (tmp_path / name / "scenes.json" for name in ("whole", "killed"))
 
-    def measure(output):
-        main(["scenes", "--data", str(tmp_path / "walks"), "--updates", "8", "--output", str(output)])
+    def measure(output, *more):
+        main(["scenes", "--data", str(tmp_path / "walks"), "--updates", "8", "--output", str(output), *more])
         return json.loads(output.read_text())
 
     config = BiFusionConfig.from_pretrained("sample", use_box_head=True, use_merge_head="layer")
@@ -79,6 +85,8 @@ def test_a_set_of_walks_is_measured_and_a_killed_run_goes_on(tmp_path, monkeypat
     instances = {found["merging"][name]["num_instances"] for name in RUNS}
     assert len(instances) == 1 and instances.pop() > 0
     assert found["session"]["num_frames"] == 8 and found["session"]["voxels"] > 100
+    assert found["session"]["frame_seconds"] > 0
+    assert measure(whole, "--rooms", "again")["other_rooms"] == {"again": found["merging"]}
 
     with monkeypatch.context() as patch:
         scenes = iter(range(len(RUNS)))
