@@ -105,16 +105,34 @@ def explain_torchvision_misfit() -> Iterator[None]:
         raise ImportError(misfit) from error
 
 
+# Times that a thread looks whether the others are done before it sleeps. libgomp takes this number by itself where it
+# has more threads than there are processors, and 300 times as many otherwise: it does not know of other processes.
+BUSY_SPINS = 1000
+
+
+def share_processors() -> None:
+    """Lets the threads of this process sleep soon while they wait for each other, unless the user has said otherwise.
+
+    Waiting in a loop, as they do by default, a thread takes the time of its processor from whom it waits for, wherever
+    something else runs there: workers that load frames, another process. Only what is set before torch is imported
+    counts; processes that this one starts inherit it.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(BUSY_SPINS))
+
+
 @contextmanager
 def import_for_command() -> Iterator[None]:
-    """Ends one of the package's commands in a line where its import fails or is interrupted, before its `main` can.
+    """Makes one of the package's commands share the processors, and ends it in a line where its import fails.
 
-    Any other program gets the error as it is.
+    The same where it is interrupted, before its `main` can. Any other program gets the error as it is.
 
     Raises:
         SystemExit: The process is a command of the package: with status 1 and the reason, or 130 after Ctrl-C.
     """
     name = running_command()
+    if name is not None:
+        share_processors()
     try:
         yield
     except KeyboardInterrupt as error:

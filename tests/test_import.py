@@ -135,3 +135,20 @@ def test_the_extra_spconv_brings_a_package_for_every_python(monkeypatch, machine
         assert re.findall(r"spconv-\w+", advice) == [brought] and "bifusion_hf[spconv]" in advice
     monkeypatch.setattr(import_utils, "sys", SimpleNamespace(version_info=(*version, 0), platform="win32"))
     assert "no package" in import_utils.how_to_install("spconv")
+
+
+@pytest.mark.parametrize(
+    ("program", "given", "expected"),
+    [
+        (["bifusion-predict", "--help"], {}, "1000"),
+        (["bifusion-predict", "--help"], {"GOMP_SPINCOUNT": "7"}, "7"),
+        (["bifusion-predict", "--help"], {"OMP_WAIT_POLICY": "active"}, None),
+        (["my_program.py"], {}, None),
+    ],
+)
+def test_threads_of_commands_alone_sleep_soon_while_they_wait(program, given, expected, monkeypatch):
+    environment = dict(given)
+    monkeypatch.setattr(import_utils, "os", SimpleNamespace(environ=environment))
+    monkeypatch.setattr(import_utils, "sys", SimpleNamespace(argv=program, orig_argv=["python", *program]))
+    with import_utils.import_for_command():
+        assert environment.get("GOMP_SPINCOUNT") == expected
