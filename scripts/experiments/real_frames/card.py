@@ -11,8 +11,8 @@ from .measurement import CAMERA_UP, CONDITIONS, NO_POSE, TRUE_UP
 
 
 PREFIX, GRAVITY, BOXES = "real_frames_", "gravity", "boxes"
-# Results whose names begin so are no checkpoints to choose from: short trainings that differ in one thing, and the
-# points of one long training. Each kind has a table of its own.
+# Results whose names begin so are no checkpoints to choose from: short trainings that differ in one thing, the points
+# of one long training, and one checkpoint under other settings. Each kind has a table of its own.
 SERIES = {
     "ablation": "What of the recipe helps: trainings of equal length and seed, from one checkpoint. `rooms` is the "
     "recipe of the rooms; `colour`, `tilt` (with frames without a pose, and scale) and `world` (close-ups beside the "
@@ -20,6 +20,8 @@ SERIES = {
     "curve": "What longer training brings: `tiny_world_2.yaml` at the update in the name, (`curve_3`) "
     "`tiny_world_3.yaml`, and (`curve_4`) the same from the shipped checkpoint on; `mean` is that of its twenty "
     "checkpoints.",
+    "resolution": "What finer voxels and more points bring by themselves: the shipped checkpoint, trained with voxels "
+    "of 4 cm and 8,000 points, on voxels of 3 cm, with 20,000 points, and with both.",
 }
 # Written by hand, taken into the card as they are: what the pictures show.
 NOTES_FILE = "notes.md"
@@ -124,9 +126,9 @@ def _series_of(name: str) -> str | None:
 
 
 def series_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line a training without a pose, and its rendered frames where they were measured."""
+    """One line a run without a pose, and its rendered frames where they were measured."""
     groups = group_names(results)
-    header = ["training", *(f"{group}: {what}" for group in groups for what in ("AP", "AP50", "mean IoU"))]
+    header = ["run", *(f"{group}: {what}" for group in groups for what in ("AP", "AP50", "mean IoU"))]
     header += ["rendered: AP", "AP50"]
     rows = []
     for name, result in results.items():
