@@ -89,6 +89,18 @@ def test_residual_starts_as_the_point_branch():
     assert torch.equal(fused, raw)
 
 
+def test_squeeze_excite_starts_as_the_published_layer_with_every_unit_active():
+    """Reduction by 16; the squeeze's bias is the size of a component of a unit vector, not the default of a layer."""
+    module = SqueezeExcite(64)
+    assert module.squeeze.weight.shape == (4, 64) and module.excite.weight.shape == (64, 4)
+    assert module.squeeze.bias.tolist() == [1 / 8] * 4
+    features = torch.nn.functional.normalize(torch.randn(30, 64), dim=1)
+    squeezed = (features.mean(0) @ module.squeeze.weight.T + module.squeeze.bias).clamp(min=0)
+    weights = 1 / (1 + (-(squeezed @ module.excite.weight.T + module.excite.bias)).exp())
+    found = module(features, torch.zeros(30, dtype=torch.int64), 1)
+    torch.testing.assert_close(found, features * weights)
+
+
 def test_squeeze_excite_sees_its_own_sample_only():
     points, sample, _, features, _ = cloud()
     module = SqueezeExcite(16)

@@ -123,3 +123,17 @@ def test_a_query_that_is_a_little_cheaper_wins_and_one_within_rounding_does_not(
         torch.zeros(2, 2), mask_logits, torch.tensor([0]), masks, masks[0], torch.ones(1, 2, dtype=torch.bool)
     )
     assert queries.tolist() == [winner] and instances.tolist() == [0]
+
+
+@pytest.mark.parametrize(("ahead", "winner"), [(5e-4, 0), (0.1, 1)])
+@pytest.mark.parametrize("is_class", [False, True])
+def test_what_counts_as_a_tie_grows_with_the_cost(is_class, ahead, winner):
+    """Of costs near 1,000 or -1,000, which single precision knows to 6e-5: a fraction of 1e-6 is rounding."""
+    class_logits, mask_logits = torch.zeros(2, 2), torch.full((2, 40), 0.0 if is_class else -1000.0)
+    # The probability of one of two equal classes grows by a quarter of the logit.
+    (class_logits[1:, 0] if is_class else mask_logits[1]).add_(ahead / 500 if is_class else ahead)
+    masks = torch.ones(1, 40, dtype=torch.bool)
+    queries, _ = SparseMatcher(class_cost=2000 if is_class else 0)(
+        class_logits, mask_logits, torch.tensor([0]), masks, masks[0], torch.ones(1, 2, dtype=torch.bool)
+    )
+    assert queries.tolist() == [winner]
