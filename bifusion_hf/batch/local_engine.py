@@ -71,8 +71,7 @@ class LocalEngine:
                         with _named(name):
                             record = future.result()
                     except BrokenProcessPool as error:
-                        # A pool of one: no other shard has lost its worker.
-                        worker.shutdown(wait=False)
+                        # A pool of one: no other shard has lost its worker, and what broke has shut itself down.
                         deaths[name] += 1
                         if deaths[name] == MAX_DEATHS:
                             raise WorkerDiedError(name) from error

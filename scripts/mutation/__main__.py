@@ -37,8 +37,8 @@ TARGETS = (
     "batch",
     "prediction",
 )
-# Files whose tests need what another environment has (`make test-spconv`).
-UNTESTED = () if importlib.util.find_spec("spconv") else ("spconv_backend",)
+# Files whose tests need what another environment has (`make test-spconv` and so on), by the package that it takes.
+UNTESTED = {"spconv_backend": "spconv", "triton_kernels": "triton", "ray_engine": "ray"}
 # The outcome of a fault whose tests wait for something that does not come, with it and without.
 UNCLEAR = "unclear"
 # Seconds of the processor that the tests of a file may take when they are run once without a fault.
@@ -102,7 +102,8 @@ def sample_faults(
     for part in parts:
         path = root / PACKAGE / part
         files += [path] if path.is_file() else sorted(path.rglob("*.py"))
-    files = [path for path in files if path.stem not in UNTESTED]
+    missing = {stem for stem, package in UNTESTED.items() if importlib.util.find_spec(package) is None}
+    files = [path for path in files if path.stem not in missing]
     columns = [_shuffled_faults(path, seed, root) for path in files]
     random.Random(seed).shuffle(columns)
     for _ in itertools.count() if per_file is None else range(per_file):

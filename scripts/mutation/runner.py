@@ -200,6 +200,8 @@ class TestRunner:
 
 def _answer(sender, log: str, seconds: float, function: Callable, arguments: Sequence[object]) -> None:
     os.setsid()
+    # A shell's job in the background ignores it, and what tests start would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 10))
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     # On Linux each session has a niceness of its own among the others.
