@@ -17,6 +17,7 @@ SLOW = """
 import sys, time
 __path__ = [{package!r}]
 if sys.argv == ["-c"]:
+    open({mark!r}, "w").close()
     time.sleep(60)
 """
 PROGRAM = """
@@ -32,21 +33,24 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_while_the_fork_server_imports_leaves_no_process(number, tmp_path):
     (tmp_path / "bifusion_hf").mkdir()
-    (tmp_path / "bifusion_hf/__init__.py").write_text(SLOW.format(package=str(Path(batch.__file__).parents[1])))
+    package, mark = Path(batch.__file__).parents[1], tmp_path / "importing"
+    (tmp_path / "bifusion_hf/__init__.py").write_text(SLOW.format(package=str(package), mark=str(mark)))
     (tmp_path / "program.py").write_text(PROGRAM)
     with subprocess.Popen(
         [sys.executable, str(tmp_path / "program.py")],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        # The fork server looks for modules where it is started, first of all.
+        cwd=tmp_path,
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
         try:
-            # Itself, the tracker of resources and the fork server; a Ctrl-C comes to all, SIGTERM to the program.
             end = time.monotonic() + 60
-            while len(members(process.pid)) < 3 and time.monotonic() < end:
+            while not mark.exists() and time.monotonic() < end:
                 time.sleep(0.05)
-            time.sleep(0.5)
+            # Itself, the tracker of resources and the fork server; a Ctrl-C comes to all, SIGTERM to the program.
+            assert len(members(process.pid)) == 3
             (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
             status, end = process.wait(20), time.monotonic() + 10
             while (left := members(process.pid)) and time.monotonic() < end:
