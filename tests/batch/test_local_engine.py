@@ -19,7 +19,7 @@ def build(folder):
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "fail":
             raise ZeroDivisionError(f"no {value}")
-        return os.getpid(), value
+        return os.getppid() if kind == "parent" else os.getpid(), value
 
     return work
 
@@ -36,6 +36,12 @@ def test_this_process_alone(tmp_path):
     found = run(tmp_path, {name: ("give", name) for name in "abc"}, 1)
     assert found == {name: (os.getpid(), name) for name in "abc"} and started(tmp_path) == {os.getpid()}
     assert run(tmp_path / "nowhere", {}, 1) == run(tmp_path / "nowhere", {}, 3) == {}
+
+
+def test_workers_are_no_forks_of_this_process(tmp_path):
+    """Which has threads, and would hand down their locks."""
+    shards = {name: ("parent", name) for name in "ab"}
+    assert os.getpid() not in {parent for parent, _ in run(tmp_path, shards, 2).values()}
 
 
 def test_a_killed_worker_costs_its_shard_one_more_try(tmp_path, caplog):

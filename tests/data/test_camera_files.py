@@ -46,7 +46,9 @@ def test_text(shape, tmp_path):
         values[:3, :3] = MATRIX
     path = tmp_path / "intrinsics.txt"
     np.savetxt(path, values.reshape(shape)[None] if len(shape) == 1 else values)
-    np.testing.assert_array_equal(read_camera(path).intrinsics, MATRIX)
+    camera = read_camera(path)
+    np.testing.assert_array_equal(camera.intrinsics, MATRIX)
+    assert camera.source == str(path)
 
 
 def test_the_size_is_width_and_height():

@@ -188,7 +188,8 @@ def test_depth_in_metres_takes_what_is_stored():
     np.testing.assert_array_equal(depth_in_metres(stored, 5000, "a"), stored.astype(np.float64) / 5000)
     metres = np.array([[0.5, np.nan]], np.float32)
     np.testing.assert_array_equal(depth_in_metres(metres, None, "a"), metres.astype(np.float64))
-    np.testing.assert_array_equal(depth_in_metres(metres, 2.0, "a"), metres.astype(np.float64) / 2)
+    for scale in (2.0, 0.5):
+        np.testing.assert_array_equal(depth_in_metres(metres, scale, "a"), metres.astype(np.float64) / scale)
     for values, scale, message in (
         (stored, None, "a: depth has dtype uint16 and depth_scale is None; expected depth_scale, the units per metre"),
         (stored, 0, "a: depth_scale is 0; expected positive"),

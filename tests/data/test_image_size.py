@@ -36,6 +36,18 @@ def test_images_of_different_size_need_a_configured_size():
     assert batch["pixel_values"].shape == (2, 3, 96, 128)
 
 
+@pytest.mark.parametrize("target", [(11, 20), (22, 40), (5, 9)])
+@pytest.mark.parametrize("is_upright", [False, True])
+def test_an_aspect_may_be_one_pixel_off(target, is_upright):
+    """Of an image of 10 x 20: one row more; the same at twice the size, where it is two; one column less at half."""
+    image = np.zeros((20, 10, 3) if is_upright else (10, 20, 3), np.uint8)
+    turned = target[::-1] if is_upright else target
+    assert fit_image(image, turned).shape[:2] == turned
+    wrong = tuple(side + 2 * (index == is_upright) for index, side in enumerate(turned))
+    with pytest.raises(ValueError, match="expected the same aspect ratio"):
+        fit_image(image, wrong)
+
+
 def test_an_image_of_another_aspect_than_configured_is_refused():
     processor = BiFusionProcessor(image_size=[240, 240])
     with pytest.raises(ValueError, match=r"frame 0: image is 120x160.*image_size is \[240, 240\].*one number"):

@@ -187,7 +187,10 @@ def test_gradients_flow_through_the_memory(small_config, make_batch):
         memory = outputs[-1].frame_memory
     outputs[1].masks_queries_logits.square().mean().backward()
     assert colors.grad.abs().max() > 0
-    assert all(level.features.grad_fn is None for level in memory.detach().levels)
+    detached = memory.detach()
+    assert [level.features.grad_fn for level in detached.levels] == [None] * len(memory.levels) != []
+    for level, kept in zip(memory.levels, detached.levels, strict=True):
+        assert kept.grid is level.grid and torch.equal(kept.features, level.features)
 
 
 def test_a_memory_needs_adapters(small_config, make_batch):

@@ -45,7 +45,9 @@ def test_order_of_points_does_not_matter_and_shifts_neither():
     points, features, superpoints = torch.randn(60, 3).double(), torch.randn(60, 8).double(), torch.arange(60) % 7
     order = torch.randperm(60)
     pooled = module(points, features, superpoints, 7)[0]
-    torch.testing.assert_close(module(points[order] + 5, features[order], superpoints[order], 7)[0], pooled)
+    for shift in (5, -5):
+        moved = module(points[order] + shift, features[order], superpoints[order], 7)[0]
+        torch.testing.assert_close(moved, pooled)
 
 
 def test_a_superpoint_of_one_point():

@@ -90,6 +90,14 @@ def test_one_label_is_class_agnostic(random_batch):
     assert not any(row.any() for row in agnostic.class_labels)
 
 
+def test_masks_of_ones_are_those_of_truth(random_batch):
+    batch = random_batch()
+    found = batch_targets(**{**batch.labels, "mask_labels": [m.to(torch.uint8) for m in batch.labels["mask_labels"]]})
+    for name in ("point_masks", "superpoint_masks"):
+        for ones, masks in zip(getattr(found, name), getattr(batch.targets, name), strict=True):
+            assert ones.dtype == torch.bool and torch.equal(ones, masks)
+
+
 def test_without_semantic_labels_all_are_ignored(random_batch):
     labels = {**random_batch().labels, "semantic_labels": None}
     assert (batch_targets(**labels).superpoint_semantic == IGNORE).all()

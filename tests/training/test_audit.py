@@ -1,4 +1,5 @@
 import contextlib
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -125,6 +126,10 @@ def test_gradient_norms_of_losses():
     expected = torch.stack([parameter.grad.norm() for parameter in net.used.parameters()]).norm()
     assert found == pytest.approx(float(expected))
     assert gradient_norm(detached, [net.used.weight]) == 0
+    apart = torch.ones(2, requires_grad=True)
+    loss = net.used(torch.ones(1, 2)).sum()
+    assert gradient_norm(loss, [apart]) == 0
+    assert gradient_norm(loss, [apart, net.used.bias]) == pytest.approx(math.sqrt(2))
 
 
 def test_a_loss_lives_where_only_distant_parameters_have_a_gradient():

@@ -58,6 +58,7 @@ def test_every_layout_gives_the_frames_that_were_written(layout, tmp_path):
     assert part.ids == recording.ids[::2]
     np.testing.assert_array_equal(part[1].depth, recording[2].depth)
     assert open_recording(folder, limit=2, **options)[1:].ids == recording.ids[1:2]
+    assert open_recording(folder, limit=1, **options).ids == recording.ids[:1]
     np.testing.assert_array_equal(recording[-1].depth, recording[2].depth)
     with pytest.raises(IndexError):
         recording[3]
@@ -257,7 +258,7 @@ def test_damaged_images_are_named(tmp_path):
 
 def test_a_scene_of_several_has_to_be_named(tmp_path):
     write_rows(tmp_path, make_frames())
-    with pytest.raises(ValueError, match="has 2 scenes; give scene: room_a, room_b"):
+    with pytest.raises(ValueError, match="has 2 scenes; give scene: room_a, room_b$"):
         open_recording(tmp_path)
     with pytest.raises(ValueError, match="has no scene 'room_c'"):
         open_recording(tmp_path, scene="room_c")
