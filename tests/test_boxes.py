@@ -20,6 +20,9 @@ def test_a_face_leaves_stray_points_out():
     np.testing.assert_allclose(high - low, [0.3, 0.2, 0.1], rtol=0.05)
     # All of them would have more than doubled it.
     assert np.ptp(np.concatenate([points, strays])[:, 0]) > 0.6
+    # More costs more than it saves: twice as many are no strays.
+    low, high = bounding_box(np.concatenate([points, strays, strays])).reshape(2, 3)
+    assert high[0] - low[0] > 0.45
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -279,7 +279,7 @@ def count_samples(
         counts = dict(count(batch))
         counts["points"] = points.sum()
         counts["visible_points"] = torch.zeros_like(counts["points"]) if visible is None else (visible & points).sum()
-        per_batch.append(torch.stack([count.long() for count in counts.values()]))
+        per_batch.append(torch.stack(list(counts.values())))
     total = accelerator.reduce(torch.stack(per_batch).sum(0), "sum")
     return dict(zip(counts, total.tolist(), strict=True)), dict(zip(counts, per_batch[-1].tolist(), strict=True))
 

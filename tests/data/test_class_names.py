@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from huggingface_hub.errors import EntryNotFoundError
 
 from bifusion_hf.data.class_names import class_list, classes_text, like, read_classes, read_name_file
 from bifusion_hf.io.files import DataFileError
@@ -21,6 +22,23 @@ def test_classes_are_read_as_they_were_written(tmp_path):
     (tmp_path / "classes.json").write_text(classes_text(("wall", "floor", "Möhre")), encoding="utf-8")
     assert read_classes(tmp_path) == ("wall", "floor", "Möhre")
     assert "Möhre" in classes_text(("Möhre",)), "for people to read"
+
+
+def test_a_data_set_of_the_hub_has_its_own_classes_or_those_of_scannet200(tmp_path, monkeypatch):
+    verified = []
+
+    def download(repository, name, *, repo_type, revision):
+        assert (name, repo_type, revision) == ("classes.json", "dataset", "v2")
+        if repository != "org/rooms":
+            raise EntryNotFoundError("no such file")
+        (tmp_path / name).write_text(classes_text(("wall", "floor", "mug")), encoding="utf-8")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("bifusion_hf.io.hub_files.verify_download", verified.append)
+    assert read_classes("org/rooms@v2") == ("wall", "floor", "mug")
+    assert verified == [str(tmp_path / "classes.json")], "a download that was cut short is refused"
+    assert read_classes("org/others@v2") == SCANNET200_CLASS_NAMES
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bifusion_hf.layers.frame_batch import FrameBatch
-from bifusion_hf.layers.query_decoder import QueryDecoder, blocked_share, probable_masks, products
+from bifusion_hf.layers.query_decoder import MergeHead, QueryDecoder, blocked_share, probable_masks, products
 
 
 def inputs(config, seed=0, superpoints=9, points=120):
@@ -112,3 +112,20 @@ def test_one_superpoint(small_config):
     decoder = QueryDecoder(config).double()
     heads, *_ = decoder(**inputs(config, superpoints=1, points=3))
     assert all(torch.isfinite(head.mask_logits).all() for head in heads)
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_merge_embeddings_equal_the_slow_form_and_see_no_padding(norm):
+    head = MergeHead(6, norm)
+    queries, mask = torch.randn(2, 5, 6), torch.tensor([[True] * 5, [True, True, False, False, False]])
+
+    def normed(layer, values):
+        over = 1 if norm == "layer" else 0
+        deviation = (values.var(over, unbiased=False, keepdim=True) + layer.eps).sqrt()
+        return (values - values.mean(over, keepdim=True)) / deviation * layer.weight + layer.bias
+
+    hidden = normed(head.hidden_norm, queries[mask] @ head.hidden.weight.T + head.hidden.bias).clamp(min=0)
+    embeddings = normed(head.out_norm, hidden @ head.out.weight.T + head.out.bias)
+    found = head(queries, mask)
+    torch.testing.assert_close(found[mask], embeddings / embeddings.norm(dim=1, keepdim=True))
+    assert (found[~mask] == 0).all()

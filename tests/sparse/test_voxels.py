@@ -77,6 +77,8 @@ def test_keys_at_the_limits():
         assert torch.equal(unpack(moved), (coordinates + torch.tensor([0, reach, reach, reach])).int())
         assert not torch.isin(moved, keys).any()
     assert VoxelGrid(coordinates, MAX_BATCH_SIZE).coordinates.shape == (24, 4)
+    grid = voxelize(0.25 * coordinates[:, 1:].double(), coordinates[:, 0], 0.25, MAX_BATCH_SIZE)
+    assert torch.equal(grid.coordinates, coordinates.int())
 
 
 @pytest.mark.parametrize("axis", [1, 2, 3])

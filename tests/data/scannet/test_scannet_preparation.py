@@ -137,7 +137,7 @@ def test_interval_listed_frames_and_missing_ones(scans):
     report = prepare(scans, "interval", frame_interval=2)
     assert sorted(frames_of(root / "interval", "train")) == ["scene0000_00_0", "scene0000_01_0"]
     assert report["settings"]["frame_interval"] == 2
-    (root / "val.txt").write_text("scene0001_00_1\nscene0001_00_77\n\nscene0002_00_0\n")
+    (root / "val.txt").write_text("scene0001_00_1 \nscene0001_00_77\n\n\tscene0002_00_0\n")
     report = prepare(scans, "listed", frame_interval=2)
     assert sorted(frames_of(root / "listed", "val")) == ["scene0001_00_1", "scene0002_00_0"]
     assert report["splits"]["val"]["skipped_by_reason"] == {"missing": 1}
