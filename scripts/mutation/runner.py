@@ -39,7 +39,10 @@ NEIGHBOURS = {
     "training": ["tests/recipe", "tests/cli/test_check_cli.py"],
     "evaluation": ["tests/cli/test_options_network.py"],
     "weights": ["tests/hub/test_revisions.py"],
-    "data": ["tests/training/test_recipe_keys.py", *PROCESSING[:2], "tests/cli/test_options_data.py"],
+    "data": [
+        *("tests/data/test_importing.py", "tests/training/test_recipe_keys.py", *PROCESSING[:2]),
+        "tests/cli/test_options_data.py",
+    ],
     "postprocessing.py": [*PROCESSING[2:], "tests/test_processing_fields.py"],
     "processing_bifusion.py": [
         *("tests/data/test_image_size.py", "tests/data/test_point_labels.py", "tests/test_configuration_fields.py"),

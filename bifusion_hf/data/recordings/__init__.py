@@ -32,7 +32,7 @@ def open_recording(
     up: str | None = None,
     split: str = "val",
     scene: str | None = None,
-    max_difference: float = 0.02,
+    max_difference: float = ReadOptions.max_difference,
     every: int = 1,
     limit: int | None = None,
 ) -> Recording:

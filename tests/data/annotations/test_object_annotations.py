@@ -111,6 +111,18 @@ def test_every_format_draws_the_same_square(kind, tmp_path):
     assert large[9:24, 6:18].all() and large.sum() == 15 * 12
 
 
+def test_a_stored_mask_may_reach_the_last_row_and_column_and_no_farther(tmp_path):
+    shape = {"shape_type": "mask", "mask": png(np.ones((10, 8), dtype=bool))}
+    corner = [WIDTH - 8, HEIGHT - 10]
+    path = write(tmp_path, labelme({"points": [corner, [WIDTH - 1, HEIGHT - 1]], **shape}))
+    found = np.argwhere(draw(open_annotations(path)).instance == 0)
+    assert len(found) == 80 and found.min(axis=0).tolist() == corner[::-1]
+    for x, y in ((0, 1), (1, 0)):
+        write(tmp_path, labelme({"points": [[corner[0] + x, corner[1] + y], [WIDTH, HEIGHT]], **shape}))
+        with pytest.raises(DataFileError, match=r"has a mask of 8x10 at .*, outside of 32x24"):
+            open_annotations(path)
+
+
 def test_runs_are_those_of_cocos_own_program():
     # Made by pycocotools 2.0.11 (`encode`) of a ring and one pixel.
     letters = "01P44bL2N2N2N2O00000O2OGLN42LN51KN62JN62JN6:1N2N2N2Nh5"
@@ -209,6 +221,7 @@ BAD_COCO = {
         r"runs of size \[32, 24\]; expected \[24, 32\]",
     ),
     "runs' sum": (coco({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [700, 67]}}), "over 767 pixels"),
+    "runs below 0": (coco({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [776, -8]}}), "over 768 pixels"),
     "runs' letters": (coco({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "0 "}}), "the letter ' '"),
     "runs cut short": (coco({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "0P"}}), "cut short"),
     "runs of words": (coco({"segmentation": {"size": [HEIGHT, WIDTH], "counts": ["a"]}}), "runs that are no numbers"),

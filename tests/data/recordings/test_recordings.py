@@ -77,6 +77,8 @@ def test_record3d(sizes, each, tmp_path):
         np.testing.assert_allclose(read.intrinsics, frame.intrinsics, atol=1e-9)
         np.testing.assert_allclose(read.camera_to_world, frame.camera_to_world, atol=1e-9)
         assert read.image.shape == (48, 64, 3)
+    given = {"fx": 30, "fy": 31, "cx": 15, "cy": 12, "width": 32, "height": 24}
+    assert open_recording(path, intrinsics=given)[0].intrinsics.diagonal().tolist() == [30, 31, 1]
     write_r3d(path, frames, lzfse, sizes=False)
     with pytest.raises(DataFileError, match=r"take\.r3d \(rgbd/0\.depth\): has 768 values; expected one of"):
         open_recording(path)[0]
