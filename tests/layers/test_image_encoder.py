@@ -43,6 +43,14 @@ def test_any_tower_gives_a_map_over_the_whole_image(name):
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, f"{parameter_name} has no consumer"
 
 
+def test_a_tower_whose_configuration_asks_for_tuples_is_the_same():
+    config = BiFusionConfig(vision_config=TOWERS["clip"], hidden_size=12, projection_dim=12, projection_hidden_size=16)
+    encoder, images = ImageEncoder(config).eval(), torch.randn(1, 3, 24, 40)
+    expected = encoder(images)[0]
+    encoder.vision_model.config.return_dict = False
+    assert torch.equal(encoder(images)[0], expected)
+
+
 @pytest.mark.parametrize("name", [name for name in TOWERS if name != "resnet"])
 def test_tokens_lie_where_their_patch_lies(name):
     """A change in one patch of the image moves that patch's token more than any other."""
