@@ -89,6 +89,10 @@ def test_an_error_ends_the_run_with_the_shard_in_the_log(tmp_path, processes, ca
     assert "shard b failed: no luck" in caplog.text
 
 
+def test_one_process_of_this_machine_unless_more_are_asked_for():
+    assert open_engine() == LocalEngine(1) and open_engine(processes=3) == LocalEngine(3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -234,6 +234,13 @@ def test_the_plan_counts_what_the_memory_holds(monkeypatch):
         text = plan._memory(SimpleNamespace(network=network, ema=average))
         assert f"weights 6 MiB, gradients and optimizer {state} MiB, kept for the backward pass 5 MiB" in text
         assert f"together {together / 1024:.2f} GiB" in text
+    rows = [line.split() for line in plan._modules(SimpleNamespace(network=network)).splitlines()]
+    assert rows == [
+        ["module", "parameters", "trainable"],
+        ["0", "1,048,576", "1,048,576"],
+        ["1", "524,288", "0"],
+        ["all", "1,572,864", "1,048,576"],
+    ]
 
 
 def test_a_stream_has_a_plan_too(tmp_path):
