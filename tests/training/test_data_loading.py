@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -116,6 +117,15 @@ def test_a_stream_gives_each_row_once_an_epoch_over_processes_and_workers(stream
         if epoch == 0
     ]
     assert len(seen) == len(set(seen)) == 24
+
+
+@pytest.mark.parametrize("worker", [None, SimpleNamespace(num_workers=2, id=1)])
+def test_a_worker_alone_forgets_the_lock_that_it_was_forked_with(stream, worker, monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: worker)
+    monkeypatch.setattr("fsspec.asyn.reset_lock", lambda: forgotten.append(True))
+    next(iter(StreamedFrames(stream, prepare, 2)))
+    assert forgotten == [True] * (worker is not None)
 
 
 def test_a_stream_without_rows_is_refused(stream):

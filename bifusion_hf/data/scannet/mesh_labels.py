@@ -85,7 +85,7 @@ def _inner_samples(vertices: np.ndarray, faces: np.ndarray, spacing: float) -> t
     """
     corners = vertices[faces]
     edges = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2)
-    longest = edges.max(axis=1, initial=0) / spacing
+    longest = edges.max(axis=1) / spacing
     if (longest.astype(np.float64) ** 2).sum() / 2 > MAX_SAMPLES:
         raise ValueError(f"mesh has edges of {edges.max():g} m; expected the mesh of a room, in metres")
     cuts = np.ceil(longest).astype(np.int64)
