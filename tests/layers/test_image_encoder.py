@@ -13,7 +13,7 @@ from transformers import (
 
 from bifusion_hf import BiFusionConfig
 from bifusion_hf.layers.geometry import sample_tokens
-from bifusion_hf.layers.image_encoder import ImageEncoder, _ResizingByProducts, resize_by_products
+from bifusion_hf.layers.image_encoder import ImageEncoder, _resizing, _ResizingByProducts, resize_by_products
 
 
 COMMON = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
@@ -127,6 +127,19 @@ def test_resizing_by_products_is_resizing(arguments, options):
         results.append([out.detach(), torch.autograd.grad(out, leaf, weights)[0]])
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("is_deterministic", [False, True])
+@pytest.mark.parametrize("has_gradients", [False, True])
+def test_only_gradients_of_a_gpu_that_have_to_be_deterministic_need_products(device, is_deterministic, has_gradients):
+    torch.use_deterministic_algorithms(is_deterministic)
+    try:
+        with torch.set_grad_enabled(has_gradients):
+            by_products = isinstance(_resizing(torch.device(device)), _ResizingByProducts)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert by_products == (device == "cuda" and is_deterministic and has_gradients)
 
 
 @pytest.mark.parametrize("name", ["clip", "dinov2"])
