@@ -190,13 +190,14 @@ def test_the_scene_forgets_the_weakest_above_its_limit(network):
 @pytest.mark.parametrize("merging", ["geometric", "none"])
 def test_an_object_without_votes_is_forgotten_where_it_could_not_be_found(network, merging, monkeypatch):
     sessions = []
-    for after in (1, 10**9):
-        monkeypatch.setattr("bifusion_hf.scenes.session.LOOK_FOR_LOST_AFTER", after)
+    for is_soon in (True, False):
         session = Oracle(*network, merging=merging, voxel_size=0.1)
         for frame in frames(4):
             session.update(frame)
         # As if others had outvoted it; what is there when it comes by again is a new object.
         session.map.forget(np.array([0]))
+        after = session.bank.next_id + 1 if is_soon else 10**9
+        monkeypatch.setattr("bifusion_hf.scenes.session.LOOK_FOR_LOST_AFTER", after)
         for frame in frames(4):
             assert set(session.update(frame)["ids"]) <= set(session.bank["ids"].tolist())
         sessions.append(session)

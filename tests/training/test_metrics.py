@@ -87,6 +87,7 @@ def make_recorder(tmp_path, monkeypatch):
 
 def test_what_an_update_and_an_evaluation_leave(make_recorder, tmp_path, capsys):
     recorder, clock, tracked = make_recorder(start_update=4)
+    assert recorder.bar.n == 4 and recorder.bar.total == 10
     for update, points in ((5, 300), (6, 500)):
         recorder.advance({"points": points, "loss": 2.0}, 1e-3)
         clock[0] += 2

@@ -64,6 +64,13 @@ def test_every_layout_gives_the_frames_that_were_written(layout, tmp_path):
         recording[3]
 
 
+def test_the_json_of_a_frames_folder_goes_before_its_text(tmp_path):
+    frames = make_frames(1)
+    write_frame_folders(tmp_path, frames)
+    save_text(tmp_path / "0" / "intrinsics.txt", 2 * np.eye(3))
+    np.testing.assert_allclose(open_recording(tmp_path)[0].intrinsics, frames[0].intrinsics)
+
+
 @pytest.mark.parametrize(("sizes", "each"), [(True, True), (True, False)])
 def test_record3d(sizes, each, tmp_path):
     lzfse = pytest.importorskip("lzfse")
