@@ -238,7 +238,8 @@ def results(tmp_path):
             "key": name,
             "path": f"bifusion_hf/losses/{file}.py",
             "outcome": outcome,
-            "breadth": "name" if name == "5" else "neighbours",
+            "breadth": "name" if name in "56" else "neighbours",
+            "tests": 0 if name == "6" else 3,
             "line": f"line {name}",
             "fault": f"bifusion_hf/losses/{file}.py:{name} constant: 0  ->  {name}",
         }
@@ -248,6 +249,7 @@ def results(tmp_path):
             ("3", "bad", "noticed"),
             ("4", "bad", "unclear"),
             ("5", "bad", "survived"),
+            ("6", "bad", "survived"),
             # Run again, after a test was written.
             ("1", "good", "noticed"),
         )
@@ -263,6 +265,7 @@ def test_report_has_the_worst_file_first_and_the_survivors(results, capsys):
         "100.0% of   1  bifusion_hf/losses/good.py",
         "50.0%: 2 of 4 faults noticed",
         "50.0%: 2 of 4 with those that change no behaviour",
+        "1 more that no test was asked about yet",
         "survivors:",
         "bifusion_hf/losses/bad.py:2 constant: 0  ->  2",
         "bifusion_hf/losses/bad.py:5 constant: 0  ->  5 [name]",
@@ -284,6 +287,7 @@ def test_faults_known_to_change_nothing_stand_apart_wherever_their_line_has_move
         "100.0% of   1  bifusion_hf/losses/good.py",
         "66.7%: 2 of 3 faults noticed",
         "50.0%: 2 of 4 with those that change no behaviour",
+        "1 more that no test was asked about yet",
         "survivors:",
         "bifusion_hf/losses/bad.py:5 constant: 0  ->  5 [name]",
         "no behaviour changed:",
