@@ -165,7 +165,7 @@ def connected_segments(labels: np.ndarray, links: Links) -> np.ndarray:
 
 def cut_at_barred_pairs(labels: np.ndarray, depth: np.ndarray, links: Links, barred: Links) -> np.ndarray:
     """See `numpy_backend`."""
-    labels = number_segments(labels)
+    labels = np.array(labels, dtype=np.int32)
     inputs = _array(depth, np.float32), *_bytes(links), *_bytes(barred)
     count = int(labels.max(initial=-1)) + 1
     _check(1 + KERNELS.call("cut_at_barred_pairs", labels, count, *inputs, *labels.shape))

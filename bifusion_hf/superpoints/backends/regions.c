@@ -143,7 +143,8 @@ typedef struct {
     int32_t pixel;
 } cut;
 
-/* Cuts `labels`, numbered below `count` and each connected, in place; returns the new count, -1 without memory. */
+/* Cuts `labels`, each below `count` and connected, and numbers them, in place; returns how many there are then, -1 without
+ * memory. */
 int64_t cut_at_barred_pairs(int32_t *labels, int64_t count, const float *depth, const uint8_t *right,
                             const uint8_t *down, const uint8_t *barred_right, const uint8_t *barred_down,
                             int64_t height, int64_t width) {
