@@ -34,7 +34,7 @@ from .superpoints.numbering import renumber_superpoints
 
 
 # From here on most names of the sample checkpoint are right (model_cards/results/semantic_names.json).
-NAME_THRESHOLD = 0.4
+NAME_THRESHOLD = 0.55
 
 # The image statistics of CLIP's training.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
