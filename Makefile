@@ -68,7 +68,7 @@ test-sanitizers: $(VENV)/installed
 	OMP_NUM_THREADS=2 XDG_CACHE_HOME=$(CURDIR)/$(VENV)/sanitized CC="cc -g -fsanitize=address,undefined -fno-sanitize-recover" \
 		LD_PRELOAD=$$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest \
 		tests/superpoints/test_superpoint_backends.py tests/sparse/test_compiled_backend.py tests/sparse/test_lines.py \
-		tests/sparse/test_negatives.py -m "not slow"
+		tests/sparse/test_negatives.py tests/mask_parts/test_mask_part_backends.py -m "not slow"
 
 test-spconv: $(VENV)-spconv/installed
 	$(VENV)-spconv/bin/python -m pytest tests/sparse

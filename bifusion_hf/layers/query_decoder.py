@@ -142,10 +142,13 @@ class QueryDecoder(nn.Module):
                 queries = self.layers[index - 1](queries, keys, cross_mask, query_mask.unsqueeze(1))
             normed = self.out_norm(queries)
             class_logits = self.class_head(normed)
-            if index + 1 == len(self.mask_levels) and score_threshold is not None:
+            if score_threshold is None:
+                mask_logits = products(normed, mask_features[level])
+            elif index + 1 == len(self.mask_levels):
                 mask_logits = probable_masks(normed, mask_features[level], class_logits, score_threshold)
             else:
-                mask_logits = products(normed, mask_features[level])
+                # Nothing is asked of these but sums over the features.
+                mask_logits = products(normed, mask_features[level], by_feature=True)
             boxes = None if self.box_head is None else place_boxes(self.box_head(normed), centres)
             heads.append(QueryHeadOutput(class_logits, mask_logits, level, boxes))
         return heads, self.semantic_head(normed), normed
@@ -164,8 +167,10 @@ class QueryDecoder(nn.Module):
         return ((blocked <= 0.5) | (blocked == least)) & real
 
 
-def products(queries: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Of each query with each feature: [B, Q, D] and [B, X, D] to [B, Q, X]."""
+def products(queries: torch.Tensor, features: torch.Tensor, *, by_feature: bool = False) -> torch.Tensor:
+    """Of each query with each feature: [B, Q, D] and [B, X, D] to [B, Q, X], `[B, X, Q]` in memory if `by_feature`."""
+    if by_feature:
+        return products(features, queries).transpose(1, 2)
     if len(queries) == 1:
         # One matrix product is faster than a batch of one.
         return (queries[0] @ features[0].T).unsqueeze(0)

@@ -15,7 +15,7 @@ def sum_where_negative(
     """For each row and group the sum of the weights of the columns that are negative in this row; no gradient.
 
     Args:
-        values: [B, R, N].
+        values: [B, R, N]; fastest on a CPU where they are `[B, N, R]` in memory.
         weights: [B, N].
         groups: int64 [B, N], 0..G-1, -1 = none.
         num_groups: G.
@@ -24,8 +24,8 @@ def sum_where_negative(
         [B, R, G], float32 at least: half precision could not sum them.
     """
     weights = weights.to(torch.promote_types(weights.dtype, torch.float32)).detach()
-    is_single = values.dtype == weights.dtype == torch.float32
-    if values.device.type == "cpu" and is_single and kernel_unavailable_reason() is None:
+    has_kernel = values.dtype in (torch.float32, torch.bfloat16) and weights.dtype == torch.float32
+    if values.device.type == "cpu" and has_kernel and kernel_unavailable_reason() is None:
         return _compiled(values, weights, groups, num_groups)
     return _by_rows(values, weights, groups, num_groups)
 
@@ -40,10 +40,13 @@ def _by_rows(values: torch.Tensor, weights: torch.Tensor, groups: torch.Tensor, 
 
 
 def _compiled(values: torch.Tensor, weights: torch.Tensor, groups: torch.Tensor, num_groups: int) -> torch.Tensor:
-    sums = torch.empty(*values.shape[:2], num_groups)
-    tensors = [tensor.contiguous() for tensor in (values.detach(), weights, groups)]
-    KERNELS.call("sum_where_negative", *tensors, sums, *values.shape, num_groups, usable_threads())
-    return sums
+    samples, rows, columns = values.shape
+    sums = torch.empty(samples, num_groups, rows)
+    # By columns, so that a column's weight is added to many rows at once.
+    tensors = [tensor.contiguous() for tensor in (values.detach().transpose(1, 2), weights, groups)]
+    is_half = values.dtype == torch.bfloat16
+    KERNELS.call("sum_where_negative", *tensors, sums, samples, rows, columns, num_groups, is_half, usable_threads())
+    return sums.transpose(1, 2)
 
 
 @cache
@@ -56,5 +59,6 @@ def _test_kernel() -> None:
     generator = torch.Generator().manual_seed(0)
     values, weights = torch.randn(2, 3, 20, generator=generator), torch.rand(2, 20, generator=generator)
     groups = torch.randint(-1, 5, (2, 20), generator=generator)
-    if not torch.equal(_compiled(values, weights, groups, 5), _by_rows(values, weights, groups, 5)):
-        raise KernelError("the compiled sums of masks are wrong")
+    for kind in (values, values.bfloat16()):
+        if not torch.equal(_compiled(kind, weights, groups, 5), _by_rows(kind, weights, groups, 5)):
+            raise KernelError("the compiled sums of masks are wrong")

@@ -27,7 +27,7 @@ TARGETS = (
     "training",
     "postprocessing.py",
     "processing_bifusion.py",
-    "mask_parts.py",
+    "mask_parts",
     "weights",
     "data",
     "boxes.py",

@@ -48,7 +48,7 @@ NEIGHBOURS = {
         *("tests/data/test_image_size.py", "tests/data/test_point_labels.py", "tests/test_configuration_fields.py"),
         *(*PROCESSING, "tests/test_processing_fields.py"),
     ],
-    "mask_parts.py": ["tests/test_postprocessing.py", "tests/test_processing_fields.py"],
+    "mask_parts": ["tests/test_postprocessing.py", "tests/test_processing_fields.py"],
     "boxes.py": [*PROCESSING[2:], "tests/test_results_of_frames.py", "tests/visualization"],
     "results.py": [*PROCESSING[2:3], "tests/test_results_of_frames.py", "tests/test_pipeline_bifusion.py"],
     "scenes": ["tests/cli/test_scan_cli.py", "tests/evaluation/test_scene_average_precision.py"],

@@ -49,7 +49,7 @@ def test_sizes(form, sizes):
 def test_both_forms_give_the_same_bits_with_any_number_of_threads_and_layout():
     if reason := negatives.kernel_unavailable_reason():
         pytest.skip(reason)
-    values, weights, groups, num_groups = example()
+    values, weights, groups, num_groups = example(rows=300)
     expected = negatives._by_rows(values, weights, groups, num_groups)
     threads = torch.get_num_threads()
     try:
@@ -59,6 +59,14 @@ def test_both_forms_give_the_same_bits_with_any_number_of_threads_and_layout():
             assert torch.equal(sum_where_negative(turned, weights, groups, num_groups), expected)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zeros_and_what_is_no_number_are_not_negative(form, dtype):
+    tiny = torch.finfo(dtype).smallest_normal
+    values = torch.tensor([0.0, -0.0, float("nan"), -float("nan"), float("inf"), -float("inf"), -tiny, tiny, -3.0])
+    inputs = values.to(dtype)[None, None].expand(1, 130, -1), torch.ones(1, 9), torch.arange(9)[None], 9
+    assert (sum_where_negative(*inputs) == torch.tensor([0.0] * 5 + [1.0, 1.0, 0.0, 1.0])).all()
 
 
 def test_a_kernel_that_is_wrong_is_not_used(monkeypatch, caplog):

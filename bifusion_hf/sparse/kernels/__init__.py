@@ -19,7 +19,7 @@ KERNELS = CompiledLibrary(
         "pack_weights": (None, [POINTER] * 2 + [SIZE] * 3 + [FLAG] * 4),
         "convolve": (None, [POINTER] * 9 + [SIZE] * 5 + [FLAG] * 4),
         "kernel_gradient": (FLAG, [POINTER] * 6 + [SIZE] * 5 + [FLAG] * 2),
-        "sum_where_negative": (None, [POINTER] * 4 + [SIZE] * 4 + [FLAG]),
+        "sum_where_negative": (None, [POINTER] * 4 + [SIZE] * 4 + [FLAG] * 2),
         "find_lines": (None, [POINTER] * 3 + [SIZE] * 4 + [FLAG]),
     },
 )

@@ -6,12 +6,12 @@ rendered and on real frames.
 """
 
 from collections.abc import Mapping
+from types import ModuleType
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+
+from . import compiled_backend, scipy_backend
 
 
 # Nearest points that a point may touch.
@@ -48,9 +48,11 @@ def separate_parts(
     """
     masks = found["masks"].numpy()
     others, touching = touching_points(points.numpy(), gap, masks.any(axis=0))
-    owners, inside, labels = _connected(masks, others, touching)
-    sizes = np.bincount(labels)
-    rows = np.zeros(len(sizes), dtype=np.int64)
+    numbered, number = choose_backend().connected_parts(masks, others, touching)
+    owners, inside = np.nonzero(masks)
+    labels = numbered[masks]
+    sizes = np.bincount(labels, minlength=number)
+    rows = np.zeros(number, dtype=np.int64)
     rows[labels] = owners
     largest = np.zeros(len(masks), dtype=np.int64)
     np.maximum.at(largest, rows, sizes)
@@ -75,7 +77,7 @@ def separate_parts(
 
 
 def touching_points(points: np.ndarray, gap: float, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest points of each point, and which of them touch it; see `separate_parts`.
+    """The nearest points of each point, and how many of them touch it; see `separate_parts`.
 
     Args:
         points: [N, 3] metres.
@@ -83,35 +85,15 @@ def touching_points(points: np.ndarray, gap: float, among: np.ndarray) -> tuple[
         among: bool [N], the points that are asked about; the others touch nothing.
 
     Returns:
-        Indices int64 [N, k], each point itself among them, and bool [N, k]. Of two points that touch one may name the
-        other alone.
+        int32 [N, C], the nearest points, each point itself among them, in ascending order of distance, and int32 [N],
+        how many of those touch it: the first ones. Of two points that touch one may name the other alone.
     """
     count = min(_NEIGHBOURS, len(points) - 1)
-    others = np.zeros((len(points), max(count + 1, 0)), dtype=np.int64)
-    touching = np.zeros(others.shape, dtype=bool)
     if count < 1 or not among.any():
-        return others, touching
-    # The nearest is the point itself, or one in the same place.
-    workers = torch.get_num_threads()
-    distances, found = cKDTree(points).query(points[among], k=count + 1, workers=workers)
-    nearest = distances[:, 1 : 1 + (count + 1) // 2]
-    # The median of the nearer half, which comes sorted.
-    middle = nearest.shape[1] // 2
-    spacing = (nearest[:, -1 - middle] + nearest[:, middle]) / 2
-    others[among] = found
-    touching[among] = distances <= np.maximum(gap, 2 * spacing)[:, None]
-    return others, touching
+        return np.zeros((len(points), max(count + 1, 0)), np.int32), np.zeros(len(points), np.int32)
+    return choose_backend().touching_points(np.asarray(points, np.float64), among, gap, count)
 
 
-def _connected(
-    masks: np.ndarray, others: np.ndarray, touching: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The row [M] and the point [M] of each entry of the masks [K, N], and the number [M] of its connected part."""
-    owners, inside = np.nonzero(masks)
-    place = (np.cumsum(masks, dtype=np.int32) - 1).reshape(masks.shape)
-    others, owner = others[inside], owners[:, None]
-    kept = touching[inside] & masks[owner, others]
-    columns = place[owner, others][kept]
-    ends = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int32)
-    graph = csr_matrix((np.ones(len(columns), dtype=np.int8), columns, ends), shape=(len(inside), len(inside)))
-    return owners, inside, connected_components(graph, directed=False)[1]
+def choose_backend() -> ModuleType:
+    """The compiled form where it can be built, else scipy's; parts differ only where points are equally far away."""
+    return scipy_backend if compiled_backend.unavailable_reason() else compiled_backend

@@ -2,8 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from bifusion_hf.mask_parts import separate_parts, touching_points
+from bifusion_hf.mask_parts import compiled_backend, scipy_backend, separate_parts, separation, touching_points
 from bifusion_hf.processing_bifusion import BiFusionProcessor
+
+
+@pytest.fixture(autouse=True, params=["scipy", "compiled"])
+def backend(request, monkeypatch):
+    if request.param == "scipy":
+        monkeypatch.setattr(separation, "choose_backend", lambda: scipy_backend)
+    elif reason := compiled_backend.unavailable_reason():
+        pytest.skip(reason)
 
 
 def plate(x, size=0.2, step=0.02):
@@ -89,8 +97,8 @@ def pairs_of(points, gap, among=None):
     points = np.asarray(points, dtype=float)
     others, touching = touching_points(points, gap, np.ones(len(points), bool) if among is None else among)
     pairs = np.zeros((len(points), len(points)), bool)
-    rows = np.nonzero(touching)[0]
-    pairs[rows, others[touching]] = True
+    for row, (nearest, number) in enumerate(zip(others, touching, strict=True)):
+        pairs[row, nearest[:number]] = True
     np.fill_diagonal(pairs, False)
     return pairs | pairs.T
 
