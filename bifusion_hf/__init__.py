@@ -1,9 +1,9 @@
 """RGB-D frames to 3D object instances: CLIP image features fused with sparse-convolution point features."""
 
-from .import_utils import explain_torchvision_misfit, import_for_command
+from .import_utils import explain_torchvision_misfit, import_for_command, without_garbage_collection
 
 
-with import_for_command(), explain_torchvision_misfit():
+with without_garbage_collection(), import_for_command(), explain_torchvision_misfit():
     from transformers import AutoConfig, AutoModel, AutoModelForInstanceSegmentation, AutoProcessor
 
     from .configuration_bifusion import BiFusionConfig, BiFusionPointConfig

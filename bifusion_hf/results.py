@@ -16,6 +16,7 @@ from .data.augmentation import resize_image
 from .data.frames import RGBDFrame
 from .import_utils import require_package
 from .io.atomic import new_file
+from .io.images import save_png
 from .visualization import (
     color_by_instance,
     draw_instances,
@@ -124,8 +125,7 @@ class InstanceSegmentation(dict):
         folder.mkdir(parents=True, exist_ok=True)
         paths = {"overlay": folder / f"{name}_overlay.png", "ply": folder / f"{name}.ply"}
         paths["json"] = folder / f"{name}.json"
-        with new_file(paths["overlay"]) as partial:
-            self.plot().save(partial, format="PNG")
+        save_png(self.plot(), paths["overlay"])
         self.to_ply(paths["ply"])
         with new_file(paths["json"]) as partial:
             partial.write_text(json.dumps(self.to_json(**extra), indent=2) + "\n", encoding="utf-8")

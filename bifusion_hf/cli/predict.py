@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import assets
-from ..io.atomic import new_file
+from ..io.images import save_png
 from ..io.sanity import check_fraction
 from ..io.storage import is_remote, same_kind
 from ..prediction.segmenter import load_segmenter
@@ -347,8 +347,7 @@ def predict(
     if frame.instance is not None:
         truth = true_segments(frame, segmenter.processor.stuff_classes)
         paths.append(arguments.output / f"{name}_comparison.png")
-        with new_file(paths[-1]) as partial:
-            draw_comparison(frame.image, (result["segmentation"], result["segments_info"]), truth).save(partial)
+        save_png(draw_comparison(frame.image, (result["segmentation"], result["segments_info"]), truth), paths[-1])
     files = ", ".join(map(str, paths))
     print(f"{frame.frame_id}: {len(result['segments_info'])} instances above {arguments.threshold:g} -> {files}")
 

@@ -4,7 +4,7 @@ Pillow by itself changes values without a word: it stretches a PGM whose maximum
 of 16-bit grey and black of floating-point grey, and leaves a turned photograph as the sensor had it. Here one rule
 holds for all files: pictures are turned as their EXIF orientation says, as viewers show them; transparency is dropped;
 palettes and CMYK become RGB; 16-bit and floating-point grey are scaled to 8 bits as a whole; what else there is, is
-refused by name.
+refused by name. What is drawn is written by `save_png`.
 """
 
 import io
@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from .atomic import new_file
 from .files import DataFileError, read_bytes
 from .sanity import tell_doubt
 
 
 # More than any depth camera gives; an image whose header claims more is taken as damaged.
 MAX_IMAGE_PIXELS = 2**26
+# zlib's level for drawn pictures: a third of the time of Pillow's 6, a tenth more bytes.
+PNG_LEVEL = 4
 # Modes that Pillow brings to RGB without changing what they show.
 _COLOR_MODES = ("RGB", "RGBX", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")
 _GAP = rb"(?:\s|#[^\n]*\n)+"
@@ -223,3 +226,9 @@ def _read_pgm(source: Source, name: str | Path | None) -> np.ndarray | None:
     if values.max() > maximum:
         raise DataFileError(place, f"has the value {values.max()}, above the {maximum} of its header")
     return values.astype(dtype.newbyteorder("="))
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Writes a PNG file, whole or not at all."""
+    with new_file(path) as partial:
+        image.save(partial, format="PNG", compress_level=PNG_LEVEL)

@@ -35,7 +35,10 @@ class _SparseConvolution(nn.Module):
 
     def reset_parameters(self) -> None:
         """He's normal initialisation."""
-        nn.init.normal_(self.kernel, std=self.initial_std)
+        # transformers builds a network that it then loads on the meta device. There is nothing to fill there, which
+        # takes torch a fifth of a second to find out.
+        if not self.kernel.is_meta:
+            nn.init.normal_(self.kernel, std=self.initial_std)
 
     def extra_repr(self) -> str:
         dilation = f", dilation={self.dilation}" if self.dilation != 1 else ""

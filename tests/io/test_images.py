@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from bifusion_hf.io.files import DataFileError
-from bifusion_hf.io.images import decode_image, read_color, read_values
+from bifusion_hf.io.images import decode_image, read_color, read_values, save_png
 from bifusion_hf.io.sanity import collected_doubts
 
 
@@ -190,3 +190,13 @@ def test_missing_and_damaged_files_are_named(tmp_path):
         (tmp_path / "a.png").write_bytes(b"none")
         with pytest.raises(DataFileError, match="a.png: is no readable picture"):
             read(tmp_path / "a.png")
+
+
+def test_pictures_are_written_whole_or_not_at_all(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    save_png(Image.fromarray(values), tmp_path / "a.png")
+    np.testing.assert_array_equal(read_color(tmp_path / "a.png", formats=["PNG"]), values)
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(OSError, match="cannot write mode"):
+        save_png(Image.new("CMYK", (3, 3)), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
