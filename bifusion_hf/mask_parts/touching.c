@@ -1,6 +1,6 @@
 /* Which points touch, and the parts of masks that they connect.
  *
- * Points lie in the order of a curve that fills space (Morton's), 16 to a leaf; boxes around the leaves, and around
+ * Points lie in the order of a curve that fills space (Morton's), 32 to a leaf; boxes around the leaves, and around
  * pairs of boxes, make a binary tree. The points of a leaf look for their nearest ones together: first among
  * themselves, then in the rest of the tree, the next of kin first, and nowhere that is farther away than what they
  * have. Every point's search is its own, so that results are the same for any number of threads.
@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LEAF 16
+#define LEAF 32
 /* Of a point's nearest ones, itself included. */
 #define MOST 32
 #define KEY_BITS 10
