@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiled_kernels import need_kernels
 from sparse_examples import random_grid, slow_convolution
 from torch import nn
 
@@ -40,8 +41,7 @@ def forget():
 
 @pytest.fixture
 def kernels():
-    if reason := compiled_backend.kernels_unavailable_reason():
-        pytest.skip(reason)
+    need_kernels(compiled_backend.kernels_unavailable_reason())
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from compiled_kernels import need_kernels
 
 from bifusion_hf.sparse import negatives
 from bifusion_hf.sparse.negatives import sum_where_negative
@@ -25,8 +26,8 @@ def slow(values, weights, groups, num_groups):
 def form(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setattr(negatives, "kernel_unavailable_reason", lambda: "switched off")
-    elif reason := negatives.kernel_unavailable_reason():
-        pytest.skip(reason)
+    else:
+        need_kernels(negatives.kernel_unavailable_reason())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -47,8 +48,7 @@ def test_sizes(form, sizes):
 
 
 def test_both_forms_give_the_same_bits_with_any_number_of_threads_and_layout():
-    if reason := negatives.kernel_unavailable_reason():
-        pytest.skip(reason)
+    need_kernels(negatives.kernel_unavailable_reason())
     values, weights, groups, num_groups = example(rows=300)
     expected = negatives._by_rows(values, weights, groups, num_groups)
     threads = torch.get_num_threads()
