@@ -168,6 +168,26 @@ def test_identity_of_a_hand_made_sequence():
         metric.update([1], [0, 0])
 
 
+@pytest.mark.parametrize(
+    ("frames", "switches"),
+    [
+        # Of equal numbers the lowest id leads, whichever led before.
+        ([[7, 7, 7, 7], [8, 8, 7, 7], [7, 7, 9, 9]], 0),
+        ([[8, 8, 8, 8], [8, 8, 7, 7], [8, 8, 8, 8]], 2),
+        ([[8, 8, 8, 8], [8, 8, 8, 7], [9, 9, 8, 8]], 0),
+        # A frame without it is no frame of another.
+        ([[0, 0, 0, 0], [-1, -1, -1, -1], [0, 1, -1, -1]], 0),
+        ([[0, 0, 0, 0], [-1, -1, -1, -1], [-1, -1, -1, 1]], 1),
+    ],
+)
+def test_an_object_is_led_by_its_most_frequent_id(frames, switches):
+    metric = IdentitySteadiness()
+    for pred_ids in frames:
+        metric.update(pred_ids, [3, 3, 3, 3])
+    metric.end_scene()
+    assert metric.compute()["id_switches"] == metric.compute()["id_switches_per_object"] == switches
+
+
 def test_scenes_of_several_processes_are_merged():
     rng = np.random.default_rng(0)
     whole, parts = SceneAveragePrecision(min_points=5), [SceneAveragePrecision(min_points=5) for _ in range(2)]
