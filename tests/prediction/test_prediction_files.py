@@ -1,7 +1,5 @@
 import json
 
-import pytest
-
 from bifusion_hf.io.storage import Folder
 from bifusion_hf.prediction.files import merge_results, read_about
 
@@ -20,11 +18,12 @@ def coco(images, annotations, categories):
 
 def test_files_of_several_frames_become_one_with_ids_that_go_on(tmp_path):
     """An annotation stays with its frame, whatever numbers the file had given them."""
+    cup, bed, mug = (7, "cup"), (3, "bed"), (1, "mug")
     parts = {
-        "a.json": coco([(0, "a0"), (1, "a1"), (2, "a2")], [(1, 2, 7, "a2 cup"), (2, 0, 3, "a0 bed")], [(7, "cup"), (3, "bed")]),
+        "a.json": coco([(0, "a0"), (1, "a1"), (2, "a2")], [(1, 2, 7, "a2 cup"), (2, 0, 3, "a0 bed")], [cup, bed]),
         "b.json": coco([], [], []),
-        "c.json": coco([(5, "c0"), (2, "c1"), (9, "c2")], [(4, 5, 3, "c0 bed"), (8, 9, 1, "c2 mug")], [(1, "mug"), (3, "bed")]),
-    }  # fmt: skip
+        "c.json": coco([(5, "c0"), (2, "c1"), (9, "c2")], [(4, 5, 3, "c0 bed"), (8, 9, 1, "c2 mug")], [mug, bed]),
+    }
     folder = Folder(tmp_path)
     for name, content in parts.items():
         (tmp_path / name).write_text(json.dumps(content))

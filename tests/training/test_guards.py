@@ -35,7 +35,8 @@ def test_out_of_memory_says_how_large_the_batch_was(error):
         explain_out_of_memory(error, batch, TrainingArguments(batch_size=6))
     assert raised.value.__cause__ is error
     # Without superpoints, names and tensors of this name.
-    with pytest.raises(OutOfMemoryError, match=r"a batch of \{\}, up to \? superpoints, frames \. .*batch_size 1 -> 1 "):
+    expected = r"a batch of \{\}, up to \? superpoints, frames \. .*batch_size 1 -> 1 "
+    with pytest.raises(OutOfMemoryError, match=expected):
         explain_out_of_memory(error, {"points": None}, TrainingArguments(batch_size=1))
 
 
