@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from compiled_kernels import need_kernels
+from built_kernels import skip_where_not_built
 
 from bifusion_hf.mask_parts import compiled_backend, scipy_backend, separate_parts, separation, touching_points
 from bifusion_hf.processing_bifusion import BiFusionProcessor
@@ -12,7 +12,7 @@ def backend(request, monkeypatch):
     if request.param == "scipy":
         monkeypatch.setattr(separation, "choose_backend", lambda: scipy_backend)
     else:
-        need_kernels(compiled_backend.unavailable_reason())
+        skip_where_not_built(compiled_backend.KERNELS, compiled_backend.unavailable_reason)
 
 
 def plate(x, size=0.2, step=0.02):

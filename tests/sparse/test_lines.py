@@ -1,6 +1,6 @@
 import pytest
 import torch
-from compiled_kernels import need_kernels
+from built_kernels import skip_where_not_built
 
 from bifusion_hf.sparse import lines
 from bifusion_hf.sparse.lines import find_lines
@@ -28,7 +28,7 @@ def form(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setattr(lines, "kernel_unavailable_reason", lambda: "switched off")
     else:
-        need_kernels(lines.kernel_unavailable_reason())
+        skip_where_not_built(lines.KERNELS, lines.kernel_unavailable_reason)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
@@ -47,7 +47,7 @@ def test_few_voxels(form, count):
 
 
 def test_any_number_of_threads():
-    need_kernels(lines.kernel_unavailable_reason())
+    skip_where_not_built(lines.KERNELS, lines.kernel_unavailable_reason)
     keys, offsets = example(count=4000, top=9000, seed=1)
     expected, threads = lines._searched(keys, offsets, 3, 1), torch.get_num_threads()
     try:

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from compiled_kernels import need_kernels
+from built_kernels import skip_where_not_built
 from sparse_examples import random_grid
 
 from bifusion_hf.sparse import (
@@ -27,7 +27,7 @@ from bifusion_hf.sparse.kernels import KERNELS
 @pytest.fixture(params=["torch", "compiled"])
 def backend(request):
     if request.param == "compiled":
-        need_kernels(compiled_backend.kernels_unavailable_reason())
+        skip_where_not_built(KERNELS, compiled_backend.kernels_unavailable_reason)
     return request.param
 
 
@@ -69,7 +69,7 @@ def test_results_are_rounded_to_the_nearest(backend, is_finished):
 
 def test_the_kernels_round_on_processors_without_such_products_too(tmp_path):
     """Their own conversion: ties to even, what is too small or too large, and what is not a number."""
-    need_kernels(compiled_backend.kernels_unavailable_reason())
+    skip_where_not_built(KERNELS, compiled_backend.kernels_unavailable_reason)
     kernels = KERNELS.sources[0]
     source, library = tmp_path / "round.c", tmp_path / "round.so"
     source.write_text(
