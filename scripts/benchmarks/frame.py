@@ -4,6 +4,7 @@ Stages take turns within a round, and superpoints in C with those of numpy, so t
 """
 
 import argparse
+import copy
 import itertools
 import json
 import os
@@ -80,11 +81,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     try:
         for size, precision, threads in itertools.product(SIZES, args.precisions, args.threads):
             torch.set_num_threads(threads)
+            # As the pipeline's `dtype` gives it.
+            segmenter.model = model if precision == "float32" else copy.deepcopy(model).bfloat16()
             frames = [resized_frame(frame_from_row(row), *size) for row in rows.select(range(min(4, len(rows))))]
             if args.without_pose:
                 for frame in frames:
                     frame.camera_to_world = None
-            measured = measure_setting(segmenter, frames, precision, args.repeats, args.stream_frames)
+            measured = measure_setting(segmenter, frames, args.repeats, args.stream_frames)
             settings.append({"size": list(size), "precision": precision, "threads": threads, "ms": measured})
     finally:
         torch.set_num_threads(threads_before)
@@ -106,14 +109,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_setting(
-    segmenter: RGBDInstanceSegmentationPipeline, frames: list[RGBDFrame], precision: str, repeats: int, length: int
+    segmenter: RGBDInstanceSegmentationPipeline, frames: list[RGBDFrame], repeats: int, length: int
 ) -> dict[str, float]:
     """Medians over the rounds, in milliseconds, of each of `STAGES`.
 
     Args:
         segmenter: The pipeline.
         frames: Round k takes frame k, and so on in a circle.
-        precision: One of `PRECISIONS`.
         repeats: Rounds.
         length: Frames of a stream.
     """
@@ -126,7 +128,7 @@ def measure_setting(
         milliseconds[stage].append(1000 * (time.perf_counter() - begin) / share)
         return result
 
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision != "float32"):
+    with torch.inference_mode():
         for number in range(-1, repeats):
             frame = frames[number % len(frames)]
             for stage, backend in (("superpoints_numpy", numpy_backend), ("superpoints", compiled_backend)):
