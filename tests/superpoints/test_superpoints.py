@@ -7,7 +7,7 @@ from superpoint_metrics import oracle_ious, undersegmentation_error
 from bifusion_hf.data.frames import frame_from_row, load_frames
 from bifusion_hf.superpoints import segmentation as superpoints
 from bifusion_hf.superpoints.colour import rgb_to_lab
-from bifusion_hf.superpoints.geometry import depth_edges, estimate_normals, surface_links
+from bifusion_hf.superpoints.geometry import MIN_EDGE_LENGTH, depth_edges, estimate_normals, surface_links
 from bifusion_hf.superpoints.segmentation import segment_superpoints
 
 
@@ -196,6 +196,19 @@ def test_a_pixel_that_sticks_out_is_no_edge_but_a_thin_rod_is():
     right, down = depth_edges(depth)
     assert not right[:15].any() and not down[:15].any()
     assert right[20:30, 19:21].all() and down[[19, 29], 20].all()
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize(("steps", "is_edge"), [(MIN_EDGE_LENGTH - 1, False), (MIN_EDGE_LENGTH, True)])
+def test_an_edge_that_ends_inside_is_as_long_as_its_steps_to_whichever_side_it_runs(steps, is_edge, turns):
+    depth = np.full((20, 16), 2.0, np.float32)
+    # Only the step from one half to the other is large enough.
+    depth[:steps, :8], depth[:steps, 8:] = 1.96, 2.04
+    right, down = (np.rot90(edge, -turns) for edge in depth_edges(np.rot90(depth, turns))[:: 1 - turns % 2 * 2])
+    expected = np.zeros_like(right)
+    expected[:steps, 7] = is_edge
+    np.testing.assert_array_equal(right, expected)
+    assert not down.any()
 
 
 @pytest.mark.parametrize("normal", [(0, 0, -1), (0, -1, 0), (0.3, -0.5, -0.8)])
