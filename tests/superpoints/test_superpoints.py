@@ -222,10 +222,11 @@ def long_chains(right, down, valid):
     return right & kept[::2, 1::2], down & kept[1::2, ::2]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_edges_are_those_of_long_chains_with_the_borders_of_holes(seed, monkeypatch):
     rng = np.random.default_rng(seed)
-    depth = rng.choice(np.float32([1, 1, 1, 1, 1, 1, 1, 2, 0]), (9, 11))
+    # Only the step from the least to the largest is an edge, so that edges end anywhere.
+    depth = rng.choice(np.float32([1.96, 2, 2, 2, 2.04, 0]), (40, 36))
     with monkeypatch.context() as patch:
         patch.setattr(geometry, "MIN_EDGE_LENGTH", 0)
         right, down = depth_edges(depth)
