@@ -87,7 +87,10 @@ def write_redwood(folder: Path, frames) -> None:
 
 
 def write_r3d(path: Path, frames, lzfse, *, sizes=True, each=True) -> None:
-    """Colour twice as large as depth; poses relative to the first, in the axes of OpenGL with y up."""
+    """Colour twice as large as depth; poses relative to the first, in the axes of OpenGL with y up.
+
+    `each`: every frame has the camera, and K is wrong; or what stands in that place beside a right K.
+    """
     to_opengl = np.eye(4)
     to_opengl[:3, :3] = [[1, 0, 0], [0, 0, 1], [0, -1, 0]]
     flip = np.diag([1.0, -1, -1, 1])
@@ -110,9 +113,11 @@ def write_r3d(path: Path, frames, lzfse, *, sizes=True, each=True) -> None:
     }
     if sizes:
         metadata.update(dw=WIDTH, dh=HEIGHT)
-    if each:
+    if each is True:
         metadata["perFrameIntrinsicCoeffs"] = [large] * len(frames)
         metadata["K"] = [1.0] * 9
+    elif each:
+        metadata["perFrameIntrinsicCoeffs"] = each
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("metadata", json.dumps(metadata))
         for index, frame in enumerate(frames):

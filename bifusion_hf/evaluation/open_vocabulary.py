@@ -132,6 +132,6 @@ class OpenVocabulary:
 
     def name_objects(self, session: "SceneSession", ids: Sequence[int]) -> list[int]:
         """The label of each object of a session that has this labeler; 0 for one that no frame showed."""
-        found, features = session.views.mean(np.asarray(ids, dtype=np.int64))
+        found, features = session.views.mean(ids)
         labels = dict(zip(found.tolist(), self.best(features).tolist(), strict=True))
         return [labels.get(index, 0) for index in ids]

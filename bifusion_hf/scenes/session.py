@@ -392,7 +392,7 @@ class SceneSession:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"text is {text!r}; expected what to look for")
         labeler, objects = self._needed_labeler(), {item.id: item for item in self.objects(min_views)}
-        ids, features = self.views.mean(np.array(list(objects), dtype=np.int64))
+        ids, features = self.views.mean(list(objects))
         if not len(ids):
             return []
         similarities = features @ labeler.text_features([" ".join(text.split())])[0]

@@ -1,6 +1,6 @@
 """What an image-text model saw of a scene's objects: features of the views in which each is largest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class ViewFeatures:
         views = [*self._views.get(index, []), (int(pixels), np.asarray(feature, dtype=np.float32))]
         self._views[index] = sorted(views, key=lambda view: -view[0])[: self.limit]
 
-    def mean(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def mean(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The mean feature of objects.
 
         Args:

@@ -98,6 +98,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "peak_memory_mb": round(peak_memory_mb()),
         "load": [round(load_before, 2), round(os.getloadavg()[0], 2)],
         "machine": platform.machine(),
+        # The widest vectors that torch uses, on which most of the time depends.
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
     }
@@ -177,7 +179,8 @@ def format_table(result: Mapping[str, Any]) -> str:
     lines = [
         f"Milliseconds (medians of {result['repeats']}) by size, precision and threads, "
         f"{'with' if result['poses'] else 'without'} poses, {result['points']} points, on {result['cores']} "
-        f"{result['machine']} cores; load of the machine {result['load'][0]:g} before, {result['load'][1]:g} after:",
+        f"{result['machine']} cores with {result['vectors']}; load of the machine {result['load'][0]:g} before, "
+        f"{result['load'][1]:g} after:",
         "",
         f"| | {' | '.join(heads)} |",
         "|---|" + "---|" * len(heads),

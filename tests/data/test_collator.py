@@ -101,6 +101,11 @@ def test_extras_of_the_data_set_are_carried(processor, samples):
     batch = processor.collate(extended)
     assert batch["query_seeds"].tolist() == [2**61, 2**61 + 1, 2**61 + 2]
     torch.testing.assert_close(batch["alignment_errors"], torch.full((3,), 0.01))
+    # Numbers of other kinds are of the same type in the batch.
+    for seed, error in ((np.int32(7), np.float64(0.01)), (np.uint8(7), 0)):
+        batch = processor.collate([{**sample, "query_seed": seed, "alignment_error": error} for sample in samples])
+        torch.testing.assert_close(batch["query_seeds"], torch.full((3,), 7))
+        torch.testing.assert_close(batch["alignment_errors"], torch.full((3,), float(error)))
 
 
 def test_images_of_different_size_are_refused(processor, samples):

@@ -37,6 +37,12 @@ def pose(angle=0.3):
     return value
 
 
+def rescaled(factor):
+    value = pose()
+    value[:3, :3] *= factor
+    return value
+
+
 def few_points():
     depth = np.zeros((48, 64))
     depth[:3, :33] = 1.0
@@ -75,6 +81,32 @@ def test_numbers_of_any_kind_are_taken():
     for value, expected in ((frame.intrinsics, INTRINSICS), (frame.camera_to_world, pose())):
         assert value.dtype == np.float64
         np.testing.assert_allclose(value, expected, atol=1e-6)
+
+
+def changed(matrix, row, column, by):
+    result = matrix.copy()
+    result[row, column] += by
+    return result
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "refused"),
+    [
+        ("camera_to_world", changed(pose(), 3, 0, 5e-7), changed(pose(), 3, 0, 2e-6)),
+        ("camera_to_world", changed(pose(), 3, 2, -5e-7), changed(pose(), 3, 2, -2e-6)),
+        ("camera_to_world", changed(pose(), 3, 3, 5e-6), changed(pose(), 3, 3, 5e-5)),
+        ("camera_to_world", rescaled(1.0004), rescaled(1.0006)),
+        ("intrinsics", changed(INTRINSICS, 0, 1, 0.05), changed(INTRINSICS, 0, 1, 0.07)),
+        ("intrinsics", changed(INTRINSICS, 0, 1, -0.05), changed(INTRINSICS, 0, 1, -0.07)),
+        ("intrinsics", changed(INTRINSICS, 1, 0, 5e-7), changed(INTRINSICS, 1, 0, 2e-6)),
+        ("intrinsics", changed(INTRINSICS, 2, 2, 5e-6), changed(INTRINSICS, 2, 2, 5e-5)),
+        ("intrinsics", INTRINSICS, changed(INTRINSICS, 2, 0, 1e-6)),
+    ],
+)
+def test_matrices_may_be_rounded_and_no_more(name, taken, refused):
+    RGBDFrame(**arguments(**{name: taken}))
+    with pytest.raises(ValueError, match=f"room_7: {name} is "):
+        RGBDFrame(**arguments(**{name: refused}))
 
 
 def test_no_measurement_is_zero():

@@ -7,6 +7,7 @@ import pytest
 from augmentation_off import only
 from walk_rows import VIEWS, walk_data
 
+from bifusion_hf.data.alignment import alignment_error
 from bifusion_hf.data.augmentation import AugmentationConfig, JointAugmentation
 from bifusion_hf.data.frames import frame_from_row
 from bifusion_hf.data.mixture import Mixture
@@ -127,6 +128,17 @@ def test_the_images_of_a_window_are_changed_by_the_same_draws(scenes, processor)
         factors = [np.median(new["image"]) / np.median(old["image"]) for new, old in zip(found, plain, strict=True)]
         assert max(factors) - min(factors) < 0.02
     assert flips == {True, False}
+
+
+def test_the_alignment_of_a_window_is_measured_before_its_colours_change(scenes, processor):
+    plain = windows(scenes, processor)[0, 0]["frames"]
+    found = windows(scenes, processor, only(image_flip_probability=1.0, brightness=0.4))[0, 0]["frames"]
+    for old, new in zip(plain, found, strict=True):
+        assert old["alignment_error"] == alignment_error(old)
+        assert new["alignment_error"] == pytest.approx(old["alignment_error"], rel=1e-3)
+        assert alignment_error(new) != pytest.approx(new["alignment_error"], rel=1e-2)
+    batch = WindowCollator(processor)([{"frames": found}])
+    assert batch["alignment_errors"].tolist() == pytest.approx([sample["alignment_error"] for sample in found])
 
 
 def test_draws_follow_seed_epoch_and_scene_alone(scenes, processor):

@@ -83,6 +83,23 @@ def test_truth_of_a_scene_is_without_stuff_and_has_one_class_an_object():
         truth.add(make_frame(instance=None))
 
 
+@pytest.mark.parametrize("class_aware", [False, True])
+def test_ids_of_objects_are_numbered_whatever_they_are(class_aware):
+    """Beginning at 0, with gaps, in the order of the ids."""
+    found = []
+    for first, step in ((0, 1), (1, 1), (5, 40)):
+        truth = SceneTruth(readable_processor(class_aware), voxel_size=0.05)
+        for frame in walk(2):
+            # Objects are 3, 10 and 17.
+            frame.instance = np.where(frame.instance >= 0, first + (frame.instance - 3) // 7 * step, -1)
+            truth.add(frame)
+        found.append(truth.labels())
+    for ids, labels in found:
+        np.testing.assert_array_equal(ids, found[0][0])
+        assert labels.tolist() == ([0, 1, 8] if class_aware else [0, 0, 0])
+    assert np.unique(found[0][0]).tolist() == [-1, 0, 1, 2]
+
+
 def test_evaluation_refuses_frames_without_pose_and_unknown_masks():
     processor = readable_processor(False)
     with pytest.raises(ValueError, match="camera_to_world is None"):
@@ -166,6 +183,26 @@ def test_identity_of_a_hand_made_sequence():
     assert metric.compute()["num_objects"] == 4 and metric.compute()["id_share"] == pytest.approx((4 / 6 + 2) / 3)
     with pytest.raises(ValueError, match="pred_ids"):
         metric.update([1], [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("frames", "switches"),
+    [
+        # Of equal numbers the lowest id leads, whichever led before.
+        ([[7, 7, 7, 7], [8, 8, 7, 7], [7, 7, 9, 9]], 0),
+        ([[8, 8, 8, 8], [8, 8, 7, 7], [8, 8, 8, 8]], 2),
+        ([[8, 8, 8, 8], [8, 8, 8, 7], [9, 9, 8, 8]], 0),
+        # A frame without it is no frame of another.
+        ([[0, 0, 0, 0], [-1, -1, -1, -1], [0, 1, -1, -1]], 0),
+        ([[0, 0, 0, 0], [-1, -1, -1, -1], [-1, -1, -1, 1]], 1),
+    ],
+)
+def test_an_object_is_led_by_its_most_frequent_id(frames, switches):
+    metric = IdentitySteadiness()
+    for pred_ids in frames:
+        metric.update(pred_ids, [3, 3, 3, 3])
+    metric.end_scene()
+    assert metric.compute()["id_switches"] == metric.compute()["id_switches_per_object"] == switches
 
 
 def test_scenes_of_several_processes_are_merged():

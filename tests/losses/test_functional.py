@@ -30,6 +30,15 @@ def test_means_and_lengths_of_16_bit_values_are_those_in_float32(dtype):
     assert not unit_vectors(torch.zeros(1, 3)).any()
 
 
+def test_the_gradient_of_a_vector_without_length_is_bounded():
+    """Up to the bound a vector is divided by the bound, beyond it by its length."""
+    rows = torch.tensor([[0.0, 0, 0], [3e-7, 4e-7, 0], [3e-5, 4e-5, 0], [3, 4, 0]], requires_grad=True)
+    units = unit_vectors(rows)
+    torch.testing.assert_close(units.detach()[:, :2], torch.tensor([[0, 0], [0.3, 0.4], [0.6, 0.8], [0.6, 0.8]]))
+    (units * torch.tensor([0, 0, 1.0])).sum().backward()
+    torch.testing.assert_close(rows.grad[:, 2], torch.tensor([1e6, 1e6, 2e4, 0.2]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cross_entropy_is_torchs(dtype):
     generator = torch.Generator().manual_seed(0)

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from built_kernels import skip_where_not_built
 
 from bifusion_hf.mask_parts import compiled_backend, scipy_backend, separation
 
 
 @pytest.fixture(autouse=True)
 def compiled():
-    if reason := compiled_backend.unavailable_reason():
-        pytest.skip(reason)
+    skip_where_not_built(compiled_backend.KERNELS, compiled_backend.unavailable_reason)
 
 
 def clumps(count, seed=0):

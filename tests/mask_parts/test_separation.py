@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from built_kernels import skip_where_not_built
 
 from bifusion_hf.mask_parts import compiled_backend, scipy_backend, separate_parts, separation, touching_points
 from bifusion_hf.processing_bifusion import BiFusionProcessor
@@ -10,8 +11,8 @@ from bifusion_hf.processing_bifusion import BiFusionProcessor
 def backend(request, monkeypatch):
     if request.param == "scipy":
         monkeypatch.setattr(separation, "choose_backend", lambda: scipy_backend)
-    elif reason := compiled_backend.unavailable_reason():
-        pytest.skip(reason)
+    else:
+        skip_where_not_built(compiled_backend.KERNELS, compiled_backend.unavailable_reason)
 
 
 def plate(x, size=0.2, step=0.02):

@@ -41,6 +41,13 @@ def test_what_a_frame_says_of_its_voxels():
     assert winners.tolist() == [-1, -1, 0]
 
 
+def test_mean_colours_are_rounded_to_the_nearest():
+    scene = SceneMap(0.1)
+    for colors in ([10, 10, 0, 254], [11, 10, 0, 255], [11, 11, 0, 255]):
+        scene.add(np.arange(4), np.zeros((4, 3)), np.repeat(colors, 3).reshape(4, 3), np.full(4, -1))
+    assert scene.colors.dtype == np.uint8 and scene.colors.tolist() == [[11] * 3, [10] * 3, [0] * 3, [255] * 3]
+
+
 def test_means_votes_and_forgetting():
     scene = SceneMap(0.1)
     keys = np.array([3, 8], dtype=np.int64)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from built_kernels import skip_where_not_built
 from sparse_examples import random_grid, slow_convolution
 from torch import nn
 
@@ -40,8 +41,7 @@ def forget():
 
 @pytest.fixture
 def kernels():
-    if reason := compiled_backend.kernels_unavailable_reason():
-        pytest.skip(reason)
+    skip_where_not_built(KERNELS, compiled_backend.kernels_unavailable_reason)
 
 
 @pytest.fixture
@@ -59,6 +59,14 @@ def compiler(tmp_path, monkeypatch, script):
     path.write_text("#!/bin/sh\n" + script)
     path.chmod(0o755)
     monkeypatch.setenv("CC", str(path))
+
+
+@pytest.mark.parametrize("module", [compiled_backend, lines, negatives])
+def test_trials_of_kernels_leave_torchs_generator_alone(kernels, module):
+    """They run at the first call, which is not to decide what a seeded run draws."""
+    before = torch.get_rng_state()
+    (module._test_kernels if module is compiled_backend else module._test_kernel)()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def gradients(features, kernel, grid, weights, backend):

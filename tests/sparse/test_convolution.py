@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from built_kernels import skip_where_not_built
 from sparse_examples import random_coordinates, random_grid, slow_convolution
 from torch import nn
 
@@ -13,7 +14,9 @@ from bifusion_hf.sparse import (
     set_sparse_backend,
 )
 from bifusion_hf.sparse.backends import compiled_backend, products, torch_backend
+from bifusion_hf.sparse.backends.self_test import check_against_torch
 from bifusion_hf.sparse.kernel_maps import kernel_offsets
+from bifusion_hf.sparse.kernels import KERNELS
 
 
 CASES = {
@@ -33,8 +36,8 @@ CASES = {
 
 @pytest.fixture(params=["torch", "compiled"])
 def backend(request):
-    if request.param == "compiled" and (reason := compiled_backend.kernels_unavailable_reason()):
-        pytest.skip(reason)
+    if request.param == "compiled":
+        skip_where_not_built(KERNELS, compiled_backend.kernels_unavailable_reason)
     return request.param
 
 
@@ -335,6 +338,15 @@ def test_deterministic(kind, backend):
             assert torch.equal(first, second)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_the_trial_of_the_onednn_operator_leaves_torchs_generator_alone():
+    """It runs at the first product, which is not to decide what a seeded run draws."""
+    before = torch.get_rng_state()
+    products.onednn_products_work.cache_clear()
+    products.onednn_products_work()
+    check_against_torch(torch_backend.convolve, "cpu", [torch.float32])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_without_the_onednn_operator(monkeypatch):

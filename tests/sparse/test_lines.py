@@ -1,5 +1,6 @@
 import pytest
 import torch
+from built_kernels import skip_where_not_built
 
 from bifusion_hf.sparse import lines
 from bifusion_hf.sparse.lines import find_lines
@@ -26,8 +27,8 @@ def slow(keys, offsets, kernel_size, step):
 def form(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setattr(lines, "kernel_unavailable_reason", lambda: "switched off")
-    elif reason := lines.kernel_unavailable_reason():
-        pytest.skip(reason)
+    else:
+        skip_where_not_built(lines.KERNELS, lines.kernel_unavailable_reason)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
@@ -46,8 +47,7 @@ def test_few_voxels(form, count):
 
 
 def test_any_number_of_threads():
-    if reason := lines.kernel_unavailable_reason():
-        pytest.skip(reason)
+    skip_where_not_built(lines.KERNELS, lines.kernel_unavailable_reason)
     keys, offsets = example(count=4000, top=9000, seed=1)
     expected, threads = lines._searched(keys, offsets, 3, 1), torch.get_num_threads()
     try:

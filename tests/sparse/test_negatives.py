@@ -1,5 +1,6 @@
 import pytest
 import torch
+from built_kernels import skip_where_not_built
 
 from bifusion_hf.sparse import negatives
 from bifusion_hf.sparse.negatives import sum_where_negative
@@ -25,8 +26,8 @@ def slow(values, weights, groups, num_groups):
 def form(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setattr(negatives, "kernel_unavailable_reason", lambda: "switched off")
-    elif reason := negatives.kernel_unavailable_reason():
-        pytest.skip(reason)
+    else:
+        skip_where_not_built(negatives.KERNELS, negatives.kernel_unavailable_reason)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -47,8 +48,7 @@ def test_sizes(form, sizes):
 
 
 def test_both_forms_give_the_same_bits_with_any_number_of_threads_and_layout():
-    if reason := negatives.kernel_unavailable_reason():
-        pytest.skip(reason)
+    skip_where_not_built(negatives.KERNELS, negatives.kernel_unavailable_reason)
     values, weights, groups, num_groups = example(rows=300)
     expected = negatives._by_rows(values, weights, groups, num_groups)
     threads = torch.get_num_threads()
@@ -70,6 +70,7 @@ def test_zeros_and_what_is_no_number_are_not_negative(form, dtype):
 
 
 def test_a_kernel_that_is_wrong_is_not_used(monkeypatch, caplog):
+    skip_where_not_built(negatives.KERNELS, negatives.kernel_unavailable_reason)
     monkeypatch.setattr(negatives, "_compiled", lambda *_: torch.zeros(2, 3, 5))
     negatives.kernel_unavailable_reason.cache_clear()
     try:

@@ -26,10 +26,12 @@ def test_all_pairs(radius, stride):
     assert torch.equal(row, row.sort().values)
 
 
-def test_cap_keeps_the_nearest():
-    grid = random_grid()
+@pytest.mark.parametrize("stride", [1, 4])
+def test_cap_keeps_the_nearest(stride):
+    grid = random_grid(stride=stride)
     row, neighbor = radius_neighbors(grid, 2)
     capped_row, capped = radius_neighbors(grid, 2, max_neighbors=5)
+    assert torch.equal(capped_row, capped_row.sort().values)
     c = grid.coordinates[:, 1:].double()
     for i in range(len(grid)):
         everyone = (c[neighbor[row == i]] - c[i]).square().sum(1).sort().values

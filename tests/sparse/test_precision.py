@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 import torch
+from built_kernels import skip_where_not_built
 from sparse_examples import random_grid
 
 from bifusion_hf.sparse import (
@@ -25,8 +26,8 @@ from bifusion_hf.sparse.kernels import KERNELS
 
 @pytest.fixture(params=["torch", "compiled"])
 def backend(request):
-    if request.param == "compiled" and (reason := compiled_backend.kernels_unavailable_reason()):
-        pytest.skip(reason)
+    if request.param == "compiled":
+        skip_where_not_built(KERNELS, compiled_backend.kernels_unavailable_reason)
     return request.param
 
 
@@ -68,8 +69,7 @@ def test_results_are_rounded_to_the_nearest(backend, is_finished):
 
 def test_the_kernels_round_on_processors_without_such_products_too(tmp_path):
     """Their own conversion: ties to even, what is too small or too large, and what is not a number."""
-    if reason := compiled_backend.kernels_unavailable_reason():
-        pytest.skip(reason)
+    skip_where_not_built(KERNELS, compiled_backend.kernels_unavailable_reason)
     kernels = KERNELS.sources[0]
     source, library = tmp_path / "round.c", tmp_path / "round.so"
     source.write_text(

@@ -202,6 +202,59 @@ def test_tiles():
     assert choose_tile(100_000, 96, 96, torch.float32) == Tile(64, 32, 32, 4)
 
 
+class Noted:
+    """In the place of a kernel: the grids of its launches."""
+
+    def __init__(self):
+        self.grids = []
+
+    def __getitem__(self, grid):
+        self.grids.append(grid)
+        return lambda *arguments, **named: None
+
+
+@pytest.mark.parametrize(
+    ("rows", "volume", "channels", "splits"),
+    [
+        # Small grids by the limit, by what is wanted of two blocks a part, by the offsets; large ones not at all.
+        (100, 27, 16, 8),
+        (64 * 85, 27, 16, 3),
+        (64 * 86, 27, 16, 2),
+        (64 * 128, 27, 16, 2),
+        (64 * 129, 27, 16, 1),
+        (64 * 300, 27, 16, 1),
+        (100, 8, 16, 4),
+        (100, 3, 16, 1),
+        (100, 1, 16, 1),
+        # Blocks of channels are programs too.
+        (64 * 32, 27, 128, 4),
+    ],
+)
+def test_small_grids_are_cut_along_their_offsets(rows, volume, channels, splits, nothing_tried, monkeypatch):
+    """Not into more parts than there are pairs of offsets, nor than fill a GPU: each is written and read again."""
+    kernels = SimpleNamespace(IS_INTERPRETED=False, convolve_rows=Noted(), add_splits=Noted())
+    monkeypatch.setattr(triton_backend, "_kernels", lambda: kernels)
+    kernel_map = KernelMap(torch.full((volume, rows), rows, dtype=torch.int32), rows)
+    features, kernel = torch.zeros(rows, 16), torch.zeros(volume, 16, channels)
+    out = triton_backend.multiply(features, kernel, kernel_map, tile=Tile(64, 16, 64))
+    assert out.shape == (rows, channels)
+    assert kernels.convolve_rows.grids == [(-(-rows // 64) * -(-channels // 64), splits)]
+    assert kernels.add_splits.grids == ([(-(-rows // 32), -(-channels // 64))] if splits > 1 else [])
+
+
+def test_gradients_of_kernels_are_cut_along_many_pairs_alone():
+    """Shares of at least 1,024 pairs, until 512 programs are at work."""
+    shares = [triton_backend.choose_shares(rows, 27) for rows in (1, 1023, 2047, 2048, 20_479, 10**6)]
+    assert shares == [1, 1, 1, 2, 18, 18]
+    assert [triton_backend.choose_shares(10**6, programs) for programs in (1, 256, 257, 512, 5000)] == [
+        512,
+        2,
+        1,
+        1,
+        1,
+    ]
+
+
 def assert_unavailable(caplog, message):
     """Said once; `triton` asked for by name is an error."""
     with caplog.at_level(logging.WARNING):

@@ -6,6 +6,7 @@ import multiprocessing
 import numpy as np
 import pytest
 import torch
+from built_kernels import skip_where_not_built
 
 from bifusion_hf.io import compiled_library
 from bifusion_hf.superpoints.backends import choose_backend, compiled_backend, numpy_backend
@@ -18,8 +19,7 @@ STAGES = [numpy_backend, compiled_backend]
 
 @pytest.fixture(autouse=True)
 def kernels():
-    if reason := compiled_backend.unavailable_reason():
-        pytest.skip(reason)
+    skip_where_not_built(compiled_backend.KERNELS, compiled_backend.unavailable_reason)
 
 
 def make_frame(height, width, seed=0):

@@ -3,12 +3,14 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
-from training_standin import StandIn, make_trainer, recipe
+from training_standin import StandIn, StandInConfig, make_trainer, recipe
 
+from bifusion_hf.training import checkpoints
 from bifusion_hf.training.checkpoints import (
     CheckpointError,
     checkpoints_folder,
@@ -140,6 +142,31 @@ def test_checkpoint_is_complete_and_loads_with_from_pretrained(tmp_path):
     final = StandIn.from_pretrained(trainer.output_dir / "final").state_dict()
     assert torch.equal(final["inner.weight"], trainer.ema.module.state_dict()["inner.weight"])
     assert not torch.equal(final["inner.weight"], loaded.inner.weight)
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+@pytest.mark.parametrize("in_parts", [True, False])
+def test_processes_wait_for_the_weights_alone_that_lie_in_parts(in_parts, is_main, tmp_path, monkeypatch):
+    """They go on to gather the optimizer's state, which fails for all where the first one could not write."""
+    network, hooks, met = StandIn(StandInConfig()), [], []
+    accelerator = SimpleNamespace(
+        is_main_process=is_main,
+        process_index=1 - is_main,
+        register_save_state_pre_hook=hooks.append,
+        register_load_state_pre_hook=lambda hook: None,
+    )
+    monkeypatch.setattr(checkpoints, "has_parts", lambda parameter: in_parts and parameter is network.gate.weight)
+    monkeypatch.setattr(checkpoints, "gather_object", lambda values: met.extend(values) or ["no space"] * len(values))
+    checkpoints.register_weights(accelerator, network, None, None)
+    weights = [network.state_dict()]
+    if in_parts:
+        with pytest.raises(CheckpointError, match="no space"):
+            hooks[0]([network], weights, str(tmp_path))
+    else:
+        hooks[0]([network], weights, str(tmp_path))
+    assert met == [None] * in_parts and weights == []
+    names = {"config.json", "model.safetensors"} if is_main else set()
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounting a small disk needs root")

@@ -36,7 +36,8 @@ def test_every_update_is_a_slice_of_its_epochs_permutation():
 @pytest.mark.parametrize("start", [0, 1, 2, 3, 4])
 def test_a_resumed_sampler_goes_on_in_the_middle_of_an_epoch(start):
     keys = list(UpdateSampler(10, 4, 5, seed=3))
-    assert list(UpdateSampler(10, 4, 5, seed=3, start_update=start)) == keys[4 * start :]
+    resumed = UpdateSampler(10, 4, 5, seed=3, start_update=start)
+    assert list(resumed) == keys[4 * start :] and len(resumed) == len(keys) - 4 * start
 
 
 MIXTURE = Mixture({"a": range(7), "b": range(3)}, {"a": 1, "b": 1})

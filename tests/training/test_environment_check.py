@@ -1,3 +1,4 @@
+import importlib.metadata
 import os
 import shutil
 from types import SimpleNamespace
@@ -5,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from bifusion_hf.training.environment_check import EnvironmentCheck
+from bifusion_hf.training.environment_check import EnvironmentCheck, _version
 
 
 def test_the_disk_has_to_hold_ten_copies_of_the_weights(tmp_path, monkeypatch):
@@ -21,3 +22,10 @@ def test_the_disk_has_to_hold_ten_copies_of_the_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ValueError, match="cannot write in"):
         EnvironmentCheck._output(check)
+
+
+@pytest.mark.parametrize(
+    ("package", "distribution"), [("torch", "torch"), ("PIL", "pillow"), ("yaml", "PyYAML"), ("no_such_package", None)]
+)
+def test_versions_are_found_by_the_name_of_the_import_too(package, distribution):
+    assert _version(package) == (distribution and importlib.metadata.version(distribution))

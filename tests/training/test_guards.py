@@ -14,18 +14,35 @@ from bifusion_hf.training.guards import (
 )
 
 
-def test_out_of_memory_says_how_large_the_batch_was():
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        torch.OutOfMemoryError("no such words"),
+        MemoryError(),
+        # What allocators other than PyTorch's of CUDA raise.
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_says_how_large_the_batch_was(error):
     batch = {
         "points": torch.zeros(2, 9, 3),
         "superpoint_ids": torch.tensor([[0, 1, 1], [0, 4, -1]]),
         "frame_ids": ["desk", "chair"],
     }
-    error = torch.OutOfMemoryError("CUDA out of memory.")
     expected = r"a batch of {'points': \[2, 9, 3\]}, up to 5 superpoints, frames desk, chair\. .*batch_size 6 -> 3"
-    with pytest.raises(OutOfMemoryError, match=expected):
+    with pytest.raises(OutOfMemoryError, match=expected) as raised:
         explain_out_of_memory(error, batch, TrainingArguments(batch_size=6))
-    # Any other error is for others to tell.
-    assert explain_out_of_memory(RuntimeError("shapes differ"), batch, TrainingArguments()) is None
+    assert raised.value.__cause__ is error
+    # Without superpoints, names and tensors of this name.
+    expected = r"a batch of \{\}, up to \? superpoints, frames \. .*batch_size 1 -> 1 "
+    with pytest.raises(OutOfMemoryError, match=expected):
+        explain_out_of_memory(error, {"points": None}, TrainingArguments(batch_size=1))
+
+
+def test_other_errors_are_for_others_to_tell():
+    for error in (RuntimeError("shapes differ"), ValueError("CUDA out of memory.")):
+        assert explain_out_of_memory(error, {}, TrainingArguments()) is None
 
 
 @pytest.mark.parametrize(("scale", "in_a_row"), [(2.0, 0), (1.0, 1)])

@@ -114,6 +114,20 @@ def test_what_an_update_and_an_evaluation_leave(make_recorder, tmp_path, capsys)
     assert (tmp_path / "run" / CURVES_FILE).is_file()
 
 
+def test_the_bar_shows_rates_shares_and_the_terms_that_are_there(make_recorder, monkeypatch):
+    recorder, clock, _ = make_recorder()
+    monkeypatch.setattr("bifusion_hf.training.metrics.memory_gib", lambda device: 1.26)
+    shown = {}
+    monkeypatch.setattr(recorder.bar, "set_postfix", lambda values, refresh: shown.update(values))
+    for name, seconds in (("data", 2), ("compute", 6)):
+        with recorder.timer.part(name):
+            clock[0] += seconds
+    clock[0] += 2
+    recorder.advance({"points": 4000, "loss": 2.0, "loss_dice": 0.12345, "grad_norm": 9.0}, 1.5e-3)
+    expected = {"loss": "2.000", "loss_dice": "0.123", "lr": "1.5e-03", "data/compute": "20/60%"}
+    assert list(shown.items()) == [*expected.items(), ("points/s", "400"), ("GiB", "1.3")]
+
+
 def test_other_processes_write_nothing(make_recorder, tmp_path, capsys):
     recorder, _, tracked = make_recorder(is_main_process=False)
     recorder.info("here")

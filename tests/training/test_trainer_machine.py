@@ -1,4 +1,5 @@
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,6 +130,30 @@ def test_more_processes_than_gpus_are_refused_and_the_cpu_can_be_asked_for(tmp_p
         make_trainer(recipe(tmp_path))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert make_trainer(recipe(tmp_path)).accelerator.device.type == "cpu"
+
+
+def test_an_accelerator_that_does_not_run_what_was_launched_is_refused(monkeypatch):
+    """N processes that each do everything alone would write one folder."""
+    given, device = {}, torch.device("cpu")
+
+    def make(**options):
+        given.update(options)
+        return SimpleNamespace(num_processes=2, mixed_precision=options["mixed_precision"], device=device)
+
+    monkeypatch.setattr(bifusion_hf.training.setup, "Accelerator", make)
+    launched = bifusion_hf.training.setup.launched_accelerator
+    for world in ("1", "3"):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        with pytest.raises(ValueError, match=f"{world} processes were launched, but Accelerate runs 2"):
+            launched("no", cpu=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launched("bf16", cpu=True, log_with=None).num_processes == 2
+    assert given == {"mixed_precision": "bf16", "cpu": True, "log_with": None}
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        launched("fp16", cpu=True)
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(ValueError, match="1 processes were launched"):
+        launched(None, cpu=True)
 
 
 def test_deterministic_is_passed_on(tmp_path):

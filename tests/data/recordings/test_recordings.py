@@ -94,6 +94,24 @@ def test_record3d(sizes, each, tmp_path):
         open_recording(path)
 
 
+@pytest.mark.parametrize(
+    ("each", "own"),
+    [
+        ([[90.0, 92, 30, 20]], [True, False, False]),
+        ([[90.0, 92, 30], [90.0, 92, 30, 20], "none"], [False, True, False]),
+        # What follows the four numbers is of no camera.
+        ([None, [], [90.0, 92, 30, 20, 7, 8]], [False, False, True]),
+        ({"0": [90.0, 92, 30, 20]}, [False] * 3),
+    ],
+)
+def test_a_frame_of_record3d_without_a_camera_of_its_own_has_that_of_all(each, own, tmp_path):
+    frames = make_frames()
+    write_r3d(tmp_path / "take.r3d", frames, pytest.importorskip("lzfse"), each=each)
+    for read, frame, is_own in zip(open_recording(tmp_path / "take.r3d"), frames, own, strict=True):
+        expected = [[45, 0, 14.75], [0, 46, 9.75], [0, 0, 1]] if is_own else frame.intrinsics
+        np.testing.assert_allclose(read.intrinsics, expected, atol=1e-9)
+
+
 def test_frames_without_poses(tmp_path):
     write_folders(tmp_path, make_frames(), poses=False)
     recording = open_recording(tmp_path)

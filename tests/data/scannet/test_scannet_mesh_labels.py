@@ -72,6 +72,20 @@ def test_the_distance_limit_grows_beyond_two_metres():
     assert (MeshLabels(near, faces, labels).label(frame_of(depth - 2, pose()))[0] == -1).all()
 
 
+@pytest.mark.parametrize("distance", [0.4, 1.0])
+def test_near_surfaces_are_labelled_as_far_ones_are(distance):
+    """Of a wall before a wall, and where nothing was measured there is none of either."""
+    corners = np.array([[-9, 0, -9], [9, 0, -9], [9, 0, 9], [-9, 0, 9.0]])
+    vertices = np.concatenate([corners + [0, distance, 0], corners + [0, 3, 0]])
+    faces = np.array([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
+    labels = VertexLabels(np.repeat([0, 5], 4).astype(np.int32), np.repeat([7, 1], 4).astype(np.int32))
+    depth = np.full(DEPTH_SIZE[::-1], distance)
+    depth[:, ::3], depth[:, 1::3] = 0, 3
+    instance, raw_ids = MeshLabels(vertices, faces, labels).label(frame_of(depth, pose()))
+    for start, name, raw_id in ((0, -1, 0), (1, 5, 1), (2, 0, 7)):
+        assert (instance[:, start::3] == name).all() and (raw_ids[:, start::3] == raw_id).all()
+
+
 def test_the_nearest_sample_decides_as_a_search_over_all_triangles_does():
     """Against the exact distance of each pixel's point to every triangle, on a mesh of small triangles."""
     rng = np.random.default_rng(0)

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from perfect_network import readable_processor
+
+from bifusion_hf.batch import Processes
+from bifusion_hf.evaluation import PredictionFile
+from bifusion_hf.evaluation.evaluator import FramePrediction
+from bifusion_hf.evaluation.prediction_shards import shard_folder, write_in_shards
+
+
+COUNT = 7
+
+
+def write(path, processes=None, settings=None):
+    """A file of seven frames in shards of two; gives the rows that were predicted."""
+    seen = []
+
+    def predict(rows, writer):
+        for row in rows:
+            seen.append(row)
+            masks = np.random.default_rng(row).random((2, 9)) < 0.5
+            scores, labels = np.array([0.9, 0.1], np.float32) / (row + 1), np.zeros(2, np.int64)
+            writer.write(FramePrediction(f"frame {row}", np.arange(9), masks, scores, labels))
+
+    options = {"shard_size": 2, "processes": processes}
+    write_in_shards(path, COUNT, predict, readable_processor(False), None, settings or {"seed": 0}, **options)
+    return seen
+
+
+class Launched(Processes):
+    """One of two processes; the second one runs where the first one shares the work."""
+
+    def __init__(self, rank, path, told):
+        super().__init__(rank, 2)
+        self.__dict__.update(path=path, told=told)
+
+    def share(self, shards):
+        if self.is_main:
+            self.told["left"] = list(shards)
+            self.told["second"] = write(self.path, Launched(1, self.path, self.told))
+        return dict.fromkeys(self.told["left"][self.rank :: 2])
+
+    def gather(self, value):
+        self.told.setdefault("met", []).append((self.rank, self.path.exists()))
+        return [value] * 2
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    path = tmp_path_factory.mktemp("alone") / "predictions.parquet"
+    assert write(path) == list(range(COUNT))
+    return path
+
+
+def test_shards_become_one_file_in_the_order_of_the_frames(alone):
+    assert [prediction.frame_id for prediction in PredictionFile(alone)] == [f"frame {row}" for row in range(COUNT)]
+    assert [path.name for path in alone.parent.iterdir()] == ["predictions.parquet"]
+
+
+def test_each_process_makes_its_shards_and_the_first_one_the_file_when_all_are_done(alone, tmp_path):
+    path, told = tmp_path / "predictions.parquet", {}
+    assert write(path, Launched(0, path, told)) == [0, 1, 4, 5]
+    assert told["second"] == [2, 3, 6] and told["met"] == [(1, False), (0, False)]
+    assert path.read_bytes() == alone.read_bytes() and not shard_folder(path).exists()
+
+
+def test_what_is_there_is_not_made_again_and_settings_do_not_mix(alone, tmp_path, monkeypatch):
+    path = tmp_path / "predictions.parquet"
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bifusion_hf.evaluation.prediction_shards.delete_folder", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write(path)
+    monkeypatch.undo()
+    shards = sorted(shard_folder(path).glob("shards/*.parquet"))
+    assert len(shards) == 4
+    for shard in (path, shards[1], shards[3]):
+        shard.unlink()
+    with pytest.raises(ValueError, match="another seed"):
+        write(path, settings={"seed": 1})
+    assert write(path) == [2, 3, 6] and path.read_bytes() == alone.read_bytes()
