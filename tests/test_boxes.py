@@ -56,6 +56,18 @@ def test_a_box_is_that_of_two_quantiles(count):
     np.testing.assert_array_equal(bounding_box(points), bounding_box(points, OUTERMOST))
 
 
+@pytest.mark.parametrize("count", [2, 300])
+def test_points_of_single_precision_have_the_box_of_the_same_points_in_double(count):
+    points = block((3, 2, 1), count).astype(np.float32) + np.float32(1000)
+    found, expected = bounding_box(points), bounding_box(points.astype(np.float64))
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, expected)
+    found, expected = oriented_box(points), oriented_box(points.astype(np.float64))
+    for name, value in expected.items():
+        assert found[name].dtype == np.float64
+        np.testing.assert_array_equal(found[name], value)
+
+
 def test_a_few_points_and_none():
     one = describe_points(np.array([[1.0, 2.0, 3.0]], dtype=np.float32))
     assert one["centroid"] == [1, 2, 3] and one["box_3d"] == [1, 2, 3, 1, 2, 3]

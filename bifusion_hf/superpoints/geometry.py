@@ -30,10 +30,10 @@ def depth_edges(depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     right, down = _edges_along_rows(depth), _edges_along_rows(depth.T).T
     valid = depth > 0
     # Cracks between pixels on a grid of twice the size: pixels at even places, cracks between them, corners at odd.
+    upright, level = right | (valid[:, :-1] != valid[:, 1:]), down | (valid[:-1] != valid[1:])
     cracks = np.zeros((2 * depth.shape[0] - 1, 2 * depth.shape[1] - 1), bool)
-    cracks[::2, 1::2] = right | (valid[:, :-1] != valid[:, 1:])
-    cracks[1::2, ::2] = down | (valid[:-1] != valid[1:])
-    cracks[1::2, 1::2] = cracks[:-1:2, 1::2] | cracks[2::2, 1::2] | cracks[1::2, :-1:2] | cracks[1::2, 2::2]
+    cracks[::2, 1::2], cracks[1::2, ::2] = upright, level
+    cracks[1::2, 1::2] = upright[:-1] | upright[1:] | level[:, :-1] | level[:, 1:]
     chains, number = ndimage.label(cracks)
     # A chain of n cracks has n - 1 to n + 1 corners.
     long = np.bincount(chains.ravel(), minlength=number + 1) >= 2 * MIN_EDGE_LENGTH

@@ -79,8 +79,7 @@ def segment_superpoints(
         color_scale=COLOUR_SCALE,
         normal_scale=NORMAL_SCALE,
     )
-    if color_blur > 0:
-        features[:3] = _blurred(features[:3], depth, 0.5 * unit, color_blur * float(intrinsics[0, 0]))
+    features[:3] = _blurred(features[:3], depth, 0.5 * unit, color_blur * float(intrinsics[0, 0]))
     contrast, levels = stages.link_contrast(features, links)
 
     regions = stages.watershed(levels, _grid_seeds(levels, valid, max(FIRST_REGIONS, 5 * num_segments)), valid)

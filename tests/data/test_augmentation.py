@@ -356,6 +356,9 @@ def test_a_tilt_turns_up_by_at_most_its_range(sample):
         # Vertical goes to the side that the axis asks for, but nothing turns about the vertical.
         assert turned[0, 1] == pytest.approx(turned[1, 0], abs=1e-5)
     assert 0.4 < max(angles) <= 0.5 and min(angles) < 0.1
+    by_default = [augment(sample, seed, tilt_probability=1.0)["camera_rotation"] for seed in range(60)]
+    angles = np.degrees(np.arccos([(turned @ sample["camera_rotation"].T)[2, 2] for turned in by_default]))
+    assert 28 < max(angles) <= 30
 
 
 def test_rescaling_is_uniform_in_the_logarithm(sample):

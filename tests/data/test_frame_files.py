@@ -202,6 +202,14 @@ def test_label_map(tmp_path):
     Image.fromarray((labels + 1).astype(np.uint16)).save(tmp_path / "s.png")
     for name in ("s.npy", "s.png"):
         np.testing.assert_array_equal(read_label_map(tmp_path / name, (2, 3)), labels)
+    # Programs for labelling give each number a colour, or one bit says where the only object is.
+    few = np.array([[-1, 0, 1], [2, 2, -1]])
+    indexed = Image.fromarray((few + 1).astype(np.uint8))
+    indexed.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200, 9, 9, 9])
+    indexed.save(tmp_path / "p.png")
+    np.testing.assert_array_equal(read_label_map(tmp_path / "p.png"), few)
+    Image.fromarray(few >= 0).save(tmp_path / "b.png")
+    np.testing.assert_array_equal(read_label_map(tmp_path / "b.png"), np.where(few >= 0, 0, -1))
     with pytest.raises(ValueError, match=r"s\.png: has shape \(2, 3\) and dtype uint16; expected integers \(3, 2\)"):
         read_label_map(tmp_path / "s.png", (3, 2))
 

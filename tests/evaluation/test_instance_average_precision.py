@@ -355,6 +355,21 @@ def test_malformed_input_is_refused_and_adds_nothing(change, message):
     assert metric.num_frames == 1
 
 
+def test_instances_need_no_labels_where_there_is_one_class():
+    """There are as many as the ids say."""
+    metric = InstanceAveragePrecision(None)
+    metric.update(np.zeros((0, 0), bool), [], None, np.zeros(0, int), None)
+    metric.update(np.zeros((0, 500), bool), [], None, np.full(500, -1), None)
+    assert math.isnan(metric.compute()["all_ap"])
+    ids = ids_of(50, 100, 200, 0, 300)
+    metric.update(np.array([ids == 0, ids == 3]), [0.9, 0.8], None, ids, None)
+    assert metric.compute()["num_instances"] == 3
+    for last in (-1, 0, 4):
+        with pytest.raises(ValueError, match=f"gt_instance_ids has values -2..{last}; expected -1..{last}"):
+            metric.update(np.zeros((0, 2), bool), [], None, np.array([-2, last]), None)
+    assert metric.num_frames == 3
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -4,6 +4,8 @@ import signal
 import time
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from frame_factory import make_frame
 from PIL import Image
@@ -11,9 +13,10 @@ from processes import join, run_processes
 
 from bifusion_hf.batch import LocalEngine, launched_processes
 from bifusion_hf.data.frames import frame_from_row, load_frames
+from bifusion_hf.io.files import DataFileError
 from bifusion_hf.io.storage import Folder
 from bifusion_hf.prediction import shards
-from bifusion_hf.prediction.files import read_about, read_results
+from bifusion_hf.prediction.files import merge_results, read_about, read_results
 from bifusion_hf.prediction.segmenter import load_segmenter
 from bifusion_hf.prediction.shards import PRELOAD, predict_shards
 from bifusion_hf.prediction.sources import DataSetFrames, RecordingFrames
@@ -71,6 +74,24 @@ def test_all_in_one_file(alone):
     for frame in (*merged, *apart):
         frame["segments"] = [{**segment, "mask": segment["mask"].tolist()} for segment in frame["segments"]]
     assert merged == apart
+
+
+def test_files_that_are_no_results_are_named(tmp_path):
+    folder = Folder(tmp_path)
+    pq.write_table(pa.table({"number": [1], "text": ["a"]}), tmp_path / "table.parquet")
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
+    for name, message in (
+        ("table.parquet", r"table\.parquet: has the columns \['number', 'text'\]; not results"),
+        ("damaged.parquet", r"damaged\.parquet: is no file of results \("),
+    ):
+        for use in (
+            lambda name: list(read_results(folder, [name])),
+            lambda name: read_about(folder, name),
+            lambda name: merge_results(folder, [name], "all.parquet", {}),
+        ):
+            with pytest.raises(DataFileError, match=message):
+                use(name)
+    assert not (tmp_path / "all.parquet").exists()
 
 
 def test_a_run_goes_on_and_settings_never_mix(alone, frames_folder, settings, tmp_path, capsys):

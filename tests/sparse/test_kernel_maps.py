@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from launch_counter import DEVICE, LaunchCounter
 from sparse_examples import random_grid
 
-from bifusion_hf.sparse import VoxelGrid
+from bifusion_hf.sparse import VoxelGrid, gather_plan
 from bifusion_hf.sparse.gather_plan import GatherPlan
 from bifusion_hf.sparse.kernel_maps import kernel_offsets
 
@@ -73,12 +76,7 @@ def test_neighbours_do_not_wrap_around():
         grid.kernel_maps("submanifold", 3, dilation=6144)
 
 
-@pytest.mark.parametrize("parts", [1, 3, 9, 27])
-@pytest.mark.parametrize("count", [1, 40, 900, 3000])
-def test_plan_covers_every_pair_once(parts, count):
-    grid = random_grid(count=count, low=-8, high=8, samples=1)
-    table = grid.kernel_maps("submanifold", 3).forward.table
-    plan = GatherPlan(table, len(grid), parts)
+def check_plan(plan, table, grid):
     found = torch.zeros_like(table) + len(grid)
     times = torch.zeros_like(table)
     for chunk in plan.chunks:
@@ -94,6 +92,35 @@ def test_plan_covers_every_pair_once(parts, count):
     # The first part is the middle offset's, so its chunks write every row before others add to it.
     first = torch.cat([chunk.rows for chunk in plan.chunks if chunk.is_first])
     assert plan.covers_rows and torch.equal(first.sort().values, torch.arange(len(grid)))
+
+
+@pytest.mark.parametrize("parts", [1, 3, 9, 27])
+@pytest.mark.parametrize("count", [1, 40, 900, 3000])
+def test_plan_covers_every_pair_once(parts, count):
+    grid = random_grid(count=count, low=-8, high=8, samples=1)
+    table = grid.kernel_maps("submanifold", 3).forward.table
+    check_plan(GatherPlan(table, len(grid), parts), table, grid)
+
+
+@pytest.mark.parametrize("count", [1, 100, 101, 250])
+def test_plan_of_a_gpu_covers_every_pair_once_in_the_order_of_the_rows(count, monkeypatch):
+    monkeypatch.setattr(gather_plan, "CUDA_CHUNK_ROWS", 100)
+    grid = random_grid(count=count, low=-8, high=8, samples=1)
+    table = grid.kernel_maps("submanifold", 3).forward.table
+    with LaunchCounter() as counter:
+        on_device = table.to(DEVICE)
+        waits = counter.waits.total()
+        plan = GatherPlan(on_device, len(grid))
+        assert counter.waits.total() == waits
+        assert (
+            {chunk.rows.device for chunk in plan.chunks} == {chunk.indices.device for chunk in plan.chunks} == {DEVICE}
+        )
+        for chunk in plan.chunks:
+            chunk.rows, chunk.indices = chunk.rows.cpu(), chunk.indices.cpu()
+            chunk.offsets = replace(chunk.offsets, device=chunk.rows.device)
+    assert all(len(chunk.rows) <= 100 and chunk.offsets.is_all and chunk.is_first for chunk in plan.chunks)
+    assert torch.equal(torch.cat([chunk.rows for chunk in plan.chunks]), torch.arange(len(grid)))
+    check_plan(plan, table, grid)
 
 
 def test_plan_without_rows():

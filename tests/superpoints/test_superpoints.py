@@ -5,9 +5,10 @@ from scipy import ndimage
 from superpoint_metrics import oracle_ious, undersegmentation_error
 
 from bifusion_hf.data.frames import frame_from_row, load_frames
+from bifusion_hf.superpoints import geometry
 from bifusion_hf.superpoints import segmentation as superpoints
 from bifusion_hf.superpoints.colour import rgb_to_lab
-from bifusion_hf.superpoints.geometry import depth_edges, estimate_normals, surface_links
+from bifusion_hf.superpoints.geometry import MIN_EDGE_LENGTH, depth_edges, estimate_normals, surface_links
 from bifusion_hf.superpoints.segmentation import segment_superpoints
 
 
@@ -196,6 +197,56 @@ def test_a_pixel_that_sticks_out_is_no_edge_but_a_thin_rod_is():
     right, down = depth_edges(depth)
     assert not right[:15].any() and not down[:15].any()
     assert right[20:30, 19:21].all() and down[[19, 29], 20].all()
+
+
+def long_chains(right, down, valid):
+    """The edges that are left of those given: cracks between pixels whose chain, with the corners, has 12 or more."""
+    rows, columns = valid.shape
+    cracks = {(2 * y, 2 * x + 1) for y, x in np.argwhere(right | (valid[:, 1:] != valid[:, :-1])).tolist()}
+    cracks |= {(2 * y + 1, 2 * x) for y, x in np.argwhere(down | (valid[1:] != valid[:-1])).tolist()}
+
+    def beside(place):
+        for y, x in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+            yield place[0] + y, place[1] + x
+
+    corners = {at for crack in cracks for at in beside(crack) if at[0] % 2 and at[1] % 2}
+    corners = {at for at in corners if 0 < at[0] < 2 * rows - 1 and 0 < at[1] < 2 * columns - 1}
+    left, kept = cracks | corners, set()
+    while left:
+        chain = todo = {left.pop()}
+        while todo:
+            todo = {at for place in todo for at in beside(place)} & left
+            left, chain = left - todo, chain | todo
+        kept |= chain if len(chain) >= 2 * MIN_EDGE_LENGTH else set()
+    kept = np.array([[(y, x) in kept for x in range(2 * columns - 1)] for y in range(2 * rows - 1)])
+    return right & kept[::2, 1::2], down & kept[1::2, ::2]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_edges_are_those_of_long_chains_with_the_borders_of_holes(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    # Only the step from the least to the largest is an edge, so that edges end anywhere.
+    depth = rng.choice(np.float32([1.96, 2, 2, 2, 2.04, 0]), (40, 36))
+    with monkeypatch.context() as patch:
+        patch.setattr(geometry, "MIN_EDGE_LENGTH", 0)
+        right, down = depth_edges(depth)
+    expected = long_chains(right, down, depth > 0)
+    for found, edge in zip(depth_edges(depth), expected, strict=True):
+        np.testing.assert_array_equal(found, edge)
+    assert (right.sum() + down.sum()) > sum(edge.sum() for edge in expected) > 0
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize(("steps", "is_edge"), [(MIN_EDGE_LENGTH - 1, False), (MIN_EDGE_LENGTH, True)])
+def test_an_edge_that_ends_inside_is_as_long_as_its_steps_to_whichever_side_it_runs(steps, is_edge, turns):
+    depth = np.full((20, 16), 2.0, np.float32)
+    # Only the step from one half to the other is large enough.
+    depth[:steps, :8], depth[:steps, 8:] = 1.96, 2.04
+    right, down = (np.rot90(edge, -turns) for edge in depth_edges(np.rot90(depth, turns))[:: 1 - turns % 2 * 2])
+    expected = np.zeros_like(right)
+    expected[:steps, 7] = is_edge
+    np.testing.assert_array_equal(right, expected)
+    assert not down.any()
 
 
 @pytest.mark.parametrize("normal", [(0, 0, -1), (0, -1, 0), (0.3, -0.5, -0.8)])

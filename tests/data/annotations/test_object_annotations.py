@@ -179,6 +179,26 @@ def test_what_is_small_lies_on_what_is_large(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("kind", ["COCO", "YOLO"])
+@pytest.mark.parametrize(
+    ("axis", "old", "new", "reaches_out"),
+    [
+        (0, 4, -0.5, True), (0, 12, WIDTH + 0.5, True), (1, 6, -0.5, True), (1, 16, HEIGHT + 0.5, True),
+        (0, 4, -0.01, False), (0, 12, WIDTH + 0.01, False), (1, 6, -0.01, False), (1, 16, HEIGHT + 0.01, False),
+    ],
+)  # fmt: skip
+def test_one_corner_outside_of_one_side_is_told_and_rounding_is_not(kind, axis, old, new, reaches_out, tmp_path):
+    polygon = np.reshape(SQUARE, (-1, 2)).astype(float)
+    polygon[np.flatnonzero(polygon[:, axis] == old)[0], axis] = new
+    polygon = polygon.reshape(-1).tolist()
+    if kind == "COCO":
+        path = write(tmp_path, coco({"segmentation": [polygon]}))
+    else:
+        path = yolo_folder(tmp_path, f"1 {fractions(polygon)}")
+    notes = draw(open_annotations(path)).notes
+    assert sorted(notes) == ["objects of mug"] + ["objects that reach out of the image, cut off"] * reaches_out
+
+
 def test_an_image_without_objects_is_annotated(tmp_path):
     for annotations in (
         open_annotations(write(tmp_path / "a", coco())),

@@ -258,6 +258,23 @@ def test_what_is_no_recording_is_refused_with_what_was_found(tmp_path):
             open_recording(tmp_path, **options)
 
 
+@pytest.mark.parametrize("name", ["{}", "take 2, frame {}", "{}-000001"])
+@pytest.mark.parametrize("place", ["{part}/{name}.png", "{part}/{name}.NPY", "{name}/{part}.png"])
+def test_frames_come_in_the_order_of_the_numbers_in_their_names(place, name, tmp_path):
+    """Not in that of their letters, where 11 comes before 9."""
+    save_text(tmp_path / "intrinsic.txt", np.eye(3))
+    for number in (100, 9, 11, 0, 2):
+        for part in ("color", "depth"):
+            path = tmp_path / place.format(part=part, name=name.format(number))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            # What is no frame lies beside them.
+            path.with_name("notes.txt").touch()
+    (tmp_path / "notes").mkdir()
+    found = open_recording(tmp_path).ids
+    assert found == [f"{tmp_path.name}_{name.format(number)}" for number in (0, 2, 9, 11, 100)]
+
+
 def test_images_of_different_names_or_numbers(tmp_path):
     frames = make_frames()
     write_folders(tmp_path, frames)

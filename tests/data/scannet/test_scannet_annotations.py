@@ -26,6 +26,9 @@ def test_label_table(tmp_path):
     # The published table has names twice, with other ids further down.
     path.write_text(LABEL_MAP + "\n9\tchair\tsofa\t1\n9\tsofa\tsofa\t1")
     assert read_label_ids(path) == {**IDS, "sofa": 9}
+    # Quotes and commas are letters like others.
+    path.write_text(LABEL_MAP + '\n4\t"exit" sign\tsign\t1\n5\t"\tmark\t1\n6\tlamp, tall\tlamp\t1')
+    assert read_label_ids(path) == {**IDS, '"exit" sign': 4, '"': 5, "lamp, tall": 6}
 
 
 @pytest.mark.parametrize(

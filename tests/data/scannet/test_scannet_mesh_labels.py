@@ -107,6 +107,21 @@ def test_the_nearest_sample_decides_as_a_search_over_all_triangles_does():
     assert (labeller._instance[nearest] == expected)[clear].mean() > 0.99
 
 
+@pytest.mark.parametrize("edge", [0.7, 1.0, 1.01, 1.99, 2.01, 3.5])
+def test_triangles_of_every_size_are_sampled_densely_enough(edge):
+    """Triangles of at most the limit, tall, flat and with equal sides, have no point farther than this from a corner;
+    the edges are in units of it."""
+    corners = edge * np.array([[0, 0], [1, 0], [0.5, np.sqrt(0.75)], [0.5, 0.1]])
+    vertices = 0.05 * np.column_stack([corners, np.zeros(4)])
+    faces = np.array([[0, 1, 2], [0, 1, 3]])
+    labels = VertexLabels(np.arange(4, dtype=np.int32), np.zeros(4, np.int32))
+    labeller = MeshLabels(vertices, faces, labels, 0.05)
+    weights = np.random.default_rng(0).dirichlet(np.ones(3), 2000)
+    for face in faces:
+        distance, nearest = labeller._tree.query(weights @ vertices[face])
+        assert distance.max() <= 0.05 / np.sqrt(3) + 1e-9
+
+
 def test_malformed_input_is_refused():
     with pytest.raises(ValueError, match="36 vertices, 35 of them with labels"):
         MeshLabels(VERTICES, FACES, VertexLabels(LABELS.instance[:35], LABELS.raw_ids[:35]))
