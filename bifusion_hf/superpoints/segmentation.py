@@ -79,7 +79,9 @@ def segment_superpoints(
         color_scale=COLOUR_SCALE,
         normal_scale=NORMAL_SCALE,
     )
-    features[:3] = _blurred(features[:3], depth, 0.5 * unit, color_blur * float(intrinsics[0, 0]))
+    # A blur of 0 changes nothing, and takes time.
+    if color_blur > 0:
+        features[:3] = _blurred(features[:3], depth, 0.5 * unit, color_blur * float(intrinsics[0, 0]))
     contrast, levels = stages.link_contrast(features, links)
 
     regions = stages.watershed(levels, _grid_seeds(levels, valid, max(FIRST_REGIONS, 5 * num_segments)), valid)
