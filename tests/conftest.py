@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def device_of_no_earlier_test(monkeypatch):
     """A command that a test calls would choose the device of all tests after it."""
     for name in _DEVICE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def accelerate_state_of_no_earlier_test():
+    """Accelerate keeps its state in class attributes, and refuses another precision than the first one."""
+    yield
+    if "accelerate.state" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@ import json
 import datasets
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 from bifusion_hf.data.frames import frame_features, load_frames
 from bifusion_hf.rooms.dataset import frames_hash
@@ -11,13 +10,10 @@ from bifusion_hf.rooms.photometric import PHOTOMETRIC_CLASSES
 
 
 @pytest.fixture(autouse=True)
-def own_state(tmp_path_factory, monkeypatch):
-    """Of Accelerate, and a cache of `datasets` for these tests alone."""
+def own_cache(tmp_path_factory, monkeypatch):
+    """A cache of `datasets` for these tests alone."""
     torch.set_num_threads(1)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets_cache")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture
