@@ -136,7 +136,7 @@ def image_files(folder: Path) -> dict[str, Path]:
 def natural_order(name: str) -> list[tuple[int, int | str]]:
     """A key that sorts "frame 9" before "frame 10"."""
     parts = re.split(r"(\d+)", name)
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part]
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts if part]
 
 
 def quaternion_pose(values: Sequence[float], place: str | Path) -> np.ndarray:

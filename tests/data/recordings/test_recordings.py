@@ -13,7 +13,7 @@ from recording_files import (
 
 from bifusion_hf.data.frames import frame_features, frame_to_row
 from bifusion_hf.data.recordings import open_recording
-from bifusion_hf.data.recordings.base import UP_ROTATIONS, ReadOptions
+from bifusion_hf.data.recordings.base import UP_ROTATIONS, ReadOptions, natural_order
 from bifusion_hf.data.recordings.folders import read_trajectory_log
 from bifusion_hf.data.recordings.tum import _camera
 from bifusion_hf.io.files import DataFileError
@@ -307,3 +307,11 @@ def test_a_scene_of_several_has_to_be_named(tmp_path):
     with pytest.raises(ValueError, match="has no scene 'room_c'"):
         open_recording(tmp_path, scene="room_c")
     assert open_recording(tmp_path, scene="room_b").ids == ["room_b_0"]
+
+
+def test_names_are_ordered_by_their_numbers_and_numbers_come_before_letters():
+    """In every order that a folder may list them, and also with digits that are no decimal numbers."""
+    names = ["", "2", "9b", "10", "10a", "010b", "a", "a2", "a2b", "a10", "b1", "\u00b2"]
+    for seed in range(5):
+        shuffled = np.random.default_rng(seed).permutation(names).tolist()
+        assert sorted(shuffled, key=natural_order) == names
