@@ -62,7 +62,7 @@ def build_optimizer(model: nn.Module, arguments: OptimizerArguments, later: Sequ
         {key: value for key, value in group.items() if key != "parameter_names"}
         for group in parameter_groups(model, arguments, later)
     ]
-    return torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=arguments.betas, eps=arguments.epsilon)
+    return torch.optim.AdamW(groups, betas=arguments.betas, eps=arguments.epsilon)
 
 
 def learning_rate_factor(update: int, total: int, arguments: OptimizerArguments) -> float:

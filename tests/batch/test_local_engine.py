@@ -5,7 +5,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from bifusion_hf.batch import LocalEngine, WorkerDiedError, open_engine
+from bifusion_hf.batch import LocalEngine, WorkerDiedError, local_engine, open_engine
 
 
 def build(folder):
@@ -104,3 +104,14 @@ def test_one_process_of_this_machine_unless_more_are_asked_for():
 def test_engines_that_there_are_not(options, message):
     with pytest.raises(ValueError, match=message):
         open_engine(**options)
+
+
+def test_a_worker_sees_the_gpu_that_it_was_given(monkeypatch):
+    for name in ("leave_interrupts_to_the_parent", "end_with_the_parent"):
+        monkeypatch.setattr(local_engine, name, lambda: None)
+    monkeypatch.setattr(local_engine, "_build", None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    local_engine._start_worker(build, None)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,3" and local_engine._build is build
+    local_engine._start_worker(build, 2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"

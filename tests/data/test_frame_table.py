@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from frame_factory import make_frame
 
+from bifusion_hf.data import frame_table
 from bifusion_hf.data.frame_table import FrameTable
 from bifusion_hf.data.frames import frame_features, frame_from_row, frame_to_row, load_frames
 from bifusion_hf.io.files import DataFileError
@@ -26,8 +27,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("place", ["disk", "store"])
-def test_every_range_of_rows(folder, place):
+@pytest.mark.parametrize(("place", "batch"), [("disk", 1), ("disk", 3), ("disk", 100), ("store", 3)])
+def test_every_range_of_rows(folder, place, batch, monkeypatch):
+    monkeypatch.setattr(frame_table, "_BATCH", batch)
     source = folder
     if place == "store":
         source = f"memory://table-{folder.name}"

@@ -100,3 +100,7 @@ def test_kernels_that_are_wrong_are_not_used(monkeypatch, caplog):
         assert "parts of masks are found by scipy" in caplog.text
     finally:
         compiled_backend.unavailable_reason.cache_clear()
+
+
+def test_kernels_that_work_are_used():
+    assert separation.choose_backend() is compiled_backend

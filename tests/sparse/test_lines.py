@@ -56,3 +56,10 @@ def test_any_number_of_threads():
             assert torch.equal(find_lines(keys, offsets, 3, 1), expected)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_kernel_is_what_answers_on_a_cpu(monkeypatch):
+    skip_where_not_built(lines.KERNELS, lines.kernel_unavailable_reason)
+    monkeypatch.setattr(lines, "_searched", None)
+    keys, offsets = example()
+    assert torch.equal(find_lines(keys, offsets, 3, 1), slow(keys, offsets, 3, 1))

@@ -79,3 +79,11 @@ def test_a_kernel_that_is_wrong_is_not_used(monkeypatch, caplog):
         assert "sums of masks" in caplog.text
     finally:
         negatives.kernel_unavailable_reason.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_is_what_answers_on_a_cpu(dtype, monkeypatch):
+    skip_where_not_built(negatives.KERNELS, negatives.kernel_unavailable_reason)
+    monkeypatch.setattr(negatives, "_by_rows", None)
+    inputs = example(dtype)
+    torch.testing.assert_close(sum_where_negative(*inputs).double(), slow(*inputs), rtol=1e-5, atol=1e-6)

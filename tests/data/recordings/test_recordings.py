@@ -1,3 +1,5 @@
+import zipfile
+
 import datasets
 import numpy as np
 import pytest
@@ -90,6 +92,11 @@ def test_record3d(sizes, each, tmp_path):
     with pytest.raises(DataFileError, match=r"take\.r3d \(rgbd/0\.depth\): has 768 values; expected one of"):
         open_recording(path)[0]
     path.write_bytes(path.read_bytes()[:-30])
+    for metadata in ("[]", "3", '["K", "poses"]'):
+        with zipfile.ZipFile(tmp_path / "list.r3d", "w") as archive:
+            archive.writestr("metadata", metadata)
+        with pytest.raises(DataFileError, match="metadata has no"):
+            open_recording(tmp_path / "list.r3d")
     with pytest.raises(DataFileError, match="metadata cannot be unpacked"):
         open_recording(path)
 
@@ -181,7 +188,9 @@ def test_tum_interpolates_between_poses_and_refuses_gaps(tmp_path):
     recording = open_recording(folder)
     pose = recording[0].camera_to_world
     np.testing.assert_allclose(pose[:3, 3] - frames[0].camera_to_world[:3, 3], [0.03, 0, 0], atol=1e-3)
-    with pytest.raises(DataFileError, match=r"groundtruth\.txt: has no pose within 0\.02 s of 100\.507"):
+    with pytest.raises(
+        DataFileError, match=r"groundtruth\.txt: has no pose within 0\.02 s of 100\.507\d*, the next is 0\.4"
+    ):
         recording[1]
     assert len(open_recording(folder, max_difference=0.01)) == 3
     with pytest.raises(DataFileError, match="no depth image has a colour image"):

@@ -38,6 +38,7 @@ def test_label_table(tmp_path):
         ("id\tname\n1\twall\n", "no column 'raw_category'"),
         ("id\traw_category\none\twall\n", "one"),
         ("id\traw_category\n-1\twall\n", "id -1"),
+        (f"id\traw_category\n{2**31 - 1}\tdoor\n{2**31}\twall\n", "id 2147483648 for 'wall'"),
         ("id\traw_category\n1\n3\tfloor\textra\n", ""),
     ],
 )
