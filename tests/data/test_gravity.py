@@ -10,6 +10,7 @@ from bifusion_hf.data.gravity import (
     MIN_CONFIDENCE,
     POSE,
     _averaged,
+    _on_surfaces,
     estimate_up,
     up_rotation,
     upright_axes,
@@ -192,3 +193,12 @@ def test_large_pictures_are_averaged_on_their_planes():
     found, again = estimate_up(noisy, intrinsics), estimate_up(*_averaged(noisy, intrinsics, 5))
     np.testing.assert_array_equal(found.direction, again.direction)
     assert found.confidence == again.confidence
+
+
+def test_a_pixel_on_a_surface_has_a_neighbour_along_each_axis():
+    rng = np.random.default_rng(0)
+    right, down = rng.random((7, 8)) < 0.4, rng.random((6, 9)) < 0.4
+    for (row, column), found in np.ndenumerate(_on_surfaces(right, down)):
+        beside = [right[row, at] for at in (column - 1, column) if 0 <= at < 8]
+        above = [down[at, column] for at in (row - 1, row) if 0 <= at < 6]
+        assert found == (any(beside) and any(above))

@@ -43,6 +43,9 @@ def test_an_aspect_may_be_one_pixel_off(target, is_upright):
     image = np.zeros((20, 10, 3) if is_upright else (10, 20, 3), np.uint8)
     turned = target[::-1] if is_upright else target
     assert fit_image(image, turned).shape[:2] == turned
+    # A pixel of the target is ten of a large image, and is allowed there as well.
+    large, small = (412, 300) if is_upright else (300, 412), (40, 30) if is_upright else (30, 40)
+    assert fit_image(np.zeros((*large, 3), np.uint8), small).shape[:2] == small
     wrong = tuple(side + 2 * (index == is_upright) for index, side in enumerate(turned))
     with pytest.raises(ValueError, match="expected the same aspect ratio"):
         fit_image(image, wrong)
