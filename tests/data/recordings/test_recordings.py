@@ -17,7 +17,7 @@ from bifusion_hf.data.frames import frame_features, frame_to_row
 from bifusion_hf.data.recordings import open_recording
 from bifusion_hf.data.recordings.base import UP_ROTATIONS, ReadOptions, natural_order
 from bifusion_hf.data.recordings.folders import read_trajectory_log
-from bifusion_hf.data.recordings.tum import _camera
+from bifusion_hf.data.recordings.tum import _camera, _Trajectory
 from bifusion_hf.io.files import DataFileError
 
 
@@ -324,3 +324,14 @@ def test_names_are_ordered_by_their_numbers_and_numbers_come_before_letters():
     for seed in range(5):
         shuffled = np.random.default_rng(seed).permutation(names).tolist()
         assert sorted(shuffled, key=natural_order) == names
+
+
+def test_between_poses_far_apart_the_nearer_one_counts_if_it_is_near(tmp_path):
+    path = tmp_path / "groundtruth.txt"
+    path.write_text("10 1 0 0 0 0 0 1\n20 2 0 0 0 0 0 1\n")
+    trajectory = _Trajectory(path, 0.02)
+    for time, x in ((9.99, 1), (10.0, 1), (10.015, 1), (19.99, 2), (20.01, 2)):
+        assert trajectory.at(time)[0, 3] == x
+    for time, gap in ((9.9, "0.100"), (10.5, "0.500"), (19.7, "0.300"), (21, "1.000")):
+        with pytest.raises(DataFileError, match=rf"no pose within 0\.02 s of {time:.6f}, the next is {gap} s off"):
+            trajectory.at(time)
