@@ -5,13 +5,11 @@
 /* Rows that a thread takes through all columns; their sums of some hundred groups stay in its cache. */
 #define ROW_BLOCK 128
 
-static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* A bfloat16 by its bits: below 0, which -0 is not, nor NaN. */
 static inline int is_negative(uint16_t half) { return half > 0x8000 && half <= 0xff80; }
 
 /* For each row of a sample, and each group of its columns, the sum of the weights of the columns whose value is below
- * 0, in the order of the columns: the same bits for any number of threads, and for both layouts.
+ * 0, in the order of the columns: the same bits for any number of threads.
  *
  * values [samples, columns, rows] of float, or of bfloat16 where is_half, weights float [samples, columns], group int64
  * [samples, columns], -1 = none, -> sums float [samples, groups, rows]. */
@@ -22,7 +20,7 @@ void sum_where_negative(const void *values, const float *weights, const int64_t 
 #pragma omp parallel for collapse(2) num_threads(threads) schedule(dynamic)
     for (int64_t sample = 0; sample < samples; sample++)
         for (int64_t block = 0; block < blocks; block++) {
-            int64_t first = block * ROW_BLOCK, count = smaller(ROW_BLOCK, rows - first);
+            int64_t first = block * ROW_BLOCK, left = rows - first, count = left < ROW_BLOCK ? left : ROW_BLOCK;
             float *own = sums + sample * groups * rows + first;
             for (int64_t g = 0; g < groups; g++)
                 memset(own + g * rows, 0, count * sizeof(float));
