@@ -23,6 +23,7 @@ from ..data.frames import frame_from_row, load_frames
 from ..evaluation.results import save_results
 from ..io.checkpoint_files import is_network_error
 from ..io.hub_files import pinned_name
+from ..io.images import save_png
 from ..modeling_bifusion import BiFusionForInstanceSegmentation
 from ..pipeline_bifusion import RGBDInstanceSegmentationPipeline
 from ..processing_bifusion import BiFusionProcessor
@@ -125,7 +126,7 @@ def write_model_release(
     save_results(results, folder / METRICS)
     recipe.save(folder / RECIPE)
     if picture is None:
-        draw_sample(model, processor).save(folder / PICTURE)
+        save_png(draw_sample(model, processor), folder / PICTURE)
     else:
         Image.open(picture).save(folder / PICTURE)
     (folder / CARD).write_text(card, encoding="utf-8")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..io.images import save_png
+
 
 # Panel title -> the metrics drawn in it; a name that ends with * stands for all that start so.
 PANELS: Mapping[str, Sequence[str]] = {
@@ -36,7 +38,7 @@ def draw_curves(lines: Sequence[Mapping[str, float | None]], path: str | Path) -
         panel = Image.new("RGB", PANEL_SIZE, "white")
         draw_panel(panel, title, _select(lines, patterns), last, logarithmic="log scale" in title)
         image.paste(panel, (index % 2 * width, index // 2 * height))
-    image.save(path)
+    save_png(image, Path(path))
 
 
 def _select(lines: Iterable[Mapping], patterns: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
