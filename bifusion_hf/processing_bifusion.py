@@ -9,13 +9,12 @@ import torch
 from transformers import ProcessorMixin
 
 from .configuration_bifusion import BiFusionConfig
-from .data.augmentation import resize_image
 from .data.collator import FrameFeatures, Sample, collate_samples, to_numpy
 from .data.frames import RGBDFrame
-from .data.gravity import upright_axes
 from .data.image_size import fit_image
 from .data.inputs import frames_from_columns
 from .data.point_labels import labels_of_points
+from .data.point_sample import points_of_pixels
 from .io.hub_files import checkpoint_place, naming
 from .io.sanity import check_fraction
 from .labels import NONE
@@ -30,7 +29,7 @@ from .postprocessing import (
     unpad_frames,
 )
 from .presets import PROCESSOR_PRESETS
-from .superpoints.numbering import renumber_superpoints
+from .superpoints.completion import complete_superpoints
 
 
 # From here on most names of the sample checkpoint are right (model_cards/results/semantic_names.json).
@@ -345,30 +344,19 @@ class BiFusionProcessor(ProcessorMixin):
         Raises:
             ValueError: The frame does not fit the processor; the message names the frame.
         """
-        height, width = frame.depth.shape
         pixels = self.choose_points(np.flatnonzero(frame.depth), rng)
-        positions = frame.unproject(pixels).astype(np.float64)
-        offset = positions.mean(axis=0)
-        camera_rotation, turn, up_source = upright_axes(frame, self.estimate_up)
-        scale = max(1.0, self.reference_depth / np.median(frame.depth.reshape(-1)[pixels]))
-        rows, columns = np.divmod(pixels, width)
-        centres = np.stack([(columns + 0.5) / width, (rows + 0.5) / height], axis=1)
-        superpoint_map, superpoint_ids = renumber_superpoints(self._superpoints(frame), pixels)
+        superpoints = complete_superpoints(
+            frame.superpoints,
+            frame.image,
+            frame.depth,
+            frame.intrinsics,
+            num_segments=self.num_superpoints,
+            color_blur=self.superpoint_color_blur,
+        )
+        settings = {"estimate_up": self.estimate_up, "reference_depth": self.reference_depth}
         sample = {
-            "points": (scale * ((positions - offset) @ turn.T)).astype(np.float32),
-            "point_rgb": resize_image(frame.image, (height, width)).reshape(-1, 3)[pixels],
-            "point_pixels": centres.astype(np.float32),
-            "point_visible": np.ones(len(pixels), dtype=bool),
-            "superpoint_ids": superpoint_ids,
+            **points_of_pixels(frame, pixels, superpoints, **settings),
             "image": self.resize(frame.image, frame.frame_id),
-            "camera_rotation": camera_rotation.astype(np.float32),
-            "point_offset": offset.astype(np.float32),
-            "point_rotation": turn.astype(np.float32),
-            "point_scale": np.float32(scale),
-            "up_source": up_source,
-            "pixel_indices": pixels.astype(np.int64),
-            "depth_size": (height, width),
-            "superpoint_map": superpoint_map,
             "frame_id": frame.frame_id,
         }
         instance, semantic = (
@@ -406,28 +394,6 @@ class BiFusionProcessor(ProcessorMixin):
         return labels_of_points(
             instance, semantic, self.num_semantic_labels, self.stuff_classes, self.class_to_label, frame_id
         )
-
-    def _superpoints(self, frame: RGBDFrame) -> np.ndarray:
-        """Integers [H, W]: the frame's own; measured pixels that they leave out, or all, are segmented here."""
-        given, depth, share = frame.superpoints, frame.depth, 1.0
-        if given is not None:
-            measured = frame.depth > 0
-            rest = measured & (given < 0)
-            if not rest.any():
-                return given
-            depth = np.where(rest, frame.depth, 0)
-            share = np.count_nonzero(rest) / np.count_nonzero(measured)
-        # scikit-image is imported only where it is used.
-        from .superpoints.segmentation import segment_superpoints
-
-        found = segment_superpoints(
-            frame.image,
-            depth,
-            frame.intrinsics,
-            num_segments=max(1, round(self.num_superpoints * share)),
-            color_blur=self.superpoint_color_blur,
-        )
-        return found if given is None else np.where(rest, found + given.max() + 1, given)
 
     @torch.no_grad()
     def post_process_instance_segmentation(
