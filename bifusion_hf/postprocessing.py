@@ -104,7 +104,7 @@ def select_instances(
         above = scores > threshold
         pairs, scores = pairs[above], scores[above]
     queries, labels = pairs // num_labels, pairs % num_labels
-    logits = mask_logits.float()[queries]
+    logits = mask_logits[queries].float()
     soft = logits.sigmoid()
     inside = logits > 0
     scores = scores * (soft * inside).sum(dim=1) / (inside.sum(dim=1) + 1e-6)
