@@ -46,7 +46,7 @@ def test_any_tower_gives_a_map_over_the_whole_image(name):
     for parameter_name, parameter in encoder.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, f"{parameter_name} has no consumer"
     assert not [key for key in encoder.state_dict() if "mask_token" in key]
-    # In tokens of 8 pixels: a feature of a ResNet looks at the first one, whose middle is 3.5 before that of the block.
+    # In tokens of 8 pixels: a ResNet's look at the first one, whose middle is 3.5 before that of the block.
     assert encoder.shift == ((3.5 / 8, 3.5 / 8) if name == "resnet" else (0, 0))
 
 

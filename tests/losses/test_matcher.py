@@ -125,6 +125,18 @@ def test_a_query_that_is_a_little_cheaper_wins_and_one_within_rounding_does_not(
     assert queries.tolist() == [winner] and instances.tolist() == [0]
 
 
+@pytest.mark.parametrize(("ahead", "winner"), [(1.9e-6, 1), (1.6e-6, 0)])
+def test_costs_within_a_millionth_of_one_and_the_cost_are_tied(ahead, winner):
+    """The costs are 0.77, so that 1.77e-6 is the bound; in double precision, of which rounding is none."""
+    # Derivatives by the logit of each element at 0: the binary cross entropy's, and the Dice loss's by the formula.
+    mask_logits = torch.zeros(2, 40, dtype=torch.float64)
+    mask_logits[1] += ahead / (0.5 + (80 * 61 - 41 * 40) / 61**2 / 4)
+    masks = torch.ones(1, 40, dtype=torch.bool)
+    class_logits, eligible = torch.zeros(2, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
+    queries, _ = SparseMatcher()(class_logits, mask_logits, torch.tensor([0]), masks, masks[0], eligible)
+    assert queries.tolist() == [winner]
+
+
 @pytest.mark.parametrize(("ahead", "winner"), [(5e-4, 0), (0.1, 1)])
 @pytest.mark.parametrize("is_class", [False, True])
 def test_what_counts_as_a_tie_grows_with_the_cost(is_class, ahead, winner):

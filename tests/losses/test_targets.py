@@ -103,6 +103,16 @@ def test_without_semantic_labels_all_are_ignored(random_batch):
     assert (batch_targets(**labels).superpoint_semantic == IGNORE).all()
 
 
+def test_the_largest_class_is_allowed_and_so_is_a_single_one(random_batch):
+    labels = random_batch().labels
+    semantic = torch.full_like(labels["semantic_labels"], 199)
+    of_superpoints = batch_targets(**{**labels, "semantic_labels": semantic})
+    assert (of_superpoints.superpoint_semantic[of_superpoints.superpoint_mask] == 199).all()
+    labels["semantic_labels"] = torch.where(labels["semantic_labels"] == IGNORE, IGNORE, 0)
+    alone = batch_targets(**labels, num_semantic_labels=1).superpoint_semantic
+    assert torch.equal(alone, batch_targets(**labels).superpoint_semantic)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -112,7 +122,17 @@ def test_without_semantic_labels_all_are_ignored(random_batch):
         (lambda x: x.update(semantic_labels=x["semantic_labels"][:, :5]), r"semantic_labels has shape \(2, 5\)"),
         (lambda x: x.update(num_superpoints=4), r"superpoint_ids has values 0\.\.7; expected 0\.\.3"),
         (lambda x: x.update(semantic_labels=x["semantic_labels"] + 300), "semantic_labels has values"),
+        (lambda x: x["semantic_labels"][0].fill_(200), r"semantic_labels has values 0\.\.200; expected 0\.\.199"),
+        (lambda x: x["semantic_labels"][0].fill_(-1), r"semantic_labels has values -1\.\..*; expected 0\.\.199"),
         (lambda x: x.update(class_labels=[c + 7 for c in x["class_labels"]]), "class_labels has values"),
+        (lambda x: x["class_labels"][0].fill_(7), r"class_labels has values .\.\.7; expected 0\.\.6"),
+        (lambda x: x.update(class_labels=x["class_labels"][:1]), "2 and 1 entries; expected one for each of 2"),
+        (lambda x: x.update(mask_labels=[m[0] for m in x["mask_labels"]]), r"mask_labels\[0\] has shape \(60,\)"),
+        (lambda x: x.update(superpoint_ids=x["superpoint_ids"][:1]), r"superpoint_ids has shape \(1, 60\)"),
+        (
+            lambda x: x.update(instance_ids=[c[:1] for c in x["class_labels"]]),
+            r"instance_ids has shapes \[\(1,\), \(1,\)\]; expected \[\(3,\), \(2,\)\]",
+        ),
     ],
 )
 def test_bad_labels(random_batch, change, message):
