@@ -132,10 +132,11 @@ def test_the_larger_value_stays_and_gets_the_gradient():
 
 def test_the_bank_keeps_its_precision():
     """What a network of another precision adds to it comes in that of the bank."""
-    bank, frame = random_frame(0), random_frame(1)
-    refined, found = remember(lambda x, around: x, frame.replace(frame.features.float()), bank)
-    assert refined.features.dtype == torch.float32 and found.features.dtype == torch.float64
-    assert voxel_maximum(frame, bank.replace(bank.features.float())).features.dtype == torch.float64
+    double = [random_frame(seed) for seed in range(2)]
+    single = [x.replace(x.features.float()) for x in double]
+    for bank, frame in ((double[0], single[1]), (single[0], double[1])):
+        refined, found = remember(lambda x, around: x, frame, bank)
+        assert refined.features.dtype == frame.features.dtype and found.features.dtype == bank.features.dtype
 
 
 def online_config(small_config, **changes):

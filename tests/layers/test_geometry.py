@@ -103,7 +103,7 @@ def cloud(samples=2, points=200, seed=0):
 
 
 def test_encoding_has_its_parts():
-    encoding = GeometricEncoding(voxel_size=0.02).double()
+    encoding = GeometricEncoding(voxel_size=0.1).double()
     points, sample = cloud()
     rotations = torch.linalg.qr(torch.randn(2, 3, 3, dtype=torch.float64))[0]
     encoded = encoding(points, sample, rotations)
@@ -115,7 +115,12 @@ def test_encoding_has_its_parts():
         torch.testing.assert_close(part[:, 3:6], (box / box.norm()).expand(200, 3))
         torch.testing.assert_close(part[:, 6:15], rotations[index].flatten().expand(200, 9))
         torch.testing.assert_close(part[:, 15], (own[:, 2] - own[:, 2].min()) / box.norm())
-    torch.testing.assert_close(encoded[:, 16:40] ** 2 + encoded[:, 40:] ** 2, torch.ones(400, 24, dtype=torch.float64))
+        # As many half-waves fit into the diagonal as voxels do, and no frequency reaches that.
+        highest = math.pi * box.norm() / 0.1
+        frequencies = [highest * math.tanh(f / highest) for f in encoding.log_frequencies.exp().tolist()]
+        phases = torch.stack([own[:, axis] / box.norm() * f for axis in range(3) for f in frequencies], dim=1)
+        torch.testing.assert_close(part[:, 16:40], phases.sin())
+        torch.testing.assert_close(part[:, 40:], phases.cos())
 
 
 def test_a_scene_without_extent_is_measured_by_two_voxels():
