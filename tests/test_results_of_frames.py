@@ -1,4 +1,6 @@
+import base64
 import copy
+import io
 import json
 import pickle
 import sys
@@ -57,19 +59,18 @@ def test_it_is_a_dict_that_says_what_is_in_it(result):
         assert (again["segmentation"] == result["segmentation"]).all()
 
 
-def test_a_notebook_shows_a_picture_and_a_table(result):
+def test_a_notebook_shows_a_picture_and_a_table(result, monkeypatch):
     text = result._repr_html_()
-    assert text.startswith("<img") and "data:image/png;base64," in text
+    picture = base64.b64decode(text.partition("base64,")[2].partition('"')[0])
+    assert text.startswith("<img") and np.array_equal(np.asarray(Image.open(io.BytesIO(picture))), result.plot())
     assert "<td>a &lt;cup&gt;</td><td>0.90</td>" in text and text.count("<tr>") == 3 and "more" not in text
-    result["segments_info"] = [{**result["segments_info"][0], "id": index} for index in range(25)]
-    result["segmentation"] = np.arange(60 * 80, dtype=np.int32).reshape(60, 80) // 192
-    text = result._repr_html_()
-    assert "and 5 more" in text and text.count("<tr>") == 1 + 20
-    for count, said in ((21, "and 1 more"), (20, "")):
-        del result["segments_info"][count:]
-        result["segmentation"] = result["segmentation"].clip(max=count - 1)
+    sides = " x ".join(f"{side:.2f}" for side in result["segments_info"][1]["oriented_box_3d"]["size"])
+    assert f"<td>2</td><td>box</td><td>0.75</td><td>{sides}</td>" in text
+    monkeypatch.setattr(InstanceSegmentation, "plot", lambda self: Image.new("RGB", (4, 3)))
+    for count, said in ((20, ""), (21, "and 1 more"), (25, "and 5 more")):
+        result["segments_info"] = (result["segments_info"] * count)[:count]
         text = result._repr_html_()
-        assert said in text and ("more" in text) == (count > 20)
+        assert said in text and text.count("<tr>") == 1 + 20 and ("more" in text) == (count > 20)
 
 
 def test_the_measured_pixels_are_points_with_their_own_colour_or_their_instance_s(result):
