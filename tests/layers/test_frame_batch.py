@@ -44,8 +44,13 @@ def test_positions_stay_in_float32_where_colours_and_image_are_cast(make_batch):
 def test_each_input_that_is_missing_or_of_another_shape_is_named(make_batch, small_config):
     config, frames = small_config("residual"), frames_of(make_batch, 7, 5)
     frames.check(config)
+    shapes = {"point_colors": "2, 7, 3", "pixel_values": "2, 3, any, any", "point_pixels": "2, 7, 2"}
+    shapes |= dict.fromkeys(("point_mask", "superpoint_ids", "point_visible"), "2, 7") | {
+        "camera_rotations": "2, 3, 3"
+    }
     for name in FORWARD_INPUTS[1:]:
-        with pytest.raises(ValueError, match=f"{name} is missing"):
+        wanted = rf"{name} is missing; fusion_type 'residual' expects \[{shapes[name]}\]"
+        with pytest.raises(ValueError, match=wanted):
             dataclasses.replace(frames, **{name: None}).check(config)
     for name in FORWARD_INPUTS:
         value = getattr(frames, name)
