@@ -7,7 +7,7 @@ from bifusion_hf.layers.attention import eager_attention_forward
 from bifusion_hf.layers.frame_batch import FrameBatch
 from bifusion_hf.layers.fusion import EnhancedFusionGate, neighbor_mean, unit_length
 from bifusion_hf.layers.geometry import GeometricEncoding, sample_tokens
-from bifusion_hf.layers.query_decoder import blocked_share
+from bifusion_hf.layers.query_decoder import blocked_share, place_boxes, probable_masks
 from bifusion_hf.layers.reductions import sample_mean
 from bifusion_hf.layers.superpoint_pooling import SuperpointPooling
 from bifusion_hf.sparse import voxelize
@@ -86,6 +86,21 @@ def test_share_of_a_large_superpoint(dtype):
     frames = FrameBatch(torch.zeros(*ids.shape, 3), torch.zeros(*ids.shape, 3), ids >= 0, ids)
     share = blocked_share(-blocked.float(), weights, frames)
     assert share.item() == pytest.approx(0.6, abs=1e-6)
+
+
+@HALVES
+def test_boxes_and_the_labels_that_decide_on_masks(dtype):
+    """Sizes are exponents, and centres lie where the points do; a label's probability is that in single precision."""
+    torch.manual_seed(0)
+    regression, centres = torch.randn(2, 5, 6).to(dtype), torch.rand(2, 5, 3)
+    boxes = place_boxes(regression, centres)
+    assert boxes.dtype == place_boxes(regression.double(), centres).dtype == torch.float32
+    assert torch.equal(boxes, place_boxes(regression.float(), centres))
+    queries, features, logits = (torch.randn(1, *size).to(dtype) for size in ((400, 4), (3, 4), (400, 3)))
+    threshold = float(logits[0, 7].float().softmax(0)[0]) - 1e-6
+    masks = probable_masks(queries, features, logits, threshold)
+    probable = (logits[0].float().softmax(dim=-1)[:, :-1] > threshold).any(dim=1)
+    assert masks.dtype == dtype and torch.equal(torch.isfinite(masks[0]).all(dim=1), probable)
 
 
 @HALVES

@@ -58,6 +58,16 @@ def test_a_tower_whose_configuration_asks_for_tuples_is_the_same():
     assert torch.equal(encoder(images)[0], expected)
 
 
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_an_image_of_the_table_s_own_size_takes_its_positions_as_they_are(name):
+    encoder = ImageEncoder(BiFusionConfig(vision_config=TOWERS[name])).eval()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        plain = encoder.vision_model(images, return_dict=True).last_hidden_state
+        found = encoder.vision_model(images, interpolate_pos_encoding=True, return_dict=True).last_hidden_state
+    torch.testing.assert_close(found, plain)
+
+
 @pytest.mark.parametrize("name", [name for name in TOWERS if name != "resnet"])
 def test_tokens_lie_where_their_patch_lies(name):
     """A change in one patch of the image moves that patch's token more than any other."""

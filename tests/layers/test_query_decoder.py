@@ -90,7 +90,7 @@ def test_queries_follow_their_superpoints(small_config):
         torch.testing.assert_close(other.class_logits, head.class_logits[:, order])
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
 @pytest.mark.parametrize("threshold", [0.0, 0.4, 1.0])
 def test_only_probable_queries_have_masks(batch_size, threshold):
     generator = torch.Generator().manual_seed(0)
