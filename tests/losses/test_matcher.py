@@ -42,6 +42,16 @@ def test_against_pair_by_pair(seed):
     assert list(zip(queries.tolist(), instances.tolist(), strict=True)) == expected
 
 
+def test_a_class_counts_half_and_both_costs_of_masks_wholly():
+    for seed in range(60):
+        problem = make_problem(seed, num_queries=20, length=12)
+        costs = matching_costs(*problem[:-1])
+        total = 0.5 * costs.classification + costs.mask + costs.dice
+        total = total.T.masked_fill(~problem[-1], torch.inf)
+        queries, instances = SparseMatcher()(*problem)
+        assert queries.tolist() == total.argmin(dim=1)[instances].tolist()
+
+
 def test_values_at_padding_do_not_matter():
     class_logits, mask_logits, *rest = make_problem(0)
     valid = rest[2]
