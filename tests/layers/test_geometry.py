@@ -104,16 +104,16 @@ def cloud(samples=2, points=200, seed=0):
 
 def test_encoding_has_its_parts():
     encoding = GeometricEncoding(voxel_size=0.1).double()
-    points, sample = cloud()
-    rotations = torch.linalg.qr(torch.randn(2, 3, 3, dtype=torch.float64))[0]
+    points, sample = cloud(samples=5, points=80)
+    rotations = torch.linalg.qr(torch.randn(5, 3, 3, dtype=torch.float64))[0]
     encoded = encoding(points, sample, rotations)
     assert encoded.shape == (400, encoding.size) and encoding.size == 64
-    for index in range(2):
+    for index in range(5):
         own, part = points[sample == index], encoded[sample == index]
         box = own.amax(0) - own.amin(0)
         torch.testing.assert_close(part[:, :3], own / box.norm())
-        torch.testing.assert_close(part[:, 3:6], (box / box.norm()).expand(200, 3))
-        torch.testing.assert_close(part[:, 6:15], rotations[index].flatten().expand(200, 9))
+        torch.testing.assert_close(part[:, 3:6], (box / box.norm()).expand(80, 3))
+        torch.testing.assert_close(part[:, 6:15], rotations[index].flatten().expand(80, 9))
         torch.testing.assert_close(part[:, 15], (own[:, 2] - own[:, 2].min()) / box.norm())
         # As many half-waves fit into the diagonal as voxels do, and no frequency reaches that.
         highest = math.pi * box.norm() / 0.1
