@@ -109,6 +109,15 @@ def test_costs_stay_in_float32_under_autocast():
         assert torch.equal(cost, reference)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_costs_of_16_bit_logits_are_those_of_the_same_numbers_in_float32(dtype):
+    class_logits, mask_logits, *rest = make_problem(3, length=4000)[:-1]
+    class_logits, mask_logits = class_logits.to(dtype), mask_logits.to(dtype)
+    expected = matching_costs(class_logits.float(), mask_logits.float(), *rest)
+    for cost, reference in zip(matching_costs(class_logits, mask_logits, *rest), expected, strict=True):
+        assert cost.dtype == torch.float32 and torch.equal(cost, reference)
+
+
 def test_means_by_sample():
     matches = Matches(
         queries=[torch.tensor([4, 2]), torch.tensor([], dtype=torch.int64), torch.tensor([1])],

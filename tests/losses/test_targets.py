@@ -5,6 +5,7 @@ import torch
 from bifusion_hf.labels import IGNORE, point_instances_from_labels
 from bifusion_hf.losses.targets import (
     batch_targets,
+    eligible_places,
     eligible_queries,
     query_semantic_labels,
     visible_semantic_labels,
@@ -59,6 +60,16 @@ def test_against_counting_point_by_point(random_batch, seed):
     assert (semantic[~(batch.query_superpoints >= 0)] == IGNORE).all()
     for b, q in (batch.query_superpoints >= 0).nonzero().tolist():
         assert semantic[b, q] == targets.superpoint_semantic[b, batch.query_superpoints[b, q]]
+
+
+def test_places_of_instances_and_queries_come_in_their_order():
+    generator = torch.Generator().manual_seed(0)
+    eligible = [torch.rand(size, generator=generator) < 0.002 for size in ((40, 700), (0, 700), (3, 5))]
+    found = eligible_places(eligible)
+    for masks, (instances, queries) in zip(eligible, found, strict=True):
+        assert instances.tolist() == masks.any(1).nonzero().flatten().tolist()
+        assert queries.tolist() == masks.any(0).nonzero().flatten().tolist()
+    assert 0 < len(found[0][0]) < 40 and 0 < len(found[0][1]) < 700
 
 
 def test_classes_of_superpoints_that_the_image_shows(random_batch):
