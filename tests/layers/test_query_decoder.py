@@ -105,6 +105,9 @@ def test_only_probable_queries_have_masks(batch_size, threshold):
             expected = every[sample, query] if best > threshold else torch.full((20,), -torch.inf)
             torch.testing.assert_close(found[sample, query], expected)
             torch.testing.assert_close(every[sample, query], features[sample] @ queries[sample, query])
+    # As probable as the threshold is not more.
+    halves = probable_masks(queries, features, torch.zeros(batch_size, 7, 2), 0.5)
+    assert torch.isneginf(halves).all()
 
 
 def test_one_superpoint(small_config):
