@@ -45,7 +45,7 @@ def matrix_nms(
     if kernel not in ("linear", "gaussian"):
         raise ValueError(f"nms_kernel is {kernel!r}; expected 'linear' or 'gaussian'")
     if len(scores) == 0:
-        return scores, torch.zeros_like(labels)
+        return scores, labels
     tiny = torch.finfo(masks.dtype).tiny
     order = torch.sort(scores, descending=True, stable=True).indices
     masks, labels, scores = masks[order], labels[order], scores[order]

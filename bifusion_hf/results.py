@@ -122,7 +122,6 @@ class InstanceSegmentation(dict):
         """
         name = re.sub(r"[^\w.-]+", "_", self.frame.frame_id) if name is None else name
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         paths = {"overlay": folder / f"{name}_overlay.png", "ply": folder / f"{name}.ply"}
         paths["json"] = folder / f"{name}.json"
         save_png(self.plot(), paths["overlay"])

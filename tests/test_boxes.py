@@ -74,4 +74,8 @@ def test_a_few_points_and_none():
     assert one["oriented_box_3d"]["center"] == [1, 2, 3] and one["oriented_box_3d"]["size"] == [0, 0, 0]
     line = describe_points(np.array([[0.0, 0, 0], [0, 0, 1], [0, 0, 2]]))
     np.testing.assert_allclose(line["oriented_box_3d"]["size"], [2, 0, 0], atol=0.05)
+    assert line["centroid"] == [0, 0, 1]
+    # Single precision would lose the ones.
+    far = describe_points(np.array([[2**24, 0, 0], [1, 0, 0], [1, 3, 0]], dtype=np.float32))
+    assert far["centroid"] == [(2**24 + 2) / 3, 1, 0]
     assert set(describe_points(np.zeros((0, 3))).values()) == {None}

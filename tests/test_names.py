@@ -14,7 +14,7 @@ from bifusion_hf.assets import SAMPLE_CHECKPOINT
 from bifusion_hf.labeling import TextLabeler
 from bifusion_hf.labels import SCANNET200_CLASS_NAMES
 from bifusion_hf.pipeline_bifusion import RGBDInstanceSegmentationPipeline
-from bifusion_hf.postprocessing import describe_class, mask_classes
+from bifusion_hf.postprocessing import mask_classes
 
 
 MEASURED = Path(__file__).parents[1] / "model_cards" / "results" / "semantic_names.json"
@@ -63,20 +63,6 @@ def test_mask_classes_against_a_slow_form():
             torch.from_numpy(superpoint_ids),
             [0, 1],
         )
-
-
-@pytest.mark.parametrize(
-    ("label_tells", "threshold", "name"), [(False, 0.6, "chair"), (False, 0.61, "object"), (True, 0.1, "object")]
-)
-def test_a_class_is_a_name_where_labels_say_nothing(label_tells, threshold, name):
-    names = {0: "wall", 1: "chair"}
-    found = describe_class([0.0, 0.6], names, "object", threshold, label_tells=label_tells)
-    assert found == {
-        "semantic_label_id": 1,
-        "semantic_label": "chair",
-        "semantic_probability": pytest.approx(0.6),
-        "name": name,
-    }
 
 
 @pytest.fixture(scope="module")

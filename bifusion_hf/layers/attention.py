@@ -15,7 +15,6 @@ def eager_attention_forward(
     value: torch.Tensor,
     attention_mask: torch.Tensor,
     scaling: float,
-    dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Plain attention; `attention_mask` is boolean, True = may attend. Softmax in float32 at least."""
@@ -64,6 +63,5 @@ class MultiHeadAttention(nn.Module):
             heads(self.v_proj(keys)),
             attention_mask.unsqueeze(1).expand(-1, -1, queries.shape[1], -1),
             scaling=self.scaling,
-            dropout=0.0,
         )
         return self.out_proj(attended.flatten(2)), weights

@@ -160,7 +160,7 @@ def superpoints_present(superpoint_ids: Tensor, point_mask: Tensor) -> Tensor:
     is_negative = ((superpoint_ids < 0) & point_mask).any(dim=1)
     highest = ids.amax(dim=1)
     has_gap = highest + 1 != present[:, 1:].sum(dim=1)
-    facts = torch.stack([is_empty.long(), is_negative.long(), has_gap.long(), highest]).tolist()
+    facts = torch.stack([is_empty, is_negative, has_gap, highest]).tolist()
     empty, negative, gaps = ([sample for sample, is_so in enumerate(row) if is_so] for row in facts[:3])
     if empty:
         raise ValueError(f"point_mask has no point in samples {empty}")

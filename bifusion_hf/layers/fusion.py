@@ -129,7 +129,7 @@ def surface_shape(positions: torch.Tensor, row: torch.Tensor, neighbor: torch.Te
     covariance = (moments / divisor).unflatten(1, (3, 3)) - mean.unsqueeze(2) * mean.unsqueeze(1)
     value, normal = smallest_eigenpair(covariance)
     normal = torch.where(normal[:, 2:] < 0, -normal, normal)
-    total = covariance.diagonal(dim1=1, dim2=2).double().sum(dim=1)
+    total = covariance.diagonal(dim1=1, dim2=2).sum(dim=1)
     variation = value.clamp(min=0) / total.clamp(min=1e-12)
     has_shape = count >= 3
     upright = torch.nn.functional.pad(has_shape.new_ones(len(normal), 1), (2, 0)).to(normal.dtype)

@@ -58,7 +58,7 @@ def _sample_by_rows(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     corners = []
     for place, size in zip(places.unbind(2), (width, height), strict=True):
         at = (((place + 1) * size - 1) / 2).clamp(0, size - 1)
-        low = at.detach().floor().clamp(max=max(size - 2, 0))
+        low = at.detach().floor()
         corners.append(((low.long(), 1 - (at - low)), ((low.long() + 1).clamp(max=size - 1), at - low)))
     return sum(
         take_rows(rows, ((samples * height + row) * width + column).flatten()).unflatten(0, places.shape[:2])

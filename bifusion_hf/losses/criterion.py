@@ -212,7 +212,6 @@ class BiFusionCriterion(nn.Module):
         Raises:
             ValueError: An active term lacks its input or its count; the heads do not fit the labels or Dice weights.
         """
-        heads = list(heads)
         self._check_inputs(heads, fusion, loss_counts)
         if "loss_box" in self.active_terms:
             _need("loss_box", boxes=heads[-1].boxes, object_boxes=targets.boxes)
@@ -252,7 +251,7 @@ class BiFusionCriterion(nn.Module):
         return CriterionOutput(sum(weighted.values()), loss_dict, weighted, matches)
 
     def _check_inputs(
-        self, heads: list[QueryHeadOutput], fusion: FusionOutput | None, loss_counts: Mapping[str, Tensor] | None
+        self, heads: Sequence[QueryHeadOutput], fusion: FusionOutput | None, loss_counts: Mapping[str, Tensor] | None
     ):
         for head in heads:
             if head.class_logits.shape[-1] != self.num_labels + 1:
@@ -280,7 +279,7 @@ class BiFusionCriterion(nn.Module):
                 raise ValueError(f"loss_counts has no {term}; it has {sorted(loss_counts)}")
 
     def _instance_sums(
-        self, heads: list[QueryHeadOutput], targets: BatchTargets, query_superpoints: Tensor
+        self, heads: Sequence[QueryHeadOutput], targets: BatchTargets, query_superpoints: Tensor
     ) -> tuple[dict[str, Tensor], list[Matches]]:
         """Sums over the samples, [H] for each instance term, and each head's matches."""
         eligible = eligible_queries(targets, query_superpoints)

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..layers.query_decoder import QueryHeadOutput
 from .functional import cross_entropy, full_precision
 from .matcher import Matches, SparseMatcher
-from .targets import BatchTargets, eligible_places
+from .targets import BatchTargets
 
 
 def match_batch(
@@ -15,7 +15,7 @@ def match_batch(
     head: QueryHeadOutput,
     targets: BatchTargets,
     eligible: list[Tensor],
-    places: list[tuple[Tensor, Tensor]] | None = None,
+    places: list[tuple[Tensor, Tensor]],
 ) -> Matches:
     """Matches of every sample of the batch.
 
@@ -26,7 +26,6 @@ def match_batch(
         eligible: Of `targets.eligible_queries`.
         places: Of `targets.eligible_places`, which are the same for all heads.
     """
-    places = eligible_places(eligible) if places is None else places
     pairs = [
         matcher(
             head.class_logits[sample],

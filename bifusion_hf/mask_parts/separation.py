@@ -58,9 +58,8 @@ def separate_parts(
     np.maximum.at(largest, rows, sizes)
     large = sizes >= _SMALLEST_SHARE * largest[rows]
     counts = np.bincount(rows[large], minlength=len(masks))
-    # Parts in the order of their masks, and within one in that of their first points.
+    # As they are numbered: in the order of their masks, and within one in that of their first points.
     kept = np.flatnonzero(large & (sizes > min_points))
-    kept = kept[np.argsort(rows[kept], kind="stable")]
     place = np.full(len(sizes), -1)
     place[kept] = np.arange(len(kept))
     parts = np.zeros((len(kept), masks.shape[1]), dtype=bool)

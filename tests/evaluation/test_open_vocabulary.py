@@ -3,7 +3,6 @@
 import datasets
 import numpy as np
 import pytest
-import torch
 from frame_factory import POSE
 from perfect_network import PerfectNetwork, ReadingEncoder, readable_frame, readable_processor
 from test_scene_average_precision import FeaturedNetwork
@@ -15,7 +14,6 @@ from bifusion_hf.evaluation.open_vocabulary import OpenVocabulary
 from bifusion_hf.evaluation.scene_evaluator import evaluate_scenes
 from bifusion_hf.labeling import TextLabeler
 from bifusion_hf.labels import INSTANCE_CLASS_NAMES, SCANNET200_CLASS_NAMES
-from bifusion_hf.postprocessing import pixel_masks
 
 
 NAMES = dict(enumerate(SCANNET200_CLASS_NAMES))
@@ -125,13 +123,3 @@ def test_what_does_not_fit_is_refused(rows):
     twice = datasets.concatenate_datasets([rows, rows])
     with pytest.raises(ValueError, match="3 frames have the name of another"):
         make_vocabulary().namer(twice)
-
-
-def test_masks_over_pixels_follow_points_and_superpoints():
-    superpoint_map = torch.tensor([[0, 0, 0, 1], [0, 0, 2, -1]])
-    # Two of the three points of superpoint 0 are in the mask, the point of superpoint 1 is, 2 has no point.
-    pixels, ids = torch.tensor([0, 1, 4, 3]), torch.tensor([0, 0, 0, 1])
-    masks = torch.tensor([[True, True, False, True], [False, False, True, False]])
-    found = pixel_masks(masks, ids, pixels, superpoint_map).numpy()
-    np.testing.assert_array_equal(found[0], [[1, 1, 1, 1], [0, 1, 0, 0]])
-    np.testing.assert_array_equal(found[1], [[0, 0, 0, 0], [1, 0, 0, 0]])

@@ -1,5 +1,7 @@
 """The closed form against torch's solver, in float64."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -49,8 +51,9 @@ def test_random_matrices(scale):
 )  # fmt: skip
 def test_equal_and_nearly_equal_eigenvalues(spectrum):
     assert_is_smallest(rotated(spectrum))
-    assert_is_smallest(torch.diag(torch.tensor(spectrum, dtype=torch.float64))[None])
-    assert_is_smallest(torch.diag(torch.tensor(spectrum[::-1], dtype=torch.float64))[None])
+    # Along the axes, in each order.
+    orders = torch.tensor(list(itertools.permutations(spectrum)), dtype=torch.float64)
+    assert_is_smallest(torch.diag_embed(orders))
 
 
 def test_float32_is_computed_in_float64():

@@ -103,8 +103,11 @@ def test_a_sequence_as_the_slow_implementation(adapter):
 
 
 def test_all_norms_have_the_epsilon_of_the_network():
-    norms = [module for module in FrameAdapter(4, 0.03).modules() if isinstance(module, torch.nn.BatchNorm1d)]
+    adapter = FrameAdapter(4, 0.03)
+    norms = [module for module in adapter.modules() if isinstance(module, torch.nn.BatchNorm1d)]
     assert [norm.eps for norm in norms] == [0.03] * 3
+    # It changes nothing at the start.
+    assert [bool(norm.weight.any()) for norm in (adapter.norm_near, adapter.norm_far, adapter.norm_mix)] == [1, 1, 0]
 
 
 def test_what_is_seen_is_the_box_scaled_about_its_centre():
@@ -112,6 +115,8 @@ def test_what_is_seen_is_the_box_scaled_about_its_centre():
     grid = VoxelGrid(torch.tensor([[0, 2, 0, 0], [0, 6, 0, 0]]), 1)
     # 4 voxels wide, so 10 in all: from -1 to 9, the ends included.
     assert within_box(bank, grid).grid.coordinates[:, 1].tolist() == list(range(-1, 10))
+    behind = VoxelGrid(torch.tensor([[0, -6, 0, 0], [0, -2, 0, 0]]), 1)
+    assert within_box(bank, behind).grid.coordinates[:, 1].tolist() == list(range(-9, 2))
 
 
 def test_the_larger_value_stays_and_gets_the_gradient():
@@ -123,6 +128,15 @@ def test_the_larger_value_stays_and_gets_the_gradient():
     assert union.features.flatten().tolist() == [1, 5, -4]
     union.features.sum().backward()
     assert first.grad.flatten().tolist() == [1, 1] and second.grad.flatten().tolist() == [0, 1]
+
+
+def test_the_bank_keeps_its_precision():
+    """What a network of another precision adds to it comes in that of the bank."""
+    double = [random_frame(seed) for seed in range(2)]
+    single = [x.replace(x.features.float()) for x in double]
+    for bank, frame in ((double[0], single[1]), (single[0], double[1])):
+        refined, found = remember(lambda x, around: x, frame, bank)
+        assert refined.features.dtype == frame.features.dtype and found.features.dtype == bank.features.dtype
 
 
 def online_config(small_config, **changes):
@@ -170,6 +184,8 @@ def test_the_memory_is_a_state_that_goes_in_and_comes_out(network, make_batch):
     assert torch.equal(alone.masks_queries_logits, after.masks_queries_logits)
     assert (gone_on[0].masks_queries_logits - alone.masks_queries_logits).abs().max() > 1e-3
     saved = FrameMemory.from_state(begun.frame_memory.state(), 2)
+    for level, other, stride in zip(saved.levels, begun.frame_memory.levels, (2, 4, 8, 16), strict=True):
+        assert level.grid.stride == other.grid.stride == stride and level.grid.batch_size == 2
     with torch.no_grad():
         loaded = network(**second, frame_memory=saved)
     assert torch.equal(loaded.masks_queries_logits, gone_on[0].masks_queries_logits)
@@ -187,7 +203,9 @@ def test_gradients_flow_through_the_memory(small_config, make_batch):
         memory = outputs[-1].frame_memory
     outputs[1].masks_queries_logits.square().mean().backward()
     assert colors.grad.abs().max() > 0
+    assert not any(tensor.requires_grad for tensor in memory.state().values())
     detached = memory.detach()
+    assert type(memory.levels) is type(detached.levels) is tuple
     assert [level.features.grad_fn for level in detached.levels] == [None] * len(memory.levels) != []
     for level, kept in zip(memory.levels, detached.levels, strict=True):
         assert kept.grid is level.grid and torch.equal(kept.features, level.features)
@@ -198,6 +216,15 @@ def test_a_memory_needs_adapters(small_config, make_batch):
     batch = {k: v for k, v in make_batch().items() if k not in ("mask_labels", "class_labels", "semantic_labels")}
     with pytest.raises(ValueError, match="the network has 0 frame adapters"):
         model(**batch, frame_memory=FrameMemory())
+
+
+def test_a_memory_of_another_network_is_refused_and_that_of_one_frame_is_the_usual(network, make_batch):
+    with torch.no_grad():
+        memory = network(**inputs(make_batch((80,))), frame_memory=FrameMemory()).frame_memory
+        again = FrameMemory.from_state(memory.state())
+        assert [level.grid.batch_size for level in again.levels] == [1] * 4 and type(again.levels) is tuple
+        with pytest.raises(ValueError, match="frame_memory has 3 levels; the network has 4 frame adapters"):
+            network(**inputs(make_batch((80,))), frame_memory=FrameMemory(memory.levels[:3]))
 
 
 def test_boxes_as_the_description_has_them(network, make_batch):

@@ -135,7 +135,8 @@ def test_surface_shape_of_planes_and_balls():
     enough = torch.bincount(row, minlength=len(grid)) >= 8
     assert enough.sum() > 100
     assert ((shape[enough, :3] @ normal).abs() > 0.999).all() and (shape[enough, 3] < 1e-3).all()
-    assert (shape[:, 2] >= 0).all()
+    # Rounding makes no variation negative.
+    assert (shape[:, 2] >= 0).all() and (shape[:, 3] >= 0).all()
     lonely = torch.tensor([[0.0, 0, 0], [5, 5, 5]])
     empty = torch.zeros(0, dtype=torch.int64)
     assert surface_shape(lonely, empty, empty).tolist() == [[0, 0, 1, pytest.approx(1 / 3)]] * 2
@@ -158,3 +159,42 @@ def test_enhanced_gate_uses_every_term(spatial):
         same_voxel = grid.inverse == grid.inverse[0]
         changed = (gate(other, geometry, points, grid) != weights).squeeze(1)
         assert (changed & ~same_voxel).any(), "a neighbour's features matter"
+
+
+@pytest.mark.parametrize(("number", "has_shape"), [(2, False), (3, True), (4, True)])
+def test_three_neighbours_make_a_surface(number, has_shape):
+    """Around the first voxel the others lie in the plane of x and z, whose normal is y."""
+    positions = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 0, 1], [-1, 0, 0], [0, 0, -1]])
+    found = surface_shape(positions, torch.zeros(number, dtype=torch.int64), torch.arange(1, number + 1))
+    expected = torch.tensor([0.0, 1, 0, 0] if has_shape else [0, 0, 1, 1 / 3])
+    torch.testing.assert_close(found[0].abs(), expected)
+    # All in one place: no direction is any better, and none is infinite.
+    same = surface_shape(torch.ones(5, 3), torch.zeros(number, dtype=torch.int64), torch.arange(1, number + 1))
+    assert same[0, 3] == (0 if has_shape else pytest.approx(1 / 3)) and same[0, :3].norm() == 1
+
+
+def test_a_radius_is_a_whole_number_of_voxels_and_at_least_one():
+    radii = {
+        radius: EnhancedFusionGate(8, 0.1, radius, 6, use_spatial_attention=False).radius
+        for radius in (0.01, 0.1, 0.24, 0.26, 0.4)
+    }
+    assert radii == {0.01: 1, 0.1: 1, 0.24: 2, 0.26: 3, 0.4: 4}
+    assert all(type(radius) is int for radius in radii.values())
+
+
+def test_gates_have_the_sizes_of_checkpoints():
+    sizes = {name: tuple(value.shape) for name, value in LiteFusionGate(16).state_dict().items()}
+    assert sizes == {"hidden.weight": (64, 32), "hidden.bias": (64,), "out.weight": (1, 64), "out.bias": (1,)}
+    gate = EnhancedFusionGate(16, 0.1, 0.2, 6, use_spatial_attention=True)
+    sizes = {name: tuple(value.shape) for name, value in gate.state_dict().items() if not name.startswith("logits")}
+    assert sizes == {
+        "image_hidden.weight": (192, 16),
+        "image_hidden.bias": (192,),
+        "point_hidden.weight": (192, 16),
+        "shape_proj.weight": (16, 4),
+        "shape_proj.bias": (16,),
+        "shape_hidden.weight": (64, 16),
+        "mix.weight": (1, 3),
+        "mix.bias": (1,),
+    }
+    assert not any(name.startswith("residual_out.b") for name in Fusion(gate, 16, 12, residual=True).state_dict())

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from bifusion_hf.layers import geometry
 from bifusion_hf.layers.geometry import FiLM, GeometricEncoding, _sample_by_rows, sample_tokens
 
 
@@ -30,6 +31,32 @@ def test_the_border_is_constant():
     tokens = torch.arange(6.0).reshape(1, 1, 2, 3)
     corners = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]])
     assert sample_tokens(tokens, corners).flatten().tolist() == [0, 2, 3, 5]
+
+
+def test_tokens_that_look_before_the_middle_of_their_block_are_read_there():
+    """A shift of 0.3 rows and 0.1 columns: what lies at a pixel is so much further on in the map."""
+    rows, columns = torch.arange(4, dtype=torch.float64), torch.arange(6, dtype=torch.float64)
+    tokens = torch.stack([columns.expand(4, 6), rows[:, None].expand(4, 6)])[None]
+    pixels = torch.tensor([[[2.5 / 6, 1.5 / 4], [3.1 / 6, 2.6 / 4]]], dtype=torch.float64)
+    expected = torch.tensor([[[2.1, 1.3], [2.7, 2.4]]], dtype=torch.float64)
+    torch.testing.assert_close(sample_tokens(tokens, pixels, (0.3, 0.1)), expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_only_another_device_that_has_to_be_deterministic_samples_by_rows(monkeypatch, device, is_deterministic):
+    asked = []
+    by_rows = lambda tokens, places: asked.append(tokens.dtype) or _sample_by_rows(tokens, places)  # noqa: E731
+    monkeypatch.setattr(geometry, "_sample_by_rows", by_rows)
+    tokens = torch.zeros(2, 3, 4, 6, dtype=torch.bfloat16, device=device)
+    torch.use_deterministic_algorithms(is_deterministic)
+    try:
+        sampled = sample_tokens(tokens, torch.full((2, 5, 2), 0.5, device=device))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert sampled.shape == (2, 5, 3) and sampled.dtype == torch.bfloat16
+    # In single precision: the gradients of a token's points are added up.
+    assert asked == ([torch.float32] if device == "meta" and is_deterministic else [])
 
 
 @pytest.mark.parametrize("size", [(5, 7), (1, 4), (1, 1)])
@@ -71,23 +98,49 @@ def test_deterministic_sampling_on_cuda():
 def cloud(samples=2, points=200, seed=0):
     generator = torch.Generator().manual_seed(seed)
     positions = torch.randn(samples * points, 3, generator=generator, dtype=torch.float64)
-    return positions, torch.arange(samples).repeat_interleave(points)
+    # Nobody's box has the origin in it.
+    return positions + torch.tensor([9.0, -8.0, 7.0]), torch.arange(samples).repeat_interleave(points)
 
 
 def test_encoding_has_its_parts():
-    encoding = GeometricEncoding(voxel_size=0.02).double()
-    points, sample = cloud()
-    rotations = torch.linalg.qr(torch.randn(2, 3, 3, dtype=torch.float64))[0]
+    encoding = GeometricEncoding(voxel_size=0.1).double()
+    points, sample = cloud(samples=5, points=80)
+    rotations = torch.linalg.qr(torch.randn(5, 3, 3, dtype=torch.float64))[0]
     encoded = encoding(points, sample, rotations)
     assert encoded.shape == (400, encoding.size) and encoding.size == 64
-    for index in range(2):
+    for index in range(5):
         own, part = points[sample == index], encoded[sample == index]
         box = own.amax(0) - own.amin(0)
         torch.testing.assert_close(part[:, :3], own / box.norm())
-        torch.testing.assert_close(part[:, 3:6], (box / box.norm()).expand(200, 3))
-        torch.testing.assert_close(part[:, 6:15], rotations[index].flatten().expand(200, 9))
+        torch.testing.assert_close(part[:, 3:6], (box / box.norm()).expand(80, 3))
+        torch.testing.assert_close(part[:, 6:15], rotations[index].flatten().expand(80, 9))
         torch.testing.assert_close(part[:, 15], (own[:, 2] - own[:, 2].min()) / box.norm())
-    torch.testing.assert_close(encoded[:, 16:40] ** 2 + encoded[:, 40:] ** 2, torch.ones(400, 24, dtype=torch.float64))
+        # As many half-waves fit into the diagonal as voxels do, and no frequency reaches that.
+        highest = math.pi * box.norm() / 0.1
+        frequencies = [highest * math.tanh(f / highest) for f in encoding.log_frequencies.exp().tolist()]
+        phases = torch.stack([own[:, axis] / box.norm() * f for axis in range(3) for f in frequencies], dim=1)
+        torch.testing.assert_close(part[:, 16:40], phases.sin())
+        torch.testing.assert_close(part[:, 40:], phases.cos())
+
+
+def test_a_scene_without_extent_is_measured_by_two_voxels():
+    encoding = GeometricEncoding(voxel_size=0.05)
+    encoded = encoding(torch.tensor([[0.3, -0.2, 0.4]]), torch.tensor([0]), torch.eye(3, dtype=torch.float64)[None])
+    assert encoded.dtype == torch.float32
+    expected = torch.tensor([3, -2, 4, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0])
+    torch.testing.assert_close(encoded[0, :16], expected.float())
+
+
+def test_parts_of_the_encoding_have_their_places_and_layers_the_sizes_of_checkpoints():
+    encoding = GeometricEncoding(voxel_size=0.02, num_frequencies=2)
+    assert encoding.size == 28
+    torch.testing.assert_close(encoding.log_frequencies.detach().exp(), math.pi * torch.tensor([1.0, 64.0]))
+    assert {name: tuple(value.shape) for name, value in FiLM(28, 16).state_dict().items()} == {
+        "hidden.weight": (128, 28),
+        "hidden.bias": (128,),
+        "modulation.weight": (32, 128),
+        "modulation.bias": (32,),
+    }
 
 
 def test_no_frequency_reaches_the_voxels_nyquist_and_all_are_learnable():

@@ -5,11 +5,12 @@ import torch
 
 from bifusion_hf.layers.attention import eager_attention_forward
 from bifusion_hf.layers.frame_batch import FrameBatch
-from bifusion_hf.layers.fusion import neighbor_mean, unit_length
-from bifusion_hf.layers.geometry import sample_tokens
-from bifusion_hf.layers.query_decoder import blocked_share
+from bifusion_hf.layers.fusion import EnhancedFusionGate, neighbor_mean, unit_length
+from bifusion_hf.layers.geometry import GeometricEncoding, sample_tokens
+from bifusion_hf.layers.query_decoder import blocked_share, place_boxes, probable_masks
 from bifusion_hf.layers.reductions import sample_mean
 from bifusion_hf.layers.superpoint_pooling import SuperpointPooling
+from bifusion_hf.sparse import voxelize
 
 
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -45,6 +46,35 @@ def test_pixels(dtype):
     exact = sample_tokens(tokens.float(), pixels)
     torch.testing.assert_close(sampled, exact.to(dtype))
     assert (sampled.float() - exact).abs().max() < 0.05
+    # Pixels that came in 16 bits are those that they say.
+    rounded = pixels.to(dtype)
+    torch.testing.assert_close(sample_tokens(tokens, rounded), sample_tokens(tokens, rounded.float()))
+
+
+@HALVES
+def test_frequencies(dtype):
+    """A wave of 64 half-waves over the scene: its phase is kept, whatever the weights' precision."""
+    points, sample, rotations = torch.rand(50, 3), torch.zeros(50, dtype=torch.int64), torch.eye(3)[None]
+    half = GeometricEncoding(0.02).to(dtype)
+    full = GeometricEncoding(0.02)
+    full.load_state_dict(half.state_dict())
+    found = half(points, sample, rotations.to(dtype))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, full(points, sample, rotations))
+
+
+@HALVES
+def test_shapes_of_surfaces(dtype):
+    """Positions stay in single precision, and the gate takes their shape in its own."""
+    torch.manual_seed(0)
+    points, features = torch.rand(200, 3), torch.randn(2, 200, 8)
+    grid = voxelize(points, torch.zeros(200, dtype=torch.int64), 0.1, 1)
+    gate = EnhancedFusionGate(8, 0.1, radius=0.2, max_neighbors=6, use_spatial_attention=True)
+    with torch.no_grad():
+        exact = gate(*features, points, grid)
+        found = gate.to(dtype)(*features.to(dtype), points, grid)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0)
 
 
 @HALVES
@@ -56,6 +86,21 @@ def test_share_of_a_large_superpoint(dtype):
     frames = FrameBatch(torch.zeros(*ids.shape, 3), torch.zeros(*ids.shape, 3), ids >= 0, ids)
     share = blocked_share(-blocked.float(), weights, frames)
     assert share.item() == pytest.approx(0.6, abs=1e-6)
+
+
+@HALVES
+def test_boxes_and_the_labels_that_decide_on_masks(dtype):
+    """Sizes are exponents, and centres lie where the points do; a label's probability is that in single precision."""
+    torch.manual_seed(0)
+    regression, centres = torch.randn(2, 5, 6).to(dtype), torch.rand(2, 5, 3)
+    boxes = place_boxes(regression, centres)
+    assert boxes.dtype == place_boxes(regression.double(), centres).dtype == torch.float32
+    assert torch.equal(boxes, place_boxes(regression.float(), centres))
+    queries, features, logits = (torch.randn(1, *size).to(dtype) for size in ((400, 4), (3, 4), (400, 3)))
+    threshold = float(logits[0, 7].float().softmax(0)[0]) - 1e-6
+    masks = probable_masks(queries, features, logits, threshold)
+    probable = (logits[0].float().softmax(dim=-1)[:, :-1] > threshold).any(dim=1)
+    assert masks.dtype == dtype and torch.equal(torch.isfinite(masks[0]).all(dim=1), probable)
 
 
 @HALVES

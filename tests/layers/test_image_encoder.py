@@ -5,10 +5,12 @@ from transformers import (
     ConvNextConfig,
     ConvNextV2Config,
     Dinov2Config,
+    Dinov2WithRegistersConfig,
     DINOv3ViTConfig,
     ResNetConfig,
     SiglipVisionConfig,
     SwinConfig,
+    ViTConfig,
 )
 
 from bifusion_hf import BiFusionConfig
@@ -21,6 +23,8 @@ TOWERS = {
     "clip": CLIPVisionConfig(intermediate_size=32, **COMMON),
     "siglip": SiglipVisionConfig(intermediate_size=32, **COMMON),
     "dinov2": Dinov2Config(mlp_ratio=2, **COMMON),
+    "dinov2 with registers": Dinov2WithRegistersConfig(mlp_ratio=2, num_register_tokens=3, **COMMON),
+    "vit": ViTConfig(intermediate_size=32, **COMMON),
     "dinov3": DINOv3ViTConfig(intermediate_size=32, num_register_tokens=3, **COMMON),
     # Two stages: one feature for 8 x 8 pixels, as for the patches.
     "resnet": ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
@@ -41,6 +45,9 @@ def test_any_tower_gives_a_map_over_the_whole_image(name):
     tokens.pow(3).sum().backward()
     for parameter_name, parameter in encoder.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, f"{parameter_name} has no consumer"
+    assert not [key for key in encoder.state_dict() if "mask_token" in key]
+    # In tokens of 8 pixels: a ResNet's look at the first one, whose middle is 3.5 before that of the block.
+    assert encoder.shift == ((3.5 / 8, 3.5 / 8) if name == "resnet" else (0, 0))
 
 
 def test_a_tower_whose_configuration_asks_for_tuples_is_the_same():
@@ -49,6 +56,16 @@ def test_a_tower_whose_configuration_asks_for_tuples_is_the_same():
     expected = encoder(images)[0]
     encoder.vision_model.config.return_dict = False
     assert torch.equal(encoder(images)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_an_image_of_the_table_s_own_size_takes_its_positions_as_they_are(name):
+    encoder = ImageEncoder(BiFusionConfig(vision_config=TOWERS[name])).eval()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        plain = encoder.vision_model(images, return_dict=True).last_hidden_state
+        found = encoder.vision_model(images, interpolate_pos_encoding=True, return_dict=True).last_hidden_state
+    torch.testing.assert_close(found, plain)
 
 
 @pytest.mark.parametrize("name", [name for name in TOWERS if name != "resnet"])
@@ -67,9 +84,15 @@ def test_tokens_lie_where_their_patch_lies(name):
 
 
 def test_sizes_that_patches_do_not_cover_are_refused():
-    config = BiFusionConfig(vision_config=TOWERS["clip"])
-    with pytest.raises(ValueError, match="24x36.*patch size"):
-        ImageEncoder(config)(torch.randn(1, 3, 24, 36))
+    encoder = ImageEncoder(BiFusionConfig(vision_config=TOWERS["clip"]))
+    for size in ((24, 36), (20, 40)):
+        with pytest.raises(ValueError, match=f"{size[0]}x{size[1]}.*patch size"):
+            encoder(torch.randn(1, 3, *size))
+    # (rows, columns)
+    for patch in ((16, 8), (8, 16)):
+        encoder.patch_size = patch
+        with pytest.raises(ValueError, match=rf"24x40; the tower needs multiples of its patch size \({patch[0]}, "):
+            encoder(torch.randn(1, 3, 24, 40))
 
 
 @pytest.mark.parametrize("name", ["clip", "resnet", "convnext"])
@@ -94,13 +117,13 @@ def test_points_get_the_feature_of_the_pixels_around_them(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet", r"ResNetModel made a map \[1, 16, 3, 5\] of images of 24x40; expected 6 x 10 features"),
-        ("clip", r"CLIPVisionModel made tokens \[1, 16, 16\] of images of 24x40; expected 6 x 10 features"),
+        ("resnet", r"ResNetModel made a map \[1, 16, 3, 5\] of images of 24x40; expected 3 x 10 features"),
+        ("clip", r"CLIPVisionModel made tokens \[1, 16, 16\] of images of 24x40; expected 3 x 10 features"),
     ],
 )
 def test_a_tower_with_other_steps_than_its_configuration_says_is_refused(name, message):
     encoder = ImageEncoder(BiFusionConfig(vision_config=TOWERS[name]))
-    encoder.patch_size = (4, 4)
+    encoder.patch_size = (8, 4)
     with pytest.raises(ValueError, match=message):
         encoder(torch.randn(1, 3, 24, 40))
 

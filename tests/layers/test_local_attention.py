@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from bifusion_hf.layers.local_attention import TinySA2D, TinySA3D
@@ -78,3 +79,16 @@ def test_every_parameter_trains(small_config):
         for name, parameter in module.named_parameters():
             if not name.endswith("k_proj.bias"):  # softmax does not see a constant added to all keys
                 assert parameter.grad.abs().max() > 1e-9, name
+
+
+@pytest.mark.parametrize(("radius", "window"), [(0.01, 2), (0.24, 2), (0.26, 3), (0.5, 5)])
+def test_a_window_is_a_whole_number_of_tokens_and_at_least_two(small_config, radius, window):
+    """Of 20 cm each: four voxels of 5 cm."""
+    found = TinySA3D(12, small_config("none", tiny_sa_radius=radius)).window
+    assert found == window and type(found) is int
+
+
+def test_a_width_that_heads_do_not_divide_is_refused(small_config):
+    for kind in (TinySA2D, TinySA3D):
+        with pytest.raises(ValueError, match="TinySA: width 14 is not a multiple of its 4 heads"):
+            kind(14, small_config("none"))

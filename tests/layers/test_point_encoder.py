@@ -8,7 +8,7 @@ from bifusion_hf.layers.reductions import sample_mean
 from bifusion_hf.sparse import SparseTensor, VoxelBatchNorm, VoxelGrid, voxelize
 
 
-PLANES = {"stem_channels": 8, "planes": [8, 12, 16, 16, 16, 12, 8, 8], "blocks": [1] * 8}
+PLANES = {"stem_channels": 8, "planes": [8, 12, 16, 20, 18, 14, 10, 8], "blocks": [1] * 8}
 
 
 def network(**changes):

@@ -90,7 +90,7 @@ def test_queries_follow_their_superpoints(small_config):
         torch.testing.assert_close(other.class_logits, head.class_logits[:, order])
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
 @pytest.mark.parametrize("threshold", [0.0, 0.4, 1.0])
 def test_only_probable_queries_have_masks(batch_size, threshold):
     generator = torch.Generator().manual_seed(0)
@@ -105,6 +105,9 @@ def test_only_probable_queries_have_masks(batch_size, threshold):
             expected = every[sample, query] if best > threshold else torch.full((20,), -torch.inf)
             torch.testing.assert_close(found[sample, query], expected)
             torch.testing.assert_close(every[sample, query], features[sample] @ queries[sample, query])
+    # As probable as the threshold is not more.
+    halves = probable_masks(queries, features, torch.zeros(batch_size, 7, 2), 0.5)
+    assert torch.isneginf(halves).all()
 
 
 def test_one_superpoint(small_config):

@@ -8,6 +8,7 @@ from bifusion_hf.losses.auxiliary import (
     no_view_samples,
     spatial_consistency_loss,
 )
+from bifusion_hf.losses.targets import batch_targets
 
 
 def test_spatial_consistency_pair_by_pair():
@@ -46,9 +47,9 @@ def test_spatial_consistency_without_any_pair():
 
 
 def test_spatial_consistency_of_unsorted_pairs():
-    pairs = torch.tensor([1, 0]), torch.tensor([0, 1])
+    pairs = torch.tensor([0, 2, 1]), torch.tensor([1, 0, 2])
     with pytest.raises(ValueError, match="row is not ascending"):
-        spatial_consistency_loss(torch.ones(2, 8), torch.zeros(2).long(), *pairs, 1)
+        spatial_consistency_loss(torch.ones(3, 8), torch.zeros(3).long(), *pairs, 1)
 
 
 def test_spatial_consistency_of_equal_features_is_zero():
@@ -90,6 +91,20 @@ def test_no_view_point_by_point(random_batch, threshold):
     assert gradient[~seen].any()
 
 
+def test_a_point_without_view_needs_a_teacher_that_is_more_alike_than_the_threshold():
+    """One superpoint is in view; the other points' cosines to it are 0.8, a little more, and -1."""
+    ids = torch.tensor([[0, 0, 1, 1]])
+    nothing = [torch.zeros(0, 4, dtype=torch.bool)], [torch.zeros(0, dtype=torch.int64)]
+    targets = batch_targets(*nothing, None, ids, ids >= 0, 2)
+    features = torch.tensor([[1.0, 0], [4, 3], [4, 2.9], [-1, 0]], dtype=torch.float64)
+    visible = torch.tensor([[True, False, False, False]])
+    closer = 1 - 4 / (4**2 + 2.9**2) ** 0.5
+    assert no_view_loss(features, targets, visible).item() == pytest.approx(closer, rel=1e-12)
+    assert no_view_loss(features, targets, visible, 0.79).item() == pytest.approx((0.2 + closer) / 2, rel=1e-12)
+    # A superpoint that nobody sees teaches nothing.
+    assert no_view_loss(features, targets, visible, -1.0).item() == pytest.approx((0.2 + closer) / 2, rel=1e-12)
+
+
 @pytest.mark.parametrize("visible_fraction", [0.0, 1.0])
 def test_no_view_without_teachers_or_students(random_batch, visible_fraction):
     batch = random_batch(visible_fraction=visible_fraction)
@@ -119,12 +134,14 @@ def test_balance(random_batch):
     batch = random_batch(sizes=((60, 8, 3), (45, 6, 2), (20, 3, 1)))
     weights, targets, visible = batch.fusion.fusion_weights, batch.targets, batch.fusion.point_visible
     visible[1] = False
-    values = fusion_balance_loss(weights, targets, visible, target=0.4)
+    values = fusion_balance_loss(weights, targets, visible)
     padded = torch.zeros(targets.point_mask.shape)
     padded[targets.point_mask] = weights.detach().squeeze(1)
     for b in (0, 2):
         mean = padded[b][visible[b] & targets.point_mask[b]].mean()
         assert values[b].item() == pytest.approx((mean - 0.4).item() ** 2, rel=1e-4)
+        other = fusion_balance_loss(weights, targets, visible, target=0.9)[b]
+        assert other.item() == pytest.approx((mean - 0.9).item() ** 2, rel=1e-4)
     assert values[1] == 0
     values[1].backward()
     assert not weights.grad.any()

@@ -130,6 +130,23 @@ def test_coverage_gate(random_batch):
     assert hard(*inputs(batch)).tolist() == [0, ungated[1].item()]
     assert hard.anchors(batch.targets, batch.fusion.point_visible).any(1).tolist() == [False, True]
     assert soft.anchors(batch.targets, batch.fusion.point_visible).any(1).tolist() == [True, True]
+    # Exactly the threshold is enough.
+    half = consistency(coverage_gate="hard", coverage_threshold=0.5)
+    visible = torch.arange(100) < torch.tensor([[50], [49]])
+    assert half.anchors(batch.targets, visible).any(1).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("gate", ["none", "soft", "hard"])
+def test_a_sample_of_one_point_is_wholly_seen_and_one_of_padding_alone_costs_nothing(random_batch, gate):
+    batch = random_batch(sizes=((40, 5, 2), (1, 1, 1)), visible_fraction=1.0)
+    loss = consistency(mode="positive", coverage_gate=gate, coverage_threshold=0.6)
+    both = loss(*inputs(batch))
+    torch.testing.assert_close(both, consistency(mode="positive", coverage_gate="none")(*inputs(batch)))
+    labels = {**batch.labels, "superpoint_ids": batch.labels["superpoint_ids"].clone()}
+    labels["superpoint_ids"][1] = -1
+    targets = batch_targets(**{**labels, "point_mask": labels["superpoint_ids"] >= 0})
+    features = batch.fusion.features_3d[:40], batch.fusion.features_2d[:40]
+    assert loss(*features, targets, batch.fusion.point_visible).tolist() == [both[0].item(), 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

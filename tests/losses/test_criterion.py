@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -5,7 +7,14 @@ from bifusion_hf.configuration_bifusion import BiFusionLossConfig
 from bifusion_hf.losses import BiFusionCriterion
 
 
-FEATURE_TERMS = ("loss_clip", "loss_spatial", "loss_noview", "loss_balance", "loss_image_sem")
+# Terms on features, and what each needs.
+FEATURE_TERMS = {
+    "loss_clip": ("point_visible", "features_3d", "features_2d"),
+    "loss_spatial": ("voxel_features", "voxel_samples", "neighbor_pairs"),
+    "loss_noview": ("point_visible", "fused_features"),
+    "loss_balance": ("point_visible", "fusion_weights"),
+    "loss_image_sem": ("point_visible", "image_semantic_logits"),
+}
 WEIGHTS = {
     "loss_cls": "class_weight",
     "loss_mask": "mask_weight",
@@ -157,6 +166,37 @@ def test_finite_under_autocast_on_random_batches(make_criterion, random_batch, e
         assert output.loss == with_autocast_off.loss
 
 
+def test_samples_are_counted_that_a_term_applies_to(make_criterion, random_batch, every_term):
+    batch = random_batch(sizes=((40, 5, 2), (30, 4, 1), (20, 3, 0)))
+    targets, visible = batch.targets, batch.fusion.point_visible
+    # Of the second sample only padding is "visible", of the third one everything.
+    visible[0], visible[1], visible[2] = torch.arange(40) % 2 == 0, torch.arange(40) >= 30, True
+    targets.superpoint_semantic[:] = -100
+    targets.superpoint_semantic[0, 1] = targets.superpoint_semantic[1, 0] = 3
+    counts = make_criterion(**every_term).count_samples(targets, batch.query_superpoints, visible)
+    counts = {term: int(count) for term, count in counts.items()}
+    assert (counts["loss_cls"], counts["loss_spatial"]) == (3, 3)
+    assert (counts["loss_balance"], counts["loss_noview"], counts["loss_image_sem"]) == (2, 1, 1)
+    labelled = [bool((batch.query_superpoints[b] == s).any()) for b, s in ((0, 1), (1, 0))]
+    assert counts["loss_sem"] == sum(labelled) > 0
+
+
+def test_the_image_branch_learns_from_the_points_by_the_ratio_alone(random_batch):
+    batch = random_batch()
+    batch.call(only("loss_clip", consistency_gradient_flow_ratio=0.0)).loss.backward()
+    assert batch.fusion.features_3d.grad.any() and not batch.fusion.features_2d.grad.any()
+
+
+def test_terms_that_are_off_have_the_precision_of_the_others(make_criterion, random_batch):
+    batch = random_batch()
+    for head in batch.heads:
+        head.class_logits, head.mask_logits = head.class_logits.bfloat16(), head.mask_logits.bfloat16()
+    batch.semantic_logits = batch.semantic_logits.bfloat16()
+    output = batch.call(make_criterion())
+    for values in (output.loss_dict, output.weighted_loss_dict):
+        assert {value.dtype for value in values.values()} == {torch.float32}
+
+
 def test_switched_off_terms_need_nothing(make_criterion, random_batch):
     batch = random_batch()
     batch.fusion = None
@@ -173,8 +213,14 @@ def test_switched_off_terms_need_nothing(make_criterion, random_batch):
 @pytest.mark.parametrize("term", FEATURE_TERMS)
 def test_missing_inputs_are_named(random_batch, term):
     batch = random_batch()
+    counts = {name: torch.tensor(2) for name in only(term).terms}
+    for name in FEATURE_TERMS[term]:
+        part = replace(batch, fusion=replace(batch.fusion, **{name: None}))
+        for loss_counts in (None, counts):
+            with pytest.raises(ValueError, match=f"{term} has a weight, so {name} of the fusion output is needed"):
+                part.call(only(term), loss_counts=loss_counts)
     batch.fusion = None
-    with pytest.raises(ValueError, match=f"{term} has a weight"):
+    with pytest.raises(ValueError, match=f"{term} has a weight, so {', '.join(FEATURE_TERMS[term])} of the fusion"):
         batch.call(only(term))
 
 
@@ -186,9 +232,19 @@ def test_missing_counts_columns_and_weights_are_named(make_criterion, random_bat
         batch.call(make_criterion(num_labels=198))
     with pytest.raises(ValueError, match="dice_weight has 2 entries"):
         batch.call(make_criterion(dice_weight=(1.0, 2.0)))
-    with pytest.raises(ValueError, match="point_visible"):
-        criterion = make_criterion(consistency_loss_weight=0.1)
-        criterion.count_samples(batch.targets, batch.query_superpoints)
+    for term in ("loss_clip", "loss_noview", "loss_balance", "loss_image_sem"):
+        with pytest.raises(ValueError, match=f"{term} has a weight, so point_visible is needed; it is None"):
+            only(term).count_samples(batch.targets, batch.query_superpoints)
+    for head in batch.heads[:-1]:
+        head.boxes = torch.zeros(*head.class_logits.shape[:2], 6)
+    batch.targets.boxes = [torch.zeros(len(labels), 6) for labels in batch.targets.class_labels]
+    with pytest.raises(ValueError, match="loss_box has a weight, so boxes is needed; it is None"):
+        batch.call(make_criterion(box_weight=1.0))
+    with pytest.raises(ValueError, match="loss_merge has a weight, so instance_ids is needed; it is None"):
+        make_criterion(merge_weight=1.0).count_samples(batch.targets, batch.query_superpoints)
+    batch.targets.instance_ids = [torch.arange(len(labels)) for labels in batch.targets.class_labels]
+    with pytest.raises(ValueError, match="loss_merge has a weight, so merge_embeddings is needed; it is None"):
+        batch.call(make_criterion(merge_weight=1.0))
 
 
 def test_has_no_parameters_and_no_state(make_criterion):

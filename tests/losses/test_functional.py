@@ -46,3 +46,4 @@ def test_cross_entropy_is_torchs(dtype):
     labels = torch.tensor([[0, 3, -100, 1, 2], [-100, -100, 2, 2, 0]])
     expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     torch.testing.assert_close(cross_entropy(logits, labels), expected)
+    assert cross_entropy(logits[:, :1, :2], torch.tensor([[0, -100], [-100, 0]])).tolist() == [[0, 0], [0, 0]]

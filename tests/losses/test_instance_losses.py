@@ -19,7 +19,7 @@ def test_classification_query_by_query(num_labels):
     query_mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] + [False] * 4])
     matches = Matches([indices(3, 0), indices(), indices(0)], [indices(0, 2), indices(), indices(1)])
     class_labels = [indices(0, 7, 5) % num_labels, indices(), indices(2, 1) % num_labels]
-    losses = classification_loss(logits, query_mask, matches, class_labels, no_object_weight=0.1)
+    losses = classification_loss(logits, query_mask, matches, class_labels)
     for b in range(3):
         total = weights = 0.0
         pairs = dict(zip(matches.queries[b].tolist(), matches.instances[b].tolist(), strict=True))
@@ -28,6 +28,8 @@ def test_classification_query_by_query(num_labels):
             total += weight * -logits[b, q].log_softmax(0)[label].item()
             weights += weight
         assert losses[b].item() == pytest.approx(total / weights, rel=1e-12)
+    # Where queries without an object do not count, a sample without any object costs nothing.
+    assert classification_loss(logits, query_mask, matches, class_labels, no_object_weight=0.0)[1] == 0
 
 
 def test_the_first_of_overlapping_instances_decides_the_class():
@@ -39,8 +41,9 @@ def test_the_first_of_overlapping_instances_decides_the_class():
 
 def test_masks_pair_by_pair():
     torch.manual_seed(1)
-    logits = (4 * torch.randn(3, 4, 30)).requires_grad_()
     valid = torch.arange(30) < torch.tensor([30, 20, 25])[:, None]
+    # What stands at padding does not matter.
+    logits = (4 * torch.randn(3, 4, 30)).masked_fill(~valid[:, None], torch.nan).requires_grad_()
     masks = [(torch.rand(3, 30) < 0.4) & valid[b] for b in range(3)]
     matches = Matches([indices(2, 0), indices(), indices(1)], [indices(0, 1), indices(), indices(2)])
     cross_entropy, dice = mask_losses(logits, matches, masks, valid)

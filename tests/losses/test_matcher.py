@@ -42,6 +42,16 @@ def test_against_pair_by_pair(seed):
     assert list(zip(queries.tolist(), instances.tolist(), strict=True)) == expected
 
 
+def test_a_class_counts_half_and_both_costs_of_masks_wholly():
+    for seed in range(60):
+        problem = make_problem(seed, num_queries=20, length=12)
+        costs = matching_costs(*problem[:-1])
+        total = 0.5 * costs.classification + costs.mask + costs.dice
+        total = total.T.masked_fill(~problem[-1], torch.inf)
+        queries, instances = SparseMatcher()(*problem)
+        assert queries.tolist() == total.argmin(dim=1)[instances].tolist()
+
+
 def test_values_at_padding_do_not_matter():
     class_logits, mask_logits, *rest = make_problem(0)
     valid = rest[2]
@@ -99,6 +109,15 @@ def test_costs_stay_in_float32_under_autocast():
         assert torch.equal(cost, reference)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_costs_of_16_bit_logits_are_those_of_the_same_numbers_in_float32(dtype):
+    class_logits, mask_logits, *rest = make_problem(3, length=4000)[:-1]
+    class_logits, mask_logits = class_logits.to(dtype), mask_logits.to(dtype)
+    expected = matching_costs(class_logits.float(), mask_logits.float(), *rest)
+    for cost, reference in zip(matching_costs(class_logits, mask_logits, *rest), expected, strict=True):
+        assert cost.dtype == torch.float32 and torch.equal(cost, reference)
+
+
 def test_means_by_sample():
     matches = Matches(
         queries=[torch.tensor([4, 2]), torch.tensor([], dtype=torch.int64), torch.tensor([1])],
@@ -123,6 +142,18 @@ def test_a_query_that_is_a_little_cheaper_wins_and_one_within_rounding_does_not(
         torch.zeros(2, 2), mask_logits, torch.tensor([0]), masks, masks[0], torch.ones(1, 2, dtype=torch.bool)
     )
     assert queries.tolist() == [winner] and instances.tolist() == [0]
+
+
+@pytest.mark.parametrize(("ahead", "winner"), [(1.9e-6, 1), (1.6e-6, 0)])
+def test_costs_within_a_millionth_of_one_and_the_cost_are_tied(ahead, winner):
+    """The costs are 0.77, so that 1.77e-6 is the bound; in double precision, of which rounding is none."""
+    # Derivatives by the logit of each element at 0: the binary cross entropy's, and the Dice loss's by the formula.
+    mask_logits = torch.zeros(2, 40, dtype=torch.float64)
+    mask_logits[1] += ahead / (0.5 + (80 * 61 - 41 * 40) / 61**2 / 4)
+    masks = torch.ones(1, 40, dtype=torch.bool)
+    class_logits, eligible = torch.zeros(2, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
+    queries, _ = SparseMatcher()(class_logits, mask_logits, torch.tensor([0]), masks, masks[0], eligible)
+    assert queries.tolist() == [winner]
 
 
 @pytest.mark.parametrize(("ahead", "winner"), [(5e-4, 0), (0.1, 1)])

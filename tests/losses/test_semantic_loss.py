@@ -21,3 +21,6 @@ def test_further_columns_take_no_part_and_16_bits_give_float32(dtype):
     logits = (5 * torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))).to(dtype)
     found = semantic_loss(logits, LABELS, 4)
     assert found.dtype == torch.float32 and torch.equal(found, semantic_loss(logits[..., :4].float(), LABELS, 4))
+    # Where nothing is said, ScanNet's 200.
+    many = logits.repeat(1, 1, 41)[..., :203]
+    assert torch.equal(semantic_loss(many, LABELS), semantic_loss(many, LABELS, 200))

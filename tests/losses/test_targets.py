@@ -5,6 +5,7 @@ import torch
 from bifusion_hf.labels import IGNORE, point_instances_from_labels
 from bifusion_hf.losses.targets import (
     batch_targets,
+    eligible_places,
     eligible_queries,
     query_semantic_labels,
     visible_semantic_labels,
@@ -61,6 +62,16 @@ def test_against_counting_point_by_point(random_batch, seed):
         assert semantic[b, q] == targets.superpoint_semantic[b, batch.query_superpoints[b, q]]
 
 
+def test_places_of_instances_and_queries_come_in_their_order():
+    generator = torch.Generator().manual_seed(0)
+    eligible = [torch.rand(size, generator=generator) < 0.002 for size in ((40, 700), (0, 700), (3, 5))]
+    found = eligible_places(eligible)
+    for masks, (instances, queries) in zip(eligible, found, strict=True):
+        assert instances.tolist() == masks.any(1).nonzero().flatten().tolist()
+        assert queries.tolist() == masks.any(0).nonzero().flatten().tolist()
+    assert 0 < len(found[0][0]) < 40 and 0 < len(found[0][1]) < 700
+
+
 def test_classes_of_superpoints_that_the_image_shows(random_batch):
     batch = random_batch(sizes=((60, 8, 3), (45, 6, 2)), visible_fraction=0.1)
     targets, visible = batch.targets, batch.fusion.point_visible
@@ -103,6 +114,16 @@ def test_without_semantic_labels_all_are_ignored(random_batch):
     assert (batch_targets(**labels).superpoint_semantic == IGNORE).all()
 
 
+def test_the_largest_class_is_allowed_and_so_is_a_single_one(random_batch):
+    labels = random_batch().labels
+    semantic = torch.full_like(labels["semantic_labels"], 199)
+    of_superpoints = batch_targets(**{**labels, "semantic_labels": semantic})
+    assert (of_superpoints.superpoint_semantic[of_superpoints.superpoint_mask] == 199).all()
+    labels["semantic_labels"] = torch.where(labels["semantic_labels"] == IGNORE, IGNORE, 0)
+    alone = batch_targets(**labels, num_semantic_labels=1).superpoint_semantic
+    assert torch.equal(alone, batch_targets(**labels).superpoint_semantic)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -112,7 +133,17 @@ def test_without_semantic_labels_all_are_ignored(random_batch):
         (lambda x: x.update(semantic_labels=x["semantic_labels"][:, :5]), r"semantic_labels has shape \(2, 5\)"),
         (lambda x: x.update(num_superpoints=4), r"superpoint_ids has values 0\.\.7; expected 0\.\.3"),
         (lambda x: x.update(semantic_labels=x["semantic_labels"] + 300), "semantic_labels has values"),
+        (lambda x: x["semantic_labels"][0].fill_(200), r"semantic_labels has values 0\.\.200; expected 0\.\.199"),
+        (lambda x: x["semantic_labels"][0].fill_(-1), r"semantic_labels has values -1\.\..*; expected 0\.\.199"),
         (lambda x: x.update(class_labels=[c + 7 for c in x["class_labels"]]), "class_labels has values"),
+        (lambda x: x["class_labels"][0].fill_(7), r"class_labels has values .\.\.7; expected 0\.\.6"),
+        (lambda x: x.update(class_labels=x["class_labels"][:1]), "2 and 1 entries; expected one for each of 2"),
+        (lambda x: x.update(mask_labels=[m[0] for m in x["mask_labels"]]), r"mask_labels\[0\] has shape \(60,\)"),
+        (lambda x: x.update(superpoint_ids=x["superpoint_ids"][:1]), r"superpoint_ids has shape \(1, 60\)"),
+        (
+            lambda x: x.update(instance_ids=[c[:1] for c in x["class_labels"]]),
+            r"instance_ids has shapes \[\(1,\), \(1,\)\]; expected \[\(3,\), \(2,\)\]",
+        ),
     ],
 )
 def test_bad_labels(random_batch, change, message):

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from bifusion_hf import BiFusionForInstanceSegmentation
+from bifusion_hf.configuration_bifusion import BiFusionLossConfig
 from bifusion_hf.layers.frame_batch import FORWARD_INPUTS
 from bifusion_hf.layers.frame_memory import FrameMemory
+from bifusion_hf.losses import BiFusionCriterion
 from bifusion_hf.losses.instance import box_iou, box_loss
 from bifusion_hf.losses.matcher import Matches
 from bifusion_hf.losses.merging import merge_loss, merge_windows
@@ -14,6 +16,7 @@ from bifusion_hf.losses.targets import batch_targets
 
 
 FRAMES, WINDOWS, IDS = 4, 2, 5
+OFF = dict.fromkeys(("consistency_loss_weight", "spatial_loss_weight", "noview_loss_weight"), 0.0)
 
 
 def random_window_batch(seed):
@@ -80,7 +83,8 @@ def test_the_merge_loss_is_that_of_the_slow_form_with_its_gradient():
         targets, queries, embeddings = random_window_batch(seed)
         found = merge_loss(embeddings, targets, queries, FRAMES, 0.07)
         expected = slow_merge_loss(targets, queries, embeddings, 0.07)
-        assert merge_windows(targets, queries, FRAMES).tolist() == [pairs > 0 for _, pairs in expected]
+        windows = merge_windows(targets, queries, FRAMES)
+        assert windows.dtype == torch.bool and windows.tolist() == [pairs > 0 for _, pairs in expected]
         without += sum(pairs == 0 for _, pairs in expected)
         values = torch.stack([torch.as_tensor(total, dtype=torch.float64) for total, _ in expected])
         torch.testing.assert_close(found, values, rtol=1e-10, atol=1e-10)
@@ -88,6 +92,14 @@ def test_the_merge_loss_is_that_of_the_slow_form_with_its_gradient():
             gradients = [torch.autograd.grad(loss.sum(), embeddings)[0] for loss in (found, values)]
             torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
     assert without > 0
+
+
+def test_windows_are_counted_by_their_length_and_single_frames_have_no_pair():
+    criterion = BiFusionCriterion(BiFusionLossConfig(merge_weight=1.0, **OFF))
+    targets, queries, _ = random_window_batch(26)
+    expected = int(merge_windows(targets, queries, FRAMES).sum())
+    assert int(criterion.count_samples(targets, queries, window_frames=FRAMES)["loss_merge"]) == expected > 0
+    assert int(criterion.count_samples(targets, queries)["loss_merge"]) == 0
 
 
 def test_the_merge_loss_of_16_bit_embeddings_is_that_of_the_same_numbers_in_float32():
@@ -131,6 +143,9 @@ def test_the_box_loss_is_one_minus_the_share_of_common_volume():
     one = 1 - box_iou(boxes[:3], truth[:3])
     expected = torch.stack([one[:2].mean(), one[2]])
     torch.testing.assert_close(box_loss(predicted.requires_grad_(), pairs, targets), expected)
+    # At least, and at most, in the precision of the prediction.
+    half = box_loss(predicted.half(), pairs, targets)
+    assert half.dtype == torch.float32 and torch.equal(half, box_loss(predicted.half().float(), pairs, targets))
     nothing = Matches([torch.zeros(0, dtype=torch.int64)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2)
     loss = box_loss(predicted, nothing, targets)
     assert loss.tolist() == [0, 0] and loss.requires_grad
@@ -199,6 +214,8 @@ def test_a_window_goes_on_from_the_memory_before_it(small_config, window):
         rest = model(**later, window_frames=2, frame_memory=before)
         forgetful = model(**later, window_frames=2)
     torch.testing.assert_close(rest.point_features, whole.point_features[2:])
+    # Each of the two frames has the term.
+    torch.testing.assert_close(rest.weighted_loss_dict["loss_box"], 2 * 0.5 * rest.loss_dict["loss_box"])
     with torch.no_grad():
         single = model(**frame_of(window, 1), window_frames=1, frame_memory=before)
     torch.testing.assert_close(single.point_features, whole.point_features[2:4])

@@ -104,3 +104,11 @@ def test_kernels_that_are_wrong_are_not_used(monkeypatch, caplog):
 
 def test_kernels_that_work_are_used():
     assert separation.choose_backend() is compiled_backend
+
+
+def test_kernels_without_memory_say_so(monkeypatch):
+    monkeypatch.setattr(compiled_backend.KERNELS, "call", lambda name, *_: {"touching_points": 0}.get(name, -1))
+    with pytest.raises(MemoryError, match="no memory for the nearest points of 5 points"):
+        compiled_backend.touching_points(np.zeros((5, 3)), np.ones(5, bool), 0.05, 2)
+    with pytest.raises(MemoryError, match="no memory for the parts of 2 masks"):
+        compiled_backend.connected_parts(np.ones((2, 5), bool), np.zeros((5, 3), np.int32), np.zeros(5, np.int32))

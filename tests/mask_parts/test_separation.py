@@ -51,6 +51,7 @@ def test_parts_become_instances_with_lower_scores(cloud):
     expected = [owner == 0, owner == 1, owner == 1, owner == 2]
     np.testing.assert_array_equal(parts["masks"].numpy(), np.stack(expected))
     assert parts["labels"].tolist() == [0] * 4
+    assert parts["scores"].dtype == torch.float32
 
 
 def test_limits_hold_for_the_parts(cloud):
@@ -66,6 +67,21 @@ def test_limits_hold_for_the_parts(cloud):
     parts = separate_parts(speck, points, gap=0.05)
     np.testing.assert_array_equal(parts["masks"].numpy(), [owner == 0])
     assert parts["num_parts"].tolist() == [1]
+    # A tenth is one.
+    for points_of_it in (9, 10):
+        mask = (owner == 0) | ((owner == 2) & (np.arange(len(owner)) < 200 + points_of_it))
+        parts = separate_parts(instances([mask], [0.8]), points, gap=0.05)
+        assert parts["masks"].sum(dim=1).tolist() == ([100] if points_of_it < 10 else [100, 10])
+
+
+def test_parts_that_are_alike_stay_in_the_order_of_masks_and_points():
+    """Forty heaps of points in one place each; one point of each is in both masks."""
+    points = torch.zeros(800, 3)
+    points[:, 0] = 10 * (torch.arange(800) % 40)
+    mask = np.arange(800) < 40
+    found = separate_parts(instances([mask, mask], [0.8, 0.8], queries=torch.tensor([7, 9])), points, gap=0.05)
+    assert found["queries"].tolist() == [7] * 40 + [9] * 40 and found["num_parts"].tolist() == [40] * 80
+    assert found["masks"][:, :40].int().tolist() == 2 * torch.eye(40, dtype=torch.int32).tolist()
 
 
 def test_what_is_connected_stays_as_it_is(cloud):
@@ -110,6 +126,11 @@ def test_points_in_one_place_touch_and_few_points_are_no_error():
     assert pairs_of(np.zeros((40, 3)), 0.05).any(axis=1).all()
     assert not pairs_of(np.zeros((1, 3)), 0.05).any()
     assert pairs_of(np.zeros((0, 3)), 0.05).shape == (0, 0)
+    assert pairs_of([[0, 0, 0], [0.04, 0, 0]], 0.05)[0, 1]
+    for count, width in ((0, 0), (1, 1), (5, 5), (40, 17)):
+        nobody = touching_points(np.zeros((count, 3)), 0.05, np.zeros(count, bool))
+        assert [values.shape for values in nobody] == [(count, width), (count,)]
+        assert [values.dtype for values in nobody] == [np.int32] * 2 and not any(values.any() for values in nobody)
 
 
 def test_points_that_are_not_asked_about_do_not_change_the_others():
