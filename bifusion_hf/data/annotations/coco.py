@@ -59,7 +59,7 @@ def read_coco(path: str | Path, names: Mapping[int, str] | None = None) -> Objec
         )
         for number, objects in images.items()
     }
-    labels = [categories[key] for key in sorted(categories)] if names is None else list(names.values())
+    labels = [categories[key] for key in sorted(categories)] if names is None else names.values()
     return ObjectAnnotations(found, list(dict.fromkeys(labels)), [path])
 
 
