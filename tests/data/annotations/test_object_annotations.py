@@ -262,6 +262,15 @@ BAD_LABELME = {
     "no size": (labelme(imageWidth=None), r"imageWidth and imageHeight \(None, 24\)"),
     "no label": (labelme({"points": pairs(SQUARE), "label": ""}), r"shapes\[0\]\): has no label"),
     "line": (labelme({"points": pairs(SQUARE), "shape_type": "linestrip"}), "is a linestrip; expected a polygon"),
+    "list as kind": (
+        labelme({"points": pairs(SQUARE), "shape_type": ["mask"]}),
+        r"is a \['mask'\]; expected a polygon",
+    ),
+    "list as group": (labelme({"points": pairs(SQUARE), "group_id": [1]}), r"shapes\[0\]\): has the group_id \[1\]"),
+    "mapping as group": (
+        labelme({"points": pairs(SQUARE), "group_id": {}}),
+        r"has the group_id {}; expected a number",
+    ),
     "outside": (labelme({"points": pairs([-9, 6, 12, 6, 12, 16])}), r"shapes\[0\]\).*outside of the image: x from -9"),
     "corners": (labelme({"points": pairs(SQUARE), "shape_type": "rectangle"}), r"shape \(4, 2\); expected \[2, 2\]"),
     "words": (labelme({"points": [["a", 1]]}), "points that are no numbers"),
