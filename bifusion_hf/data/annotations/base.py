@@ -1,6 +1,6 @@
 """What all readers of annotations give: objects as polygons or runs of pixels, and how they become label images."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,7 +105,7 @@ class ObjectAnnotations:
         sources: The files.
     """
 
-    def __init__(self, images: Mapping[str, AnnotatedImage], labels: Sequence[str], sources: Sequence[Path]):
+    def __init__(self, images: Mapping[str, AnnotatedImage], labels: Iterable[str], sources: Sequence[Path]):
         self.images = dict(images)
         self.names, self.labels, self.sources = list(images), list(labels), list(sources)
 

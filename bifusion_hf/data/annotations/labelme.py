@@ -40,7 +40,7 @@ def read_labelme(folder: str | Path, names: Mapping[int, str] | None = None) -> 
             raise DataFileError(path, f"is of the image {name!r}, as is {images[name].place}")
         images[name] = image
         labels |= {item.label for item in image.objects}
-    return ObjectAnnotations(images, sorted(labels) if names is None else list(names.values()), sources)
+    return ObjectAnnotations(images, sorted(labels) if names is None else names.values(), sources)
 
 
 def _read(path: Path, names: Mapping[int, str] | None) -> tuple[str, AnnotatedImage]:

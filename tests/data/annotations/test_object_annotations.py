@@ -232,6 +232,7 @@ def test_names_of_a_file_are_the_only_ones(tmp_path):
     with pytest.raises(DataFileError, match=r"labels.json \(categories\[0\]\): is named 'mug'.*'cup'"):
         open_annotations(path, names={0: "cup"})
     path = write(tmp_path, labelme({"points": pairs(SQUARE)}), "shapes.json")
+    assert open_annotations(path, names={1: "pen", 0: "mug"}).labels == ["pen", "mug"]
     with pytest.raises(DataFileError, match=r"\(shapes\[0\]\): has the label 'mug'.*did you mean 'mugs'"):
         open_annotations(path, names={0: "mugs"})
 
@@ -429,6 +430,13 @@ def test_an_image_may_be_a_pixel_wide_or_high(tmp_path):
         shapes = labelme({"points": pairs(corners)}, imageWidth=width, imageHeight=height)
         for path in (write(tmp_path, content), write(tmp_path, shapes, "shapes.json")):
             assert (draw(open_annotations(path), (height, width), (width, height)).instance == 0).all()
+
+
+def test_a_group_of_labelme_is_one_object_at_the_place_of_its_first_shape(tmp_path):
+    shapes = [{"points": pairs(SQUARE), "label": label, "group_id": 1} for label in ("mug", "cup", "mug")]
+    (image,) = open_annotations(write(tmp_path, labelme(*shapes))).images.values()
+    found = [(item.label, len(item.polygons), item.place[-11:]) for item in image.objects]
+    assert found == [("mug", 2, "(shapes[0])"), ("cup", 1, "(shapes[1])")]
 
 
 def test_an_object_of_coco_is_a_crowd_only_where_the_file_says_so(tmp_path):
