@@ -70,7 +70,9 @@ def test_pictures_without_depth_are_no_recording(tmp_path):
     save_image(tmp_path / "color" / "0.png", np.zeros((24, 32, 3), dtype=np.uint8))
     for name in "hgfedcba":
         (tmp_path / f"{name}.txt").touch()
-    with pytest.raises(DataFileError, match=r"it has a\.txt, b\.txt, c\.txt, d\.txt, .*g\.txt, color\. Expected"):
+    with pytest.raises(
+        DataFileError, match=r"it has a\.txt, b\.txt, c\.txt, color, d\.txt, e\.txt, f\.txt, g\.txt\. Expected"
+    ):
         open_recording(tmp_path)
     with pytest.raises(DataFileError, match="expected folders color or colour or .*, and depth"):
         open_color_depth(tmp_path, ReadOptions())

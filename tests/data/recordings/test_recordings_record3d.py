@@ -27,11 +27,11 @@ def picture(height, width):
     return buffer.getvalue()
 
 
-def write(path, metadata=None, depth=(24, 32), image=(48, 64), **members):
+def write(path, metadata=None, shape=(24, 32), image=(48, 64), **members):
     """An archive of a frame whose depth is 1.5 m; `members` by their endings replace its own, None = left out."""
     if not isinstance(metadata, bytes):
         metadata = json.dumps({**METADATA, **(metadata or {})}).encode()
-    data = np.full(depth, 1.5, dtype="<f4").tobytes()
+    data = np.full(shape, 1.5, dtype="<f4").tobytes()
     content = {"metadata": metadata, "jpg": picture(*image), "depth": lzfse.compress(data), **members}
     with zipfile.ZipFile(path, "w") as archive:
         for name, value in content.items():
@@ -64,15 +64,18 @@ def test_without_a_first_pose_the_others_are_of_the_world(path):
     [
         ((20, 15), (256, 192)),
         ((15, 20), (192, 256)),
-        # Where it is as wide as high, it lies.
-        ((15, 15), (192, 256)),
         ((20, 15), (640, 480)),
         ((15, 20), (480, 640)),
         ((30, 20), (30, 20)),
     ],
 )
 def test_depth_of_unknown_size_has_that_of_the_picture_or_of_a_sensor(image, depth, path):
-    assert open_recording(write(path, depth=depth, image=image))[0].depth.shape == depth
+    assert open_recording(write(path, shape=depth, image=image))[0].depth.shape == depth
+
+
+def test_beside_a_picture_as_wide_as_high_depth_lies(path):
+    with pytest.raises(ValueError, match="take_0: image is 15x15 while depth is 256x192"):
+        open_recording(write(path, shape=(192, 256), image=(15, 15)))[0]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,7 @@ def test_malformed_metadata_is_refused_on_opening(metadata, message, path):
     ],
 )
 def test_a_malformed_frame_is_refused_when_it_is_read(metadata, members, message, path):
-    recording = open_recording(write(path, metadata, **members))
+    recording = open_recording(write(path, {"dh": 24, "dw": 32, **metadata}, **members))
     with pytest.raises(ValueError, match=message):
         recording[0]
 
