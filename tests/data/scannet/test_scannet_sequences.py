@@ -121,7 +121,9 @@ def test_meshes_by_the_names_of_scenes(scans, tmp_path, monkeypatch):
 def test_boxes_are_of_all_points_of_an_id():
     rng = np.random.default_rng(0)
     points, ids = rng.normal(size=(200, 3)), rng.integers(-2, 5, 200) * 3
-    found, boxes = boxes_by_id(points, ids)
+    found, boxes = boxes_by_id(points, ids.astype(np.int32))
+    assert found.dtype == np.int64
+    assert boxes_by_id(points.astype(np.float32), ids)[1].dtype == np.float64
     assert found.tolist() == [0, 3, 6, 9, 12]
     for index, box in zip(found, boxes, strict=True):
         own = points[ids == index]
