@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scannet_files import depth_view, pose, write_label_images, write_sens_scan
+from scannet_files import color_view, depth_view, pose, sens_bytes, write_label_images, write_sens_scan
 
 from bifusion_hf.data.frames import frame_from_row
 from bifusion_hf.data.scannet import source
+from bifusion_hf.data.scannet.scan_mesh import mesh_files
 from bifusion_hf.data.scannet.source import ScanNetSource
+from bifusion_hf.io.files import DataFileError
 
 
 POSES = [pose(), pose(0.2), pose(-0.2)]
@@ -45,10 +47,16 @@ def scans(tmp_path_factory):
     return folder
 
 
+def test_settings_have_the_published_ones_where_none_are_given():
+    assert ScanNetSource("x") == ScanNetSource("x", None, "auto", 200, {}, None, False, 0.05, 95, False, False)
+
+
 class QuickLabels:
     """Labels of a mesh that say what they were made with: searching the surface takes longer than all the rest."""
 
     def __init__(self, vertices, faces, labels, max_distance):
+        if max_distance > 1:
+            raise ValueError("too far")
         self.instance, self.raw_id = round(100 * max_distance), labels.raw_ids.max()
 
     def label(self, frame):
@@ -99,3 +107,57 @@ def test_label_images_are_taken_where_they_are_asked_for(scans):
     mesh, images = (observe(scans / "own", "instance", labels=labels) for labels in ("mesh", "2d"))
     assert np.unique(mesh).tolist() == [5] and np.unique(images).tolist() == [-1, 0, 2]
     np.testing.assert_array_equal(observe(scans / "own", "instance"), mesh)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_mesh_without_all_its_files_labels_nothing(scans, tmp_path, kept):
+    folder = tmp_path / "scene0000_00"
+    write_sens_scan(folder, POSES[:1], annotation=False)
+    paths = mesh_files(scans / "other" / "scene0000_00")
+    for index, path in enumerate(paths):
+        if index != kept:
+            (folder / path.name).write_bytes(path.read_bytes())
+    note, row = ScanNetSource(tmp_path, **BASE).rows("scene0000_00")
+    assert note == "labels: none" and frame_from_row(row).instance is None
+
+
+def test_a_mesh_that_cannot_label_is_named(scans):
+    with pytest.raises(DataFileError, match=r"scene0000_00_vh_clean_2\.ply: too far"):
+        list(ScanNetSource(scans / "own", max_label_distance=2.0, **BASE).rows("scene0000_00"))
+
+
+def write_scan(folder, poses, depths):
+    folder.mkdir(parents=True)
+    colors = [color_view(POSES[0])] * len(poses)
+    (folder / f"{folder.name}.sens").write_bytes(sens_bytes(poses, colors, depths))
+
+
+def test_why_a_frame_is_left_out(tmp_path):
+    """A hundred measurements are enough; a pose that is not known wholly is not known."""
+    lost = pose()
+    lost[0, 3] = np.nan
+    depths = [np.zeros((48, 64), dtype=np.uint16) for _ in range(4)]
+    for depth, count in zip(depths, (100, 99, 0, 100), strict=True):
+        depth.ravel()[:count] = 1000
+    skewed = pose()
+    skewed[0, 0] = 2
+    write_scan(tmp_path / "scene0000_00", [pose(), pose(), lost, skewed], depths)
+    _, row, *skipped = ScanNetSource(tmp_path, labels="none", frame_interval=1).rows("scene0000_00")
+    assert row["frame_id"] == "scene0000_00_0" and np.count_nonzero(frame_from_row(row).depth) == 100
+    reasons = [(item.frame_id[-1], item.reason) for item in skipped]
+    assert reasons == [("1", "empty depth"), ("2", "invalid pose"), ("3", "malformed")]
+    place = f"{tmp_path / 'scene0000_00' / 'scene0000_00.sens'}: frame "
+    assert skipped[0].detail == f"{place}1: 99 pixels with a measurement"
+    assert skipped[1].detail == f"{place}2: the pose is not finite" and skipped[2].detail.startswith(f"{place}3: ")
+
+
+def test_pixels_without_a_measurement_have_no_label_of_a_label_image(tmp_path):
+    folder = tmp_path / "scene0000_00"
+    depth = depth_view(POSES[0])
+    depth[:, ::2] = 0
+    write_scan(folder, POSES[:1], [depth])
+    write_label_images(folder, {0: POSES[0]}, zipped=False)
+    _, row = ScanNetSource(tmp_path, labels="2d", frame_interval=1).rows("scene0000_00")
+    frame = frame_from_row(row)
+    for values in (frame.instance, frame.semantic):
+        assert (values[:, ::2] == -1).all() and (values[:, 1::2] >= 0).mean() > 0.7
