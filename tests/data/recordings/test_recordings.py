@@ -1,6 +1,11 @@
+import gc
+import re
+import tempfile
+import uuid
 import zipfile
 
 import datasets
+import fsspec
 import numpy as np
 import pytest
 from recording_files import (
@@ -15,7 +20,7 @@ from recording_files import (
 )
 
 from bifusion_hf.data.frames import frame_features, frame_to_row
-from bifusion_hf.data.recordings import Recording, open_recording, rows
+from bifusion_hf.data.recordings import LAYOUTS, Recording, open_recording, rows
 from bifusion_hf.data.recordings.base import UP_ROTATIONS, ReadOptions, natural_order, quaternion_pose
 from bifusion_hf.data.recordings.folders import read_trajectory_log
 from bifusion_hf.data.recordings.tum import _Trajectory
@@ -364,3 +369,47 @@ def test_a_pose_of_a_quaternion():
             quaternion_pose(values, "here")
     with pytest.raises(DataFileError, match="here: has the pose 'x'; expected qx qy qz qw tx ty tz"):
         quaternion_pose("x", "here")
+
+
+def test_a_recording_of_a_store_is_copied_while_it_is_in_use(tmp_path, monkeypatch):
+    write_folders(tmp_path / "desk", make_frames())
+    store = fsspec.filesystem("memory")
+    address = f"memory://{uuid.uuid4().hex}"
+    store.put(str(tmp_path / "desk"), f"{address}/desk", recursive=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
+    (tmp_path / "copies").mkdir()
+    recording = open_recording(f"{address}/desk/", every=2)
+    assert recording.ids == ["desk_0", "desk_20"] and recording.path == f"{address}/desk/"
+    part, here = recording[1:], open_recording(tmp_path / "desk")
+    del recording
+    gc.collect()
+    np.testing.assert_array_equal(part[0].depth, here[2].depth)
+    assert list((tmp_path / "copies").iterdir())
+    del part
+    gc.collect()
+    assert not list((tmp_path / "copies").iterdir())
+    # Of what is no recording nothing stays, and nothing is copied of a data set.
+    store.rm(f"{address}/desk/depth", recursive=True)
+    with pytest.raises(DataFileError, match="is no recording; it has color, intrinsic.txt, pose"):
+        open_recording(f"{address}/desk")
+    gc.collect()
+    assert not list((tmp_path / "copies").iterdir())
+    write_rows(tmp_path / "set", make_frames())
+    store.put(str(tmp_path / "set"), f"{address}/set", recursive=True)
+    asked = []
+    monkeypatch.setattr(
+        rows, "open_rows", lambda place, options: asked.append(place) or Recording("", "", "", True, None)
+    )
+    open_recording(f"{address}/set")
+    assert asked == [f"{address}/set"] and not list((tmp_path / "copies").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("layout", "word"),
+    [
+        ("sens", r"\.sens file"), ("folders", "folders color/"), ("tum", r"rgb\.txt"), ("r3d", r"\.r3d file"),
+        ("frames", r"colour\.png"), ("rows", r"\.parquet"),
+    ],
+)  # fmt: skip
+def test_layouts_are_told_by_what_they_have(layout, word):
+    assert [name for name, text in LAYOUTS.items() if re.search(word, text)] == [layout]

@@ -71,6 +71,8 @@ def test_without_a_first_pose_the_others_are_of_the_world(path):
 )
 def test_depth_of_unknown_size_has_that_of_the_picture_or_of_a_sensor(image, depth, path):
     assert open_recording(write(path, shape=depth, image=image))[0].depth.shape == depth
+    # One side alone says nothing.
+    assert open_recording(write(path, {"dw": 7}, depth, image))[0].depth.shape == depth
 
 
 def test_beside_a_picture_as_wide_as_high_depth_lies(path):

@@ -46,6 +46,8 @@ def test_unregistered_colour_has_to_be_asked_for(tmp_path):
     write_sens_scan(folder, [pose()], annotation=False, depth_extrinsics=extrinsics)
     with pytest.raises(DataFileError, match=r"scene0000_00\.sens: .*registered"):
         open_scan(folder)
+    with pytest.raises(DataFileError, match="registered"):
+        SensScan(folder / "scene0000_00.sens")
     with open_scan(folder, assume_registered=True) as scan:
         assert scan.numbers() == [0]
     # Less than a millimetre is rounding; what is unknown is not.
@@ -209,6 +211,12 @@ def test_folders_that_are_no_scan(tmp_path):
         open_scan(tmp_path / "scene0000_00")
     with pytest.raises(DataFileError, match="neither"):
         open_scan(tmp_path)
+    for name in ("color", "depth", "pose"):
+        folder = tmp_path / f"without {name}"
+        write_exported_scan(folder, {})
+        (folder / name).rmdir()
+        with pytest.raises(DataFileError, match="neither" if name == "depth" else f"{name}: no such folder"):
+            open_scan(folder)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -2,10 +2,11 @@ import json
 import os
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from tqdm import tqdm
 
-from bifusion_hf.data.frames import RGBDFrame, frame_from_row, frame_to_row, load_frames
+from bifusion_hf.data.frames import RGBDFrame, frame_features, frame_from_row, frame_to_row, load_frames
 from bifusion_hf.data.scannet import shards as shard_module
 from bifusion_hf.data.scannet.shards import SkippedFrame, write_shards
 from bifusion_hf.io.files import DataFileError
@@ -221,6 +222,11 @@ def test_the_bar_counts_units_with_those_that_were_there(tmp_path, monkeypatch):
     (tmp_path / "out" / "data" / SHARDS[0]).unlink()
     write(tmp_path, progress=True)
     write(tmp_path)
+    units = [f"a{index}" for index in [0] * 17]
+    write_shards(CountingSource(tmp_path / "other"), {"val": units}, tmp_path / "rest", {})
+    # In this process, sixteen to a shard.
+    assert set((tmp_path / "other").read_text().split()) == {"a0", str(os.getpid())}
+    assert bars[-1].steps == [0, 16, 1] and not bars.pop().options["disable"]
     # Shards of two units, two and one; then only the first of them is made.
     assert [bar.steps for bar in bars] == [[0, 2, 2, 1], [3, 2], [5]]
     assert [(bar.options["total"], bar.options["unit"], bar.options["disable"]) for bar in bars] == [
@@ -243,8 +249,16 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
         write(tmp_path)
 
 
+def test_a_reader_of_a_stream_holds_fifty_rows_at_a_time(tmp_path):
+    write(tmp_path, {"val": ["a51"]})
+    file = pq.ParquetFile(tmp_path / "out" / "data" / "val-00000-of-00001.parquet")
+    assert [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)] == [50, 1]
+
+
 def test_rows_are_frames(tmp_path):
     write(tmp_path)
+    found, expected = load_frames(tmp_path / "out", "train").features, frame_features()
+    assert all(found[name] == expected[name] for name in ("intrinsics", "camera_to_world", "depth_scale"))
     frame = frame_from_row(load_frames(tmp_path / "out", "train")[2])
     assert frame.frame_id == "b2_1"
     np.testing.assert_allclose(frame.depth, 1.1, atol=1e-6)
