@@ -2,6 +2,7 @@
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 from recording_files import make_frames
 
@@ -100,4 +101,9 @@ def test_a_data_set_without_rows_or_names_is_none_of_frames(tmp_path, monkeypatc
     # The Hub has data sets without rows.
     monkeypatch.setattr(rows, "load_frames", lambda *_: table(["a_0"]).select([]))
     with pytest.raises(DataFileError, match="'val' has no frames"):
+        open_recording(tmp_path)
+    offsets = pa.py_buffer(np.array([0, 1], dtype=np.int32).tobytes())
+    broken = pa.table({"frame_id": pa.StringArray.from_buffers(1, offsets, pa.py_buffer(b"\xff"))})
+    monkeypatch.setattr(rows, "load_frames", lambda *_: datasets.Dataset(broken))
+    with pytest.raises(DataFileError, match=f"{tmp_path.name}: has a frame_id or scene_id that is no text"):
         open_recording(tmp_path)

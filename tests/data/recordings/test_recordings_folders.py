@@ -20,7 +20,7 @@ def test_a_stream_has_the_users_camera_and_unit_of_depth(tmp_path):
     folder = tmp_path / "scene0000_00"
     write_sens_scan(folder, [pose()], annotation=False)
     own = open_recording(folder)
-    assert own.kind == "sens" and own.images == ["color/0"]
+    assert own.kind == "sens" and own.images == ["color/0"] and own.posed
     np.testing.assert_allclose(own[0].intrinsics, DEPTH_INTRINSICS, rtol=1e-6)
     # The size of the images tells which principal points are possible.
     given = open_recording(folder, intrinsics=[50, 51, 31, 23], depth_scale=500, up="-z")[0]
