@@ -21,7 +21,7 @@ from recording_files import (
 
 from bifusion_hf.data.frames import frame_features, frame_to_row
 from bifusion_hf.data.recordings import LAYOUTS, Recording, open_recording, rows
-from bifusion_hf.data.recordings.base import UP_ROTATIONS, ReadOptions, natural_order, quaternion_pose
+from bifusion_hf.data.recordings.base import UP_ROTATIONS, ReadOptions, image_files, natural_order, quaternion_pose
 from bifusion_hf.data.recordings.folders import read_trajectory_log
 from bifusion_hf.data.recordings.tum import _Trajectory
 from bifusion_hf.io.files import DataFileError
@@ -247,6 +247,8 @@ def test_what_is_no_recording_is_refused_with_what_was_found(tmp_path):
         open_recording(tmp_path / "notes.txt")
     with pytest.raises(DataFileError, match="no such file or folder"):
         open_recording(tmp_path / "nowhere")
+    with pytest.raises(DataFileError, match="nowhere: no such folder"):
+        image_files(tmp_path / "nowhere")
     (tmp_path / "color").mkdir()
     (tmp_path / "depth").mkdir()
     with pytest.raises(DataFileError, match="color: has no images"):

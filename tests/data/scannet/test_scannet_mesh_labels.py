@@ -79,6 +79,19 @@ def test_the_distance_limit_grows_beyond_two_metres():
     assert (MeshLabels(near, faces, labels).label(frame_of(depth - 2, pose()))[0] == -1).all()
 
 
+def test_a_sample_at_the_limit_is_near_enough():
+    """A lone vertex half a metre behind the point of the middle pixel, and one a hair farther; all else is far off."""
+    intrinsics = np.array([[10.0, 0, 5], [0, 10, 5], [0, 0, 1]])
+    depth = np.full((12, 12), 4.0)
+    depth[5, 5] = 1
+    frame = RGBDFrame(np.zeros((12, 12, 3), np.uint8), depth, intrinsics, np.eye(4))
+    labels = VertexLabels(np.array([3], np.int32), np.array([7], np.int32))
+    for place, name in ((1.5, 3), (1.5001, -1)):
+        labeller = MeshLabels(np.array([[0, 0, place]]), np.zeros((0, 3), dtype=int), labels, 0.5)
+        instance, _ = labeller.label(frame)
+        assert instance[5, 5] == name and (instance >= 0).sum() == (name >= 0)
+
+
 @pytest.mark.parametrize("distance", [0.4, 1.0])
 def test_near_surfaces_are_labelled_as_far_ones_are(distance):
     """Of a wall before a wall, and where nothing was measured there is none of either."""
