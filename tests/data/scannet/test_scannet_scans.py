@@ -154,6 +154,7 @@ def test_a_frame_may_have_another_size_of_the_same_aspect(size, is_same):
         assert (frame.depth == 2).all() and (frame.image == 7).all() and frame.frame_id == "frame"
         expected = scale_intrinsics(OneFrame().depth_intrinsics, size[0] / 64, size[1] / 48)
         np.testing.assert_allclose(frame.intrinsics, expected)
+        np.testing.assert_array_equal(frame.camera_to_world, POSES[0])
     else:
         with pytest.raises(ValueError, match=r"depth is \(64, 48\) while image_size is .*expected the same aspect"):
             scan_frame(OneFrame(), 7, "frame", POSES[0], DEPTH, size)

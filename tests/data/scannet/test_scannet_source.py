@@ -4,7 +4,22 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scannet_files import color_view, depth_view, pose, sens_bytes, write_label_images, write_sens_scan
+from PIL import Image
+from scannet_files import (
+    DEPTH_INTRINSICS,
+    DEPTH_SIZE,
+    axis_alignment,
+    color_view,
+    depth_view,
+    pose,
+    room_mesh,
+    scan_info,
+    sens_bytes,
+    view,
+    write_exported_scan,
+    write_label_images,
+    write_sens_scan,
+)
 
 from bifusion_hf.data.frames import frame_from_row
 from bifusion_hf.data.scannet import source
@@ -126,10 +141,10 @@ def test_a_mesh_that_cannot_label_is_named(scans):
         list(ScanNetSource(scans / "own", max_label_distance=2.0, **BASE).rows("scene0000_00"))
 
 
-def write_scan(folder, poses, depths):
+def write_scan(folder, poses, depths, **options):
     folder.mkdir(parents=True)
     colors = [color_view(POSES[0])] * len(poses)
-    (folder / f"{folder.name}.sens").write_bytes(sens_bytes(poses, colors, depths))
+    (folder / f"{folder.name}.sens").write_bytes(sens_bytes(poses, colors, depths, **options))
 
 
 def test_why_a_frame_is_left_out(tmp_path):
@@ -155,9 +170,41 @@ def test_pixels_without_a_measurement_have_no_label_of_a_label_image(tmp_path):
     folder = tmp_path / "scene0000_00"
     depth = depth_view(POSES[0])
     depth[:, ::2] = 0
-    write_scan(folder, POSES[:1], [depth])
+    # Whatever the unit: here the whole room is nearer than a metre.
+    write_scan(folder, POSES[:1], [depth], depth_scale=4000.0)
     write_label_images(folder, {0: POSES[0]}, zipped=False)
+    path = folder / "instance-filt" / "0.png"
+    values = np.asarray(Image.open(path))
+    Image.fromarray(values + np.where(values > 0, 4, 0).astype(np.uint8)).save(path)
     _, row = ScanNetSource(tmp_path, labels="2d", frame_interval=1).rows("scene0000_00")
     frame = frame_from_row(row)
-    for values in (frame.instance, frame.semantic):
-        assert (values[:, ::2] == -1).all() and (values[:, 1::2] >= 0).mean() > 0.7
+    # Objects 0, 1 and 2, now 4, 5 and 6, are of the classes of these numbers; the ceiling is neither.
+    ids = view(POSES[0], DEPTH_INTRINSICS, DEPTH_SIZE)[1]
+    for values, added in ((frame.instance, 4), (frame.semantic, 0)):
+        assert (values[:, ::2] == -1).all()
+        assert (values == np.where(ids == 3, -1, ids + added))[:, 1::2].mean() > 0.96
+
+
+def test_label_images_of_an_export_are_seen_by_its_colour_camera(tmp_path):
+    folder = tmp_path / "scene0000_00"
+    write_exported_scan(folder, {0: POSES[1]})
+    write_label_images(folder, {0: POSES[1]}, zipped=False)
+    (folder / "scene0000_00.txt").write_text(scan_info(np.eye(4)))
+    _, row = ScanNetSource(tmp_path, labels="2d", frame_interval=1).rows("scene0000_00")
+    ids = view(POSES[1], DEPTH_INTRINSICS, DEPTH_SIZE)[1]
+    assert (frame_from_row(row).semantic == np.where(ids == 3, -1, ids)).mean() > 0.96
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_rows_of_sequences_have_the_boxes_of_all_objects(scans, aligned):
+    _, row = ScanNetSource(scans / "other", IDS, sequences=True, frame_interval=5, axis_align=aligned).rows(
+        "scene0000_00"
+    )
+    vertices, _, objects = room_mesh()
+    if aligned:
+        vertices = vertices @ axis_alignment()[:3, :3].T + axis_alignment()[:3, 3]
+    boxes = [[*vertices[objects == i].min(axis=0), *vertices[objects == i].max(axis=0)] for i in range(3)]
+    assert row["scene_id"] == "scene0000_00" and row["object_ids"] == [0, 1, 2]
+    np.testing.assert_allclose(row["object_boxes"], boxes, atol=1e-5)
+    with pytest.raises(DataFileError, match="scene0000_00: labels are of kind 'none'; expected a mesh"):
+        list(ScanNetSource(scans / "other", sequences=True, labels="none").rows("scene0000_00"))
