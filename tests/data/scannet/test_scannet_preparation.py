@@ -24,11 +24,12 @@ from scannet_files import (
     write_sens_scan,
 )
 
-from bifusion_hf.data.frames import frame_from_row, load_frames
+from bifusion_hf.data.frames import RGBDFrame, frame_from_row, frame_to_row, load_frames
 from bifusion_hf.data.scannet import preparation, prepare_scannet200
 from bifusion_hf.data.scannet.card import dataset_card
-from bifusion_hf.data.scannet.preparation import read_split_list, report_summary, report_text
+from bifusion_hf.data.scannet.preparation import read_split_list, report_summary, report_text, write_data_set
 from bifusion_hf.data.scannet.registration import register_color
+from bifusion_hf.data.scannet.shards import SkippedFrame
 from bifusion_hf.data.scannet.source import ScanNetSource
 from bifusion_hf.io.files import DataFileError
 from bifusion_hf.io.locks import FolderInUseError
@@ -292,6 +293,34 @@ def test_arguments_arrive_where_they_belong(changed, tmp_path, monkeypatch):
         "engine": changed.get("engine"),
         "progress": changed.get("progress", True),
     }
+
+
+class UnitsOfOne:
+    """A frame for each unit, or none."""
+
+    sequences = False
+
+    def rows(self, unit):
+        if unit == "none":
+            yield SkippedFrame("none_0", "missing", "not there")
+            return
+        intrinsics = np.array([[10.0, 0, 7.5], [0, 10, 5.5], [0, 0, 1]])
+        frame = RGBDFrame(np.zeros((12, 16, 3), np.uint8), np.ones((12, 16)), intrinsics, frame_id=unit)
+        yield frame_to_row(frame)
+
+
+def test_a_data_set_has_its_report_and_its_card(tmp_path):
+    settings = {"labels": "auto", "frame_numbers": {"a": (1,)}}
+    report = write_data_set(UnitsOfOne(), {"val": ["a"]}, tmp_path / "a", settings, progress=False)
+    val = {"scans": 1, "frames": 1, "notes": {}, "skipped_by_reason": {}, "skipped": [], "failed": {}}
+    assert report == {"settings": {"labels": "auto"}, "splits": {"val": val}}
+    assert json.loads((tmp_path / "a" / "report.json").read_text()) == report
+    assert (tmp_path / "a" / "report.txt").read_text() == report_text(report)
+    assert (tmp_path / "a" / "README.md").read_text() == dataset_card(report)
+    with pytest.raises(ValueError, match=r"split 'none' has no frame; .*/b/report\.txt has the reasons"):
+        write_data_set(UnitsOfOne(), {"val": ["a"], "none": ["none"]}, tmp_path / "b", settings, progress=False)
+    assert "  none_0 (missing): not there\n" in (tmp_path / "b" / "report.txt").read_text()
+    assert not (tmp_path / "b" / "README.md").exists()
 
 
 def test_reports_in_text():
