@@ -1,6 +1,6 @@
 """What all readers of annotations give: objects as polygons or runs of pixels, and how they become label images."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,7 +105,7 @@ class ObjectAnnotations:
         sources: The files.
     """
 
-    def __init__(self, images: Mapping[str, AnnotatedImage], labels: Sequence[str], sources: Sequence[Path]):
+    def __init__(self, images: Mapping[str, AnnotatedImage], labels: Iterable[str], sources: Sequence[Path]):
         self.images = dict(images)
         self.names, self.labels, self.sources = list(images), list(labels), list(sources)
 
@@ -118,13 +118,10 @@ class ObjectAnnotations:
     ) -> DrawnLabels:
         """See `Annotations`. Small objects lie on top of large ones, whatever their order."""
         image = self.images[name]
-        size = image_size if image.size is None else image.size
         if image.size is not None:
             check_size(image.size, image_size, image.place)
-        pixels = [
-            _pixels(item, (1, 1) if image.size is None else size, size if item.runs is not None else None, shape)
-            for item in image.objects
-        ]
+        size = image.size or (1, 1)
+        pixels = [_pixels(item, size, shape) for item in image.objects]
         drawn = DrawnLabels(np.full(shape, NONE, dtype=np.int32), np.full(shape, NONE, dtype=np.int32))
         instance, semantic = drawn.instance.reshape(-1), drawn.semantic.reshape(-1)
         for index in sorted(range(len(pixels)), key=lambda index: -len(pixels[index])):
@@ -141,7 +138,7 @@ class ObjectAnnotations:
                 drawn.notes.append("objects that others cover wholly, left out")
             else:
                 drawn.notes.append(f"objects of {item.label}")
-            if any(reaches_out(polygon, (1, 1) if image.size is None else size) for polygon in item.polygons):
+            if any(reaches_out(polygon, size) for polygon in item.polygons):
                 drawn.notes.append("objects that reach out of the image, cut off")
         return drawn
 
@@ -160,7 +157,7 @@ def check_size(annotated: tuple[int, int], image: tuple[int, int], place: str | 
         )
 
 
-def check_polygon(values: Any, size: tuple[float, float], place: str) -> np.ndarray:
+def check_polygon(values: Any, size: tuple[int, int], place: str) -> np.ndarray:
     """A polygon of a file, float64 [P, 2].
 
     Args:
@@ -181,9 +178,9 @@ def check_polygon(values: Any, size: tuple[float, float], place: str) -> np.ndar
         )
     points = points.reshape(-1, 2)
     low, high = points.min(axis=0), points.max(axis=0)
-    margin = OVERSHOOT * np.asarray(size, dtype=np.float64)
+    margin = OVERSHOOT * np.asarray(size)
     if (low < -margin).any() or (high > size + margin).any():
-        units = "fractions of its sides" if tuple(size) == (1, 1) else f"pixels of {size[0]:g}x{size[1]:g}"
+        units = "fractions of its sides" if size == (1, 1) else f"pixels of {size[0]:g}x{size[1]:g}"
         raise DataFileError(
             place,
             f"has a polygon outside of the image: x from {low[0]:g} to {high[0]:g}, y from {low[1]:g} to {high[1]:g}; "
@@ -192,9 +189,9 @@ def check_polygon(values: Any, size: tuple[float, float], place: str) -> np.ndar
     return points
 
 
-def reaches_out(polygon: np.ndarray, size: tuple[float, float]) -> bool:
+def reaches_out(polygon: np.ndarray, size: tuple[int, int]) -> bool:
     """Whether a polygon has a corner outside of the image, beyond rounding."""
-    slack = 1e-3 * np.asarray(size, dtype=np.float64)
+    slack = 1e-3 * np.asarray(size)
     return bool((polygon < -slack).any() or (polygon > size + slack).any())
 
 
@@ -216,19 +213,16 @@ def resample(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return values[rows[:, None], columns]
 
 
-def _pixels(
-    item: AnnotatedObject, units: tuple[float, float], size: tuple[int, int] | None, shape: tuple[int, int]
-) -> np.ndarray:
+def _pixels(item: AnnotatedObject, size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
     """Flat indices of the pixels of the depth image, of `shape`, whose centres lie in an object.
 
     Args:
         item: The object.
-        units: Width and height of the image in the polygons' units.
-        size: (width, height) of the image that runs are of.
+        size: (width, height) of the image that runs are of, in the polygons' units.
         shape: (height, width) of the depth image.
     """
-    if item.runs is not None and size is not None:
-        width, height = size
+    width, height = size
+    if item.runs is not None:
         inside = np.repeat(np.arange(len(item.runs)) % 2 == 1, item.runs)
         return np.flatnonzero(resample(inside.reshape(width, height).T, shape))
     # scikit-image is imported only where it is used.
@@ -236,6 +230,6 @@ def _pixels(
 
     inside = np.zeros(shape, dtype=bool)
     for polygon in item.polygons:
-        corners = polygon * (shape[1] / units[0], shape[0] / units[1]) - 0.5
+        corners = polygon * (shape[1] / width, shape[0] / height) - 0.5
         inside |= polygon2mask(shape, corners[:, ::-1])
     return np.flatnonzero(inside)

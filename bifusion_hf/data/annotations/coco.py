@@ -59,8 +59,8 @@ def read_coco(path: str | Path, names: Mapping[int, str] | None = None) -> Objec
         )
         for number, objects in images.items()
     }
-    labels = [categories[key] for key in sorted(categories)] if names is None else list(names.values())
-    return ObjectAnnotations(found, list(dict.fromkeys(labels)), [path])
+    labels = [categories[key] for key in sorted(categories)] if names is None else names.values()
+    return ObjectAnnotations(found, dict.fromkeys(labels), [path])
 
 
 def _object(shape: Any, size: tuple[int, int], label: str, is_crowd: bool, place: str) -> AnnotatedObject:

@@ -36,8 +36,9 @@ class LabelImages:
         numbered: bool = False,
     ):
         self.instances = image_files(Path(instances))
-        self.semantics = None if semantics is None else image_files(Path(semantics))
-        if semantics is not None and self.semantics is not None:
+        self.semantics: dict[str, Path] | None = None
+        if semantics is not None:
+            self.semantics = image_files(Path(semantics))
             other = sorted(self.instances.keys() ^ self.semantics.keys())
             if other:
                 raise DataFileError(semantics, f"and {instances} do not both have {', '.join(other[:5])}")

@@ -40,7 +40,7 @@ def read_labelme(folder: str | Path, names: Mapping[int, str] | None = None) -> 
             raise DataFileError(path, f"is of the image {name!r}, as is {images[name].place}")
         images[name] = image
         labels |= {item.label for item in image.objects}
-    return ObjectAnnotations(images, sorted(labels) if names is None else list(names.values()), sources)
+    return ObjectAnnotations(images, sorted(labels) if names is None else names.values(), sources)
 
 
 def _read(path: Path, names: Mapping[int, str] | None) -> tuple[str, AnnotatedImage]:
@@ -61,6 +61,8 @@ def _read(path: Path, names: Mapping[int, str] | None) -> tuple[str, AnnotatedIm
             known = list(names.values())
             raise DataFileError(place, f"has the label {label!r}, which is none of the classes{like(label, known)}")
         group = shape.get("group_id")
+        if isinstance(group, list | dict):
+            raise DataFileError(place, f"has the group_id {group!r}; expected a number or none")
         key = index if group is None else ("group", group, label)
         groups.setdefault(key, []).append(_object(shape, label, size, place))
     objects = tuple(_together(parts) for parts in groups.values())
@@ -74,9 +76,9 @@ def _object(shape: Mapping[str, Any], label: str, size: tuple[int, int], place: 
         points = np.asarray(shape.get("points"), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise DataFileError(place, f"has points that are no numbers ({error})") from error
-    corners = {"rectangle": 2, "circle": 2, "mask": 2}.get(kind)
     if kind not in ("polygon", "rectangle", "circle", "mask"):
         raise DataFileError(place, f"is a {kind}; expected a polygon, rectangle, circle or mask")
+    corners = None if kind == "polygon" else 2
     if points.ndim != 2 or points.shape[1] != 2 or (corners is not None and len(points) != corners):
         raise DataFileError(place, f"is a {kind} with points of shape {points.shape}; expected [{corners or 'P'}, 2]")
     if kind == "mask":

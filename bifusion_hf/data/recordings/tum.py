@@ -144,8 +144,7 @@ class _Trajectory:
                 )
             return self._pose(around[int(np.argmin(gaps))])
         first, second = (self._pose(index) for index in around)
-        length = self.times[around[1]] - self.times[around[0]]
-        share = (time - self.times[around[0]]) / length if length > 0 else 0.0
+        share = gaps[0] / sum(gaps)
         pose = np.eye(4)
         pose[:3, :3] = Slerp([0, 1], Rotation.from_matrix([first[:3, :3], second[:3, :3]]))(share).as_matrix()
         pose[:3, 3] = (1 - share) * first[:3, 3] + share * second[:3, 3]

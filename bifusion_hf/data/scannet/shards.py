@@ -129,9 +129,6 @@ def write_shards(
     if units_per_shard < 1 or workers < 1:
         raise ValueError(f"units_per_shard is {units_per_shard} and workers {workers}; expected at least 1")
     folder = Folder(out)
-    if folder.path is not None:
-        (folder.path / "data").mkdir(parents=True, exist_ok=True)
-        (folder.path / _WORK_FOLDER).mkdir(exist_ok=True)
     settings = {**settings, "units_per_shard": units_per_shard, "splits": splits}
     check_settings(folder, f"{_WORK_FOLDER}/settings.json", settings, "a data set", "data")
     for name in ("data", _WORK_FOLDER):

@@ -1,10 +1,16 @@
+import gc
+import re
+import tempfile
+import uuid
 import zipfile
 
 import datasets
+import fsspec
 import numpy as np
 import pytest
 from recording_files import (
     make_frames,
+    save_depth,
     save_text,
     write_folders,
     write_frame_folders,
@@ -14,10 +20,10 @@ from recording_files import (
 )
 
 from bifusion_hf.data.frames import frame_features, frame_to_row
-from bifusion_hf.data.recordings import open_recording
-from bifusion_hf.data.recordings.base import UP_ROTATIONS, ReadOptions, natural_order
+from bifusion_hf.data.recordings import LAYOUTS, Recording, open_recording, rows
+from bifusion_hf.data.recordings.base import UP_ROTATIONS, ReadOptions, image_files, natural_order, quaternion_pose
 from bifusion_hf.data.recordings.folders import read_trajectory_log
-from bifusion_hf.data.recordings.tum import _camera, _Trajectory
+from bifusion_hf.data.recordings.tum import _Trajectory
 from bifusion_hf.io.files import DataFileError
 
 
@@ -147,6 +153,8 @@ def test_depth_has_the_users_scale_and_camera_first(tmp_path):
     for scale in (0, -1.0, float("nan")):
         with pytest.raises(ValueError, match=f"depth_scale is {scale}; expected positive units per metre"):
             open_recording(tmp_path, depth_scale=scale)
+    save_depth(tmp_path / "depth" / "0.png", frames[0], scale=1)
+    np.testing.assert_array_equal(open_recording(tmp_path, depth_scale=1)[0].depth, np.rint(frames[0].depth))
     (tmp_path / "intrinsic.txt").unlink()
     with pytest.raises(DataFileError, match=r"has no intrinsics \(intrinsic/intrinsic_depth\.txt"):
         open_recording(tmp_path)
@@ -214,20 +222,6 @@ def test_tum_interpolates_between_poses_and_refuses_gaps(tmp_path):
         open_recording(other)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("rgbd_dataset_freiburg1_room", [517.3, 516.5, 318.6, 255.3]),
-        ("rgbd_dataset_Freiburg3_teddy", [535.4, 539.2, 320.1, 247.6]),
-    ],
-)
-def test_the_calibration_of_a_tum_sequence_goes_by_its_name(tmp_path, name, expected):
-    (tmp_path / name).mkdir()
-    camera = _camera(tmp_path / name, ReadOptions())
-    matrix = camera.of_depth((480, 640))
-    assert [matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]] == expected
-
-
 def test_trajectories_of_some_frames(tmp_path):
     frames = make_frames()
     write_redwood(tmp_path, frames)
@@ -253,6 +247,8 @@ def test_what_is_no_recording_is_refused_with_what_was_found(tmp_path):
         open_recording(tmp_path / "notes.txt")
     with pytest.raises(DataFileError, match="no such file or folder"):
         open_recording(tmp_path / "nowhere")
+    with pytest.raises(DataFileError, match="nowhere: no such folder"):
+        image_files(tmp_path / "nowhere")
     (tmp_path / "color").mkdir()
     (tmp_path / "depth").mkdir()
     with pytest.raises(DataFileError, match="color: has no images"):
@@ -335,3 +331,87 @@ def test_between_poses_far_apart_the_nearer_one_counts_if_it_is_near(tmp_path):
     for time, gap in ((9.9, "0.100"), (10.5, "0.500"), (19.7, "0.300"), (21, "1.000")):
         with pytest.raises(DataFileError, match=rf"no pose within 0\.02 s of {time:.6f}, the next is {gap} s off"):
             trajectory.at(time)
+
+
+@pytest.mark.parametrize(
+    ("source", "is_data_set"),
+    [("frames", True), ("user/frames", True), ("a/b/c", False), ("take.r3d", False), ("/nowhere/frames", False)],
+)
+def test_what_is_not_here_and_may_be_a_name_is_looked_for_on_the_hub(source, is_data_set, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    empty = Recording("data set", source, [], True, None)
+    monkeypatch.setattr(rows, "open_rows", lambda place, options: asked.append((str(place), options.split)) or empty)
+    if is_data_set:
+        assert len(open_recording(source, split="test")) == 0 and asked == [(source, "test")]
+    else:
+        with pytest.raises(DataFileError, match=f"{source}: no such file or folder"):
+            open_recording(source)
+        assert not asked
+
+
+def test_a_lost_pose_stays_as_it_is():
+    """The frame refuses it then, by its name."""
+    pose = np.eye(4, dtype=np.float32)
+    pose[0, 1] = -np.inf
+    for options in (ReadOptions(up="-z"), ReadOptions()):
+        found = options.upright(pose, "y")
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, pose)
+
+
+def test_a_pose_of_a_quaternion():
+    half = np.sqrt(0.5)
+    # A quarter of a turn about x, of any length.
+    for length in (1, 3, 1e-6 / half):
+        pose = quaternion_pose([length * half, 0, 0, length * half, 1, 2, 3], "here")
+        np.testing.assert_allclose(pose, [[1, 0, 0, 1], [0, 0, -1, 2], [0, 1, 0, 3], [0, 0, 0, 1]], atol=1e-12)
+    for values in ([1e-7, 0, 0, 0, 1, 2, 3], [0, 0, 0, 1, np.nan, 2, 3], [0, 0, 0, 1, 1, 2], [0, 0, 0, 1, 1, 2, 3, 4]):
+        with pytest.raises(DataFileError, match=r"here: has the pose \[.*expected qx qy qz qw tx ty tz"):
+            quaternion_pose(values, "here")
+    with pytest.raises(DataFileError, match="here: has the pose 'x'; expected qx qy qz qw tx ty tz"):
+        quaternion_pose("x", "here")
+
+
+def test_a_recording_of_a_store_is_copied_while_it_is_in_use(tmp_path, monkeypatch):
+    write_folders(tmp_path / "desk", make_frames())
+    store = fsspec.filesystem("memory")
+    address = f"memory://{uuid.uuid4().hex}"
+    store.put(str(tmp_path / "desk"), f"{address}/desk", recursive=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
+    (tmp_path / "copies").mkdir()
+    recording = open_recording(f"{address}/desk/", every=2)
+    assert recording.ids == ["desk_0", "desk_20"] and recording.path == f"{address}/desk/"
+    part, here = recording[1:], open_recording(tmp_path / "desk")
+    del recording
+    gc.collect()
+    np.testing.assert_array_equal(part[0].depth, here[2].depth)
+    assert list((tmp_path / "copies").iterdir())
+    del part
+    gc.collect()
+    assert not list((tmp_path / "copies").iterdir())
+    # Of what is no recording nothing stays, and nothing is copied of a data set.
+    store.rm(f"{address}/desk/depth", recursive=True)
+    with pytest.raises(DataFileError, match="is no recording; it has color, intrinsic.txt, pose"):
+        open_recording(f"{address}/desk")
+    gc.collect()
+    assert not list((tmp_path / "copies").iterdir())
+    write_rows(tmp_path / "set", make_frames())
+    store.put(str(tmp_path / "set"), f"{address}/set", recursive=True)
+    asked = []
+    monkeypatch.setattr(
+        rows, "open_rows", lambda place, options: asked.append(place) or Recording("", "", "", True, None)
+    )
+    open_recording(f"{address}/set")
+    assert asked == [f"{address}/set"] and not list((tmp_path / "copies").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("layout", "word"),
+    [
+        ("sens", r"\.sens file"), ("folders", "folders color/"), ("tum", r"rgb\.txt"), ("r3d", r"\.r3d file"),
+        ("frames", r"colour\.png"), ("rows", r"\.parquet"),
+    ],
+)  # fmt: skip
+def test_layouts_are_told_by_what_they_have(layout, word):
+    assert [name for name, text in LAYOUTS.items() if re.search(word, text)] == [layout]

@@ -27,6 +27,8 @@ def test_label_table(tmp_path):
     path.write_text(LABEL_MAP + "\n9\tchair\tsofa\t1\n9\tsofa\tsofa\t1")
     assert read_label_ids(path) == {**IDS, "sofa": 9}
     # Quotes and commas are letters like others.
+    path.write_text(LABEL_MAP + "\n0\tunknown\tnone\t1")
+    assert read_label_ids(path) == {**IDS, "unknown": 0}
     path.write_text(LABEL_MAP + '\n4\t"exit" sign\tsign\t1\n5\t"\tmark\t1\n6\tlamp, tall\tlamp\t1')
     assert read_label_ids(path) == {**IDS, '"exit" sign': 4, '"': 5, "lamp, tall": 6}
 
@@ -85,6 +87,37 @@ def test_vertices_take_the_object_of_their_segment(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("groups", "is_other"),
+    [
+        # Of the mesh's segments 7, 12, ..., 47; half of those that are named have to be among them.
+        ([[7, 12, 1, 2]], False),
+        ([[7, 12, 1, 2, 3]], True),
+        ([[7, 1, 1, 1]], False),
+        ([[7, 7, 1, 2]], True),
+        ([[7, 12, 17], [1, 2, 3]], False),
+        ([[1, 2], [7, 12]], False),
+        ([[7], [1, 2]], True),
+        ([], False),
+        ([[]], False),
+    ],
+)
+def test_objects_are_of_a_mesh_that_has_half_of_their_segments(tmp_path, groups, is_other):
+    folder = tmp_path / "scene0000_00"
+    write_annotation(folder)
+    segments, aggregation = files(folder)
+    groups = [{"segments": group, "label": "wall", "objectId": 65534 - i} for i, group in enumerate(groups)]
+    aggregation.write_text(json.dumps({"segGroups": groups}))
+    if is_other:
+        with pytest.raises(DataFileError, match="another mesh"):
+            read_vertex_labels(segments, aggregation, IDS, 36)
+        return
+    labels = read_vertex_labels(segments, aggregation, IDS, 36)
+    expected = {segment: group["objectId"] for group in groups for segment in group["segments"]}
+    # The largest id that a frame can keep is one of them.
+    assert labels.instance.tolist() == [expected.get(7 + 5 * (vertex // 4), -1) for vertex in range(36)]
+
+
+@pytest.mark.parametrize(
     ("file", "change", "message"),
     [
         (0, {"segIndices": [1, 2]}, "2 vertices; the mesh has 36"),
@@ -97,6 +130,7 @@ def test_vertices_take_the_object_of_their_segment(tmp_path):
         (1, {"segGroups": [{"segments": [7], "label": 3, "objectId": 0}]}, "label 3"),
         (1, {"segGroups": [{"segments": [7], "label": "wall", "objectId": -2}]}, "no list of integers"),
         (1, {"segGroups": [{"segments": [7], "label": "wall", "objectId": 65535}]}, "objectId 65535"),
+        (1, {"segGroups": [{"segments": [2**31], "label": "wall", "objectId": 0}]}, "no list of integers"),
         (1, {"segGroups": [{"segments": [10**30], "label": "wall", "objectId": 0}]}, "no list of integers"),
     ],
 )
@@ -121,7 +155,7 @@ def test_files_that_are_no_json(tmp_path, text):
 
 def test_axis_alignment(tmp_path):
     path = tmp_path / "scene0000_00.txt"
-    path.write_text(scan_info(axis_alignment()))
+    path.write_text(scan_info(axis_alignment()) + "  \n\n")
     np.testing.assert_allclose(read_axis_alignment(path), axis_alignment(), atol=1e-6)
     assert read_scan_info(path)["sceneType"] == "Bedroom / Hotel"
     for text, message in (
@@ -129,8 +163,15 @@ def test_axis_alignment(tmp_path):
         ("axisAlignment = 1 2 3\n", "3 numbers"),
         (scan_info(np.full((4, 4), np.nan)), "rigid"),
         (scan_info(2 * np.eye(4)), "rigid"),
+        (scan_info(np.diag([1, 1.0008, 1, 1])), "rigid"),
+        (scan_info(np.eye(4) + [[0, 0, 0, np.inf], *np.zeros((3, 4))]), "rigid"),
+        (scan_info(np.diag([1, 1, 1, 2])), "rigid"),
+        (scan_info(np.eye(4) + [*np.zeros((3, 4)), [0, 0, 1, 0]]), "rigid"),
         ("axisAlignment\n", "expected name = value"),
     ):
         path.write_text(text)
         with pytest.raises(DataFileError, match=message):
             read_axis_alignment(path)
+    # As rigid as numbers of three digits are.
+    path.write_text(scan_info(np.diag([1, 1.0004, 1, 1])))
+    assert read_axis_alignment(path)[1, 1] == 1.0004

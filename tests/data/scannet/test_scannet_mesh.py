@@ -33,6 +33,30 @@ def test_other_properties_and_elements_are_passed_over(tmp_path):
     np.testing.assert_array_equal(faces, [[0, 2, 1]])
 
 
+def test_a_mesh_of_places_alone_and_without_triangles(tmp_path):
+    header = "ply\nformat binary_little_endian 1.0\nelement vertex 2\nproperty float x\nproperty float y\n"
+    header += "property float z\nelement face 0\nproperty list uchar int vertex_indices\nend_header\n"
+    path = tmp_path / "a.ply"
+    path.write_bytes(header.encode() + np.arange(6, dtype="<f4").tobytes())
+    vertices, faces = read_mesh(path)
+    assert vertices.dtype == np.float64 and vertices.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert faces.dtype == np.int64 and faces.shape == (0, 3)
+
+
+@pytest.mark.parametrize("is_longer", [False, True])
+def test_a_header_ends_within_65536_bytes(tmp_path, is_longer):
+    data = ply_bytes(VERTICES, FACES)
+    end = data.index(b"end_header") + len(b"end_header")
+    remark = b"comment " + bytes([ord("x")]) * (65536 - end - 9 + is_longer) + b"\n"
+    path = tmp_path / "a.ply"
+    path.write_bytes(data.replace(b"element vertex", remark + b"element vertex"))
+    if is_longer:
+        with pytest.raises(DataFileError, match="no PLY file"):
+            read_mesh(path)
+    else:
+        assert len(read_mesh(path)[0]) == 36
+
+
 def replaced(old: bytes, new: bytes):
     return ply_bytes(VERTICES, FACES).replace(old, new)
 
@@ -41,6 +65,8 @@ QUAD = bytearray(ply_bytes(VERTICES, FACES))
 QUAD[-13] = 4
 FAR = bytearray(ply_bytes(VERTICES, FACES))
 FAR[-4:] = np.int32(len(VERTICES)).tobytes()
+BELOW = bytearray(ply_bytes(VERTICES, FACES))
+BELOW[-4:] = np.int32(-1).tobytes()
 NAN = replaced(VERTICES[0].astype("<f4").tobytes(), np.full(3, np.nan, "<f4").tobytes())
 
 
@@ -56,6 +82,18 @@ NAN = replaced(VERTICES[0].astype("<f4").tobytes(), np.full(3, np.nan, "<f4").to
         (replaced(b"float z", b"float y"), "properties"),
         (replaced(b"element vertex 36", b"element vertex -6"), "header line 'element vertex -6'"),
         (replaced(b"element vertex 36", b"element vertex 99999999999"), "cut short"),
+        (replaced(b"element vertex 36", b"element vertex 999999999999"), "header line 'element vertex 9{12}'"),
+        (replaced(b"element vertex 36\n", b""), "header line 'property float x'"),
+        (replaced(b"element vertex 36\n", b"property list uchar int x\n"), "header line 'property list uchar int x'"),
+        (replaced(b"list uchar int", b"list float int"), "header line 'property list float int vertex_indices'"),
+        (replaced(b"list uchar int", b"list uchar quad"), "header line 'property list uchar quad vertex_indices'"),
+        (replaced(b"list uchar int", b"list uchar float"), "no element face with a list of integers"),
+        (replaced(b"list uchar int", b"int"), "no element face with a list of integers"),
+        (replaced(b"element vertex", b"element point"), "no element vertex with x, y, z"),
+        (replaced(b"format binary_little_endian 1.0\n", b""), "no format line"),
+        (ply_bytes(VERTICES, FACES).partition(b"\nend_header")[0], "no PLY file"),
+        (ply_bytes(VERTICES, FACES).partition(b"end_header")[0] + b"end_header", "no PLY file"),
+        (bytes(BELOW), "has faces of vertex"),
         (bytes(QUAD), "expected triangles"),
         (bytes(FAR), "36 vertices"),
         (NAN, "not finite"),

@@ -3,6 +3,7 @@ import pytest
 from scannet_files import BOX, CEILING, DEPTH_INTRINSICS, DEPTH_SIZE, WALL, pose, room_mesh, view
 
 from bifusion_hf.data.frames import RGBDFrame
+from bifusion_hf.data.scannet import mesh_labels
 from bifusion_hf.data.scannet.annotations import VertexLabels
 from bifusion_hf.data.scannet.mesh_labels import MAX_DISTANCE, MeshLabels
 
@@ -68,8 +69,27 @@ def test_the_distance_limit_grows_beyond_two_metres():
     assert MAX_DISTANCE == 0.05
     assert (MeshLabels(vertices, faces, labels).label(frame_of(depth, pose()))[0] == 5).mean() > 0.9
     assert (MeshLabels(vertices, faces, labels, 0.025).label(frame_of(depth, pose()))[0] == -1).all()
+    # What is nearer takes nothing from what is far.
+    mixed = depth.copy()
+    mixed[:, ::2] = 1
+    instance, raw_ids = MeshLabels(vertices, faces, labels).label(frame_of(mixed, pose()))
+    assert (instance[:, 1::2] == 5).mean() > 0.9 and (instance[:, ::2] == -1).all()
+    assert instance.dtype == raw_ids.dtype == np.int32
     near = vertices * [1, 0.5, 1]
     assert (MeshLabels(near, faces, labels).label(frame_of(depth - 2, pose()))[0] == -1).all()
+
+
+def test_a_sample_at_the_limit_is_near_enough():
+    """A lone vertex half a metre behind the point of the middle pixel, and one a hair farther; all else is far off."""
+    intrinsics = np.array([[10.0, 0, 5], [0, 10, 5], [0, 0, 1]])
+    depth = np.full((12, 12), 4.0)
+    depth[5, 5] = 1
+    frame = RGBDFrame(np.zeros((12, 12, 3), np.uint8), depth, intrinsics, np.eye(4))
+    labels = VertexLabels(np.array([3], np.int32), np.array([7], np.int32))
+    for place, name in ((1.5, 3), (1.5001, -1)):
+        labeller = MeshLabels(np.array([[0, 0, place]]), np.zeros((0, 3), dtype=int), labels, 0.5)
+        instance, _ = labeller.label(frame)
+        assert instance[5, 5] == name and (instance >= 0).sum() == (name >= 0)
 
 
 @pytest.mark.parametrize("distance", [0.4, 1.0])
@@ -122,6 +142,19 @@ def test_triangles_of_every_size_are_sampled_densely_enough(edge):
         assert distance.max() <= 0.05 / np.sqrt(3) + 1e-9
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_mesh_of_too_many_samples_is_refused(count, monkeypatch):
+    """A triangle whose longest edge is four limits long counts as 4 x 4 / 2 samples."""
+    vertices = np.array([[0, 0, 0], [1, 0, 0], [0.5, 0.25, 0]])
+    faces = np.array([[0, 1, 2]] * count)
+    labels = VertexLabels(np.arange(3, dtype=np.int32), np.zeros(3, np.int32))
+    monkeypatch.setattr(mesh_labels, "MAX_SAMPLES", 8 * count)
+    MeshLabels(vertices, faces, labels, 0.25)
+    monkeypatch.setattr(mesh_labels, "MAX_SAMPLES", 8 * count - 1)
+    with pytest.raises(ValueError, match="mesh has edges of 1 m; expected the mesh of a room, in metres"):
+        MeshLabels(vertices, faces, labels, 0.25)
+
+
 def test_malformed_input_is_refused():
     with pytest.raises(ValueError, match="36 vertices, 35 of them with labels"):
         MeshLabels(VERTICES, FACES, VertexLabels(LABELS.instance[:35], LABELS.raw_ids[:35]))
@@ -129,6 +162,9 @@ def test_malformed_input_is_refused():
         MeshLabels(VERTICES, FACES, LABELS, 0)
     with pytest.raises(ValueError, match="in metres"):
         MeshLabels(1000 * VERTICES, FACES, LABELS)
+    none = VertexLabels(np.zeros(0, np.int32), np.zeros(0, np.int32))
+    with pytest.raises(ValueError, match="mesh has 0 vertices, 0 of them with labels"):
+        MeshLabels(np.zeros((0, 3)), np.zeros((0, 3), dtype=int), none)
     frame = RGBDFrame(np.zeros((48, 64, 3), np.uint8), np.ones((48, 64)), DEPTH_INTRINSICS)
     with pytest.raises(ValueError, match="camera_to_world is None"):
         MeshLabels(VERTICES, FACES, LABELS).label(frame)

@@ -24,10 +24,13 @@ from scannet_files import (
     write_sens_scan,
 )
 
-from bifusion_hf.data.frames import frame_from_row, load_frames
-from bifusion_hf.data.scannet import prepare_scannet200
-from bifusion_hf.data.scannet.preparation import read_split_list
+from bifusion_hf.data.frames import RGBDFrame, frame_from_row, frame_to_row, load_frames
+from bifusion_hf.data.scannet import preparation, prepare_scannet200
+from bifusion_hf.data.scannet.card import dataset_card
+from bifusion_hf.data.scannet.preparation import read_split_list, report_summary, report_text, write_data_set
 from bifusion_hf.data.scannet.registration import register_color
+from bifusion_hf.data.scannet.shards import SkippedFrame
+from bifusion_hf.data.scannet.source import ScanNetSource
 from bifusion_hf.io.files import DataFileError
 from bifusion_hf.io.locks import FolderInUseError
 
@@ -136,7 +139,7 @@ def test_interval_listed_frames_and_missing_ones(scans):
     root = scans.parent
     report = prepare(scans, "interval", frame_interval=2)
     assert sorted(frames_of(root / "interval", "train")) == ["scene0000_00_0", "scene0000_01_0"]
-    assert report["settings"]["frame_interval"] == 2
+    assert report["settings"]["frame_interval"] == 2 and "frame_numbers" not in report["settings"]
     (root / "val.txt").write_text("scene0001_00_1 \nscene0001_00_77\n\n\tscene0002_00_0\n")
     report = prepare(scans, "listed", frame_interval=2)
     assert sorted(frames_of(root / "listed", "val")) == ["scene0001_00_1", "scene0002_00_0"]
@@ -247,6 +250,110 @@ def test_malformed_lists(tmp_path, text, message):
         read_split_list(tmp_path / "list.txt")
 
 
+def test_scans_and_frames_of_a_list(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("scene0002_00\n scene0001_00_40\nscene0000_01 \n\nscene0001_00_7\nscene0001_00_40\n")
+    scans = ["scene0002_00", "scene0001_00", "scene0000_01"]
+    assert read_split_list(path) == (scans, {"scene0001_00": (40, 7)})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {
+            "labels": "2d", "frame_interval": 40, "image_size": (32, 24), "axis_align": True,
+            "max_label_distance": 0.1, "jpeg_quality": None, "assume_registered": True, "sequences": True,
+            "scans_per_shard": 3, "workers": 2, "engine": "an engine", "progress": False,
+        },
+    ],
+)  # fmt: skip
+def test_arguments_arrive_where_they_belong(changed, tmp_path, monkeypatch):
+    """At the reader of scans, in the settings that a data set is begun with, and at the writer of shards."""
+    (tmp_path / "labels.tsv").write_text(LABEL_MAP)
+    (tmp_path / "list.txt").write_text("scene0000_00\nscene0001_00_7\n")
+    written = []
+    monkeypatch.setattr(preparation, "write_data_set", lambda *found, **options: written.append((*found, options)))
+    lists = {"train": tmp_path / "list.txt"}
+    prepare_scannet200(tmp_path, "out", lists, label_map=tmp_path / "labels.tsv", **changed)
+    ((source, splits, out, settings, options),) = written
+    assert (splits, out) == ({"train": ["scene0000_00", "scene0001_00"]}, "out")
+    expected = {
+        "labels": "auto", "frame_interval": 200, "image_size": None, "axis_align": False, "max_label_distance": 0.05,
+        "jpeg_quality": 95, "assume_registered": False,
+    }  # fmt: skip
+    expected = {**expected, **{name: value for name, value in changed.items() if name in {*expected, "sequences"}}}
+    numbers = {"scene0001_00": (7,)}
+    assert settings == {**expected, "frame_numbers": numbers}
+    ids = {"wall": 1, "chair": 2, "floor": 3, "stack of chairs": 2, '5" picture': 1357}
+    assert source == ScanNetSource(tmp_path, ids, frame_numbers=numbers, **expected)
+    assert options == {
+        "units_per_shard": changed.get("scans_per_shard", 16),
+        "workers": changed.get("workers", 1),
+        "engine": changed.get("engine"),
+        "progress": changed.get("progress", True),
+    }
+
+
+class UnitsOfOne:
+    """A frame for each unit, or none."""
+
+    sequences = False
+
+    def rows(self, unit):
+        if unit == "none":
+            yield SkippedFrame("none_0", "missing", "not there")
+            return
+        intrinsics = np.array([[10.0, 0, 7.5], [0, 10, 5.5], [0, 0, 1]])
+        frame = RGBDFrame(np.zeros((12, 16, 3), np.uint8), np.ones((12, 16)), intrinsics, frame_id=unit)
+        yield frame_to_row(frame)
+
+
+def test_a_data_set_has_its_report_and_its_card(tmp_path):
+    settings = {"labels": "auto", "frame_numbers": {"a": (1,)}}
+    report = write_data_set(UnitsOfOne(), {"val": ["a"]}, tmp_path / "a", settings, progress=False)
+    val = {"scans": 1, "frames": 1, "notes": {}, "skipped_by_reason": {}, "skipped": [], "failed": {}}
+    assert report == {"settings": {"labels": "auto"}, "splits": {"val": val}}
+    assert json.loads((tmp_path / "a" / "report.json").read_text()) == report
+    assert (tmp_path / "a" / "report.txt").read_text() == report_text(report)
+    assert (tmp_path / "a" / "README.md").read_text() == dataset_card(report)
+    with pytest.raises(ValueError, match=r"split 'none' has no frame; .*/b/report\.txt has the reasons"):
+        write_data_set(UnitsOfOne(), {"val": ["a"], "none": ["none"]}, tmp_path / "b", settings, progress=False)
+    assert "  none_0 (missing): not there\n" in (tmp_path / "b" / "report.txt").read_text()
+    assert not (tmp_path / "b" / "README.md").exists()
+
+
+def test_reports_in_text():
+    item = {"frame_id": "a_2", "reason": "empty depth", "detail": "a: frame 2"}
+    part = {"scans": 3, "frames": 7, "notes": {"labels: none": 1, "labels: mesh": 2}, "failed": {"b": "b: no file"}}
+    val = {"scans": 1, "frames": 2, "notes": {}, "failed": {}, "skipped": [], "skipped_by_reason": {}}
+    train = {**part, "skipped": [item], "skipped_by_reason": {"empty depth": 1}}
+    summary = (
+        "train: 7 frames of 3 scans\n  labels: mesh: 2 scans\n  labels: none: 1 scans\n"
+        "  skipped, empty depth: 1 frames\n  failed: b: no file\nval: 2 frames of 1 scans\n"
+    )
+    report = {"settings": {"labels": "auto", "jpeg_quality": None}, "splits": {"train": train, "val": val}}
+    assert report_summary(report) == summary
+    end = "\nSkipped frames\n  a_2 (empty depth): a: frame 2\n"
+    assert report_text(report) == summary + "\nlabels: auto\njpeg_quality: None\n" + end
+    report["splits"] = {"val": val}
+    assert report_text(report) == "val: 2 frames of 1 scans\n\nlabels: auto\njpeg_quality: None\n"
+
+
+def test_a_card_has_every_split():
+    parts = {
+        "val": {"scans": 1, "frames": 2, "skipped": [], "failed": {}},
+        "train": {"scans": 3, "frames": 7, "skipped": [1, 2], "failed": {"b": "b: no file"}},
+    }
+    card = dataset_card({"splits": parts, "settings": {"labels": "auto", "jpeg_quality": None}})
+    assert (
+        "  - split: val\n    path: data/val-*.parquet\n  - split: train\n    path: data/train-*.parquet\n---" in card
+    )
+    assert "| val | 1 | 2 | 0 | 0 |\n| train | 3 | 7 | 2 | 1 |\n" in card
+    assert 'load_dataset("path/to/this/folder", split="val")' in card
+    assert "## Settings\n\n- labels: auto\n- jpeg_quality: None\n" in card
+
+
 def test_malformed_arguments(scans):
     root = scans.parent
     same = {"train": root / "train.txt", "val": root / "train.txt"}
@@ -257,7 +364,15 @@ def test_malformed_arguments(scans):
         ({"labels": "3d"}, "labels is '3d'"),
         ({"frame_interval": 0}, "frame_interval is 0"),
         ({"image_size": (0, 3)}, "image_size"),
+        ({"image_size": (3, 0)}, "image_size"),
         ({"jpeg_quality": 101}, "jpeg_quality is 101"),
+        ({"jpeg_quality": 0}, "jpeg_quality is 0"),
+        # What is looked at after these is all that is wrong.
+        ({"image_size": (1, 5), "lists": {}}, "split_lists is empty"),
+        ({"jpeg_quality": 1, "lists": {}}, "split_lists is empty"),
+        ({"jpeg_quality": 100, "lists": {}}, "split_lists is empty"),
+        ({"frame_interval": 1, "lists": {}}, "split_lists is empty"),
+        ({"labels": "mesh", "label_map": None, "lists": {}}, "label_map is missing"),
         ({"workers": 0}, "workers 0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -52,6 +52,12 @@ def test_unknown_intrinsics_mean_a_resize():
     expected = np.asarray(Image.fromarray(image).resize(DEPTH_SIZE, Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(register_color(expected, None, DEPTH_INTRINSICS, DEPTH_SIZE), expected)
+    # Also of another aspect, as a resize on export may have made it.
+    expected = np.asarray(Image.fromarray(image).resize((32, 48), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(register_color(image, None, DEPTH_INTRINSICS, (32, 48)), expected)
+    labels = np.arange(60 * 50).reshape(60, 50)
+    expected = labels.repeat(2, axis=0).repeat(3, axis=1)
+    np.testing.assert_array_equal(register_labels(labels, None, DEPTH_INTRINSICS, (150, 120)), expected)
 
 
 @pytest.mark.parametrize("shift", [0, 4])
@@ -73,7 +79,69 @@ def test_label_images_keep_their_values_and_places(shift):
     assert (found[~inside] == 0).all()
 
 
+# Shifts (x, y) of a grid of the same pixels in an image of 30x20, and how much larger it is: up to the tenth of a side
+# by which the two may differ, on one side alone or on both.
+SECTIONS = [
+    ((0, 0), (0, 0)), ((3, 2), (0, 0)), ((-3, -2), (0, 0)), ((1, -2), (0, 0)), ((-3, 2), (3, 0)), ((-1, -1), (2, 2)),
+    ((0, 2), (0, -2)), ((3, 1), (-4, -2)), ((-2, 0), (5, 2)),
+]  # fmt: skip
+
+
+def section(shift, larger):
+    """Intrinsics of the image and of the grid, and the grid's size."""
+    target = np.array([[25.0, 0, 14.5], [0, 26.0, 9.5], [0, 0, 1]])
+    return target + [[0, 0, shift[0]], [0, 0, shift[1]], [0] * 3], target, (30 + larger[0], 20 + larger[1])
+
+
+@pytest.mark.parametrize(("shift", "larger"), SECTIONS)
+def test_beyond_the_image_its_border_goes_on_and_labels_end(shift, larger):
+    image = np.random.default_rng(0).integers(1, 256, (20, 30, 3), dtype=np.uint8)
+    own, target, size = section(shift, larger)
+    rows, columns = np.arange(size[1]) + shift[1], np.arange(size[0]) + shift[0]
+    nearest = np.ix_(rows.clip(0, 19), columns.clip(0, 29))
+    found = register_color(image, own, target, size)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, image[nearest])
+    inside = ((rows >= 0) & (rows < 20))[:, None] & ((columns >= 0) & (columns < 30))
+    labels = image[..., 0].astype(np.int32)
+    np.testing.assert_array_equal(register_labels(labels, own, target, size), np.where(inside, labels[nearest], 0))
+
+
+@pytest.mark.parametrize("shift", [(0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5), (2.5, 0), (0, -1.5)])
+def test_between_two_pixels_colour_is_their_mean(shift):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    own, target, size = section(shift, (0, 0))
+    grids = []
+    for half in (-0.5, 0.5):
+        x, y = (int(value + half * (value % 1 > 0)) for value in shift)
+        grids.append(image[np.ix_((np.arange(20) + y).clip(0, 19), (np.arange(30) + x).clip(0, 29))].astype(float))
+    assert np.abs(register_color(image, own, target, size) - np.mean(grids, axis=0)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("shift", "larger"),
+    [
+        ((3.1, 0), (0, 0)), ((-3.1, 0), (0, 0)), ((0, 2.1), (0, 0)), ((0, -2.1), (0, 0)),
+        # One side alone: left, right, top, bottom; within the image and beyond it.
+        ((-4, 0), (4, 0)), ((4, 0), (-4, 0)), ((0, 0), (4, 0)), ((0, 0), (-4, 0)),
+        ((0, -3), (0, 3)), ((0, 3), (0, -3)), ((0, 0), (0, 3)), ((0, 0), (0, -3)),
+    ],
+)  # fmt: skip
+def test_a_grid_of_another_section_is_refused(shift, larger):
+    own, target, size = section(shift, larger)
+    axis = int(bool(shift[1] or larger[1]))
+    low = shift[axis]
+    high = low + (30, 20)[axis] + larger[axis]
+    message = rf"colour image of 30x20 .*on axis {axis} .*pixels {low:.1f}\.\.{high:.1f}; .*0\.\.{(30, 20)[axis]}\."
+    with pytest.raises(ValueError, match=message):
+        register_color(np.zeros((20, 30, 3), dtype=np.uint8), own, target, size)
+    with pytest.raises(ValueError, match=message):
+        register_labels(np.zeros((20, 30), dtype=np.int32), own, target, size)
+
+
 def test_nearest_resize():
+    image = np.arange(15).reshape(3, 5)
+    np.testing.assert_array_equal(resize_nearest(image, (2, 7)), image[[0, 0, 1, 1, 1, 2, 2]][:, [1, 3]])
     image = np.arange(48).reshape(6, 8)
     np.testing.assert_array_equal(resize_nearest(image, (8, 6)), image)
     np.testing.assert_array_equal(resize_nearest(image, (4, 3)), image[1::2, 1::2])

@@ -89,11 +89,13 @@ def test_a_scan_without_a_mesh_has_no_boxes_and_fails_by_name(scans, tmp_path):
 def test_settings_are_as_before_without_sequences(scans, tmp_path):
     report = prepare(scans, tmp_path)
     assert "sequences" not in report["settings"]
-    assert "scene_id" not in load_frames(tmp_path, "train").column_names
+    rows = load_frames(tmp_path, "train")
+    assert "scene_id" not in rows.column_names
+    # Its scenes have the names of the scans all the same.
+    assert list(RowScenes(tmp_path, rows)) == list(ScanMeshes(scans / "scans", scans / "labels.tsv"))
 
 
 def test_meshes_by_the_names_of_scenes(scans, tmp_path, monkeypatch):
-    prepare(scans, tmp_path)
     meshes = ScanMeshes(scans / "scans", scans / "labels.tsv")
     assert list(meshes) == ["scene0000_00", "scene0000_01"] and len(meshes) == 2
     with monkeypatch.context() as patch:
@@ -105,9 +107,7 @@ def test_meshes_by_the_names_of_scenes(scans, tmp_path, monkeypatch):
         path.touch()
     assert list(ScanMeshes(tmp_path / "rest", scans / "labels.tsv")) == []
     vertices, faces, objects = room_mesh()
-    # A data set that is no sequence has the same names.
-    for name in RowScenes(tmp_path, load_frames(tmp_path, "train")):
-        mesh = meshes[name]
+    for mesh in meshes.values():
         np.testing.assert_allclose(mesh.vertices, vertices)
         np.testing.assert_array_equal(mesh.faces, faces)
         np.testing.assert_array_equal(mesh.labels.instance, np.where(objects == 3, -1, objects))
@@ -121,10 +121,12 @@ def test_meshes_by_the_names_of_scenes(scans, tmp_path, monkeypatch):
 def test_boxes_are_of_all_points_of_an_id():
     rng = np.random.default_rng(0)
     points, ids = rng.normal(size=(200, 3)), rng.integers(-2, 5, 200) * 3
-    found, boxes = boxes_by_id(points, ids)
+    found, boxes = boxes_by_id(points, ids.astype(np.int32))
+    assert found.dtype == np.int64
+    assert boxes_by_id(points.astype(np.float32), ids)[1].dtype == np.float64
     assert found.tolist() == [0, 3, 6, 9, 12]
     for index, box in zip(found, boxes, strict=True):
         own = points[ids == index]
         np.testing.assert_array_equal(box, [*own.min(axis=0), *own.max(axis=0)])
     found, boxes = boxes_by_id(points, np.full(200, -1))
-    assert found.shape == (0,) and boxes.shape == (0, 6)
+    assert found.shape == (0,) and found.dtype == np.int64 and boxes.shape == (0, 6)

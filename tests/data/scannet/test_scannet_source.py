@@ -4,11 +4,28 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scannet_files import depth_view, pose, write_label_images, write_sens_scan
+from PIL import Image
+from scannet_files import (
+    DEPTH_INTRINSICS,
+    DEPTH_SIZE,
+    axis_alignment,
+    color_view,
+    depth_view,
+    pose,
+    room_mesh,
+    scan_info,
+    sens_bytes,
+    view,
+    write_exported_scan,
+    write_label_images,
+    write_sens_scan,
+)
 
 from bifusion_hf.data.frames import frame_from_row
 from bifusion_hf.data.scannet import source
+from bifusion_hf.data.scannet.scan_mesh import mesh_files
 from bifusion_hf.data.scannet.source import ScanNetSource
+from bifusion_hf.io.files import DataFileError
 
 
 POSES = [pose(), pose(0.2), pose(-0.2)]
@@ -45,10 +62,16 @@ def scans(tmp_path_factory):
     return folder
 
 
+def test_settings_have_the_published_ones_where_none_are_given():
+    assert ScanNetSource("x") == ScanNetSource("x", None, "auto", 200, {}, None, False, 0.05, 95, False, False)
+
+
 class QuickLabels:
     """Labels of a mesh that say what they were made with: searching the surface takes longer than all the rest."""
 
     def __init__(self, vertices, faces, labels, max_distance):
+        if max_distance > 1:
+            raise ValueError("too far")
         self.instance, self.raw_id = round(100 * max_distance), labels.raw_ids.max()
 
     def label(self, frame):
@@ -99,3 +122,89 @@ def test_label_images_are_taken_where_they_are_asked_for(scans):
     mesh, images = (observe(scans / "own", "instance", labels=labels) for labels in ("mesh", "2d"))
     assert np.unique(mesh).tolist() == [5] and np.unique(images).tolist() == [-1, 0, 2]
     np.testing.assert_array_equal(observe(scans / "own", "instance"), mesh)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_mesh_without_all_its_files_labels_nothing(scans, tmp_path, kept):
+    folder = tmp_path / "scene0000_00"
+    write_sens_scan(folder, POSES[:1], annotation=False)
+    paths = mesh_files(scans / "other" / "scene0000_00")
+    for index, path in enumerate(paths):
+        if index != kept:
+            (folder / path.name).write_bytes(path.read_bytes())
+    note, row = ScanNetSource(tmp_path, **BASE).rows("scene0000_00")
+    assert note == "labels: none" and frame_from_row(row).instance is None
+
+
+def test_a_mesh_that_cannot_label_is_named(scans):
+    with pytest.raises(DataFileError, match=r"scene0000_00_vh_clean_2\.ply: too far"):
+        list(ScanNetSource(scans / "own", max_label_distance=2.0, **BASE).rows("scene0000_00"))
+
+
+def write_scan(folder, poses, depths, **options):
+    folder.mkdir(parents=True)
+    colors = [color_view(POSES[0])] * len(poses)
+    (folder / f"{folder.name}.sens").write_bytes(sens_bytes(poses, colors, depths, **options))
+
+
+def test_why_a_frame_is_left_out(tmp_path):
+    """A hundred measurements are enough; a pose that is not known wholly is not known."""
+    lost = pose()
+    lost[0, 3] = np.nan
+    depths = [np.zeros((48, 64), dtype=np.uint16) for _ in range(4)]
+    for depth, count in zip(depths, (100, 99, 0, 100), strict=True):
+        depth.ravel()[:count] = 1000
+    skewed = pose()
+    skewed[0, 0] = 2
+    write_scan(tmp_path / "scene0000_00", [pose(), pose(), lost, skewed], depths)
+    _, row, *skipped = ScanNetSource(tmp_path, labels="none", frame_interval=1).rows("scene0000_00")
+    assert row["frame_id"] == "scene0000_00_0" and np.count_nonzero(frame_from_row(row).depth) == 100
+    reasons = [(item.frame_id[-1], item.reason) for item in skipped]
+    assert reasons == [("1", "empty depth"), ("2", "invalid pose"), ("3", "malformed")]
+    place = f"{tmp_path / 'scene0000_00' / 'scene0000_00.sens'}: frame "
+    assert skipped[0].detail == f"{place}1: 99 pixels with a measurement"
+    assert skipped[1].detail == f"{place}2: the pose is not finite" and skipped[2].detail.startswith(f"{place}3: ")
+
+
+def test_pixels_without_a_measurement_have_no_label_of_a_label_image(tmp_path):
+    folder = tmp_path / "scene0000_00"
+    depth = depth_view(POSES[0])
+    depth[:, ::2] = 0
+    # Whatever the unit: here the whole room is nearer than a metre.
+    write_scan(folder, POSES[:1], [depth], depth_scale=4000.0)
+    write_label_images(folder, {0: POSES[0]}, zipped=False)
+    path = folder / "instance-filt" / "0.png"
+    values = np.asarray(Image.open(path))
+    Image.fromarray(values + np.where(values > 0, 4, 0).astype(np.uint8)).save(path)
+    _, row = ScanNetSource(tmp_path, labels="2d", frame_interval=1).rows("scene0000_00")
+    frame = frame_from_row(row)
+    # Objects 0, 1 and 2, now 4, 5 and 6, are of the classes of these numbers; the ceiling is neither.
+    ids = view(POSES[0], DEPTH_INTRINSICS, DEPTH_SIZE)[1]
+    for values, added in ((frame.instance, 4), (frame.semantic, 0)):
+        assert (values[:, ::2] == -1).all()
+        assert (values == np.where(ids == 3, -1, ids + added))[:, 1::2].mean() > 0.96
+
+
+def test_label_images_of_an_export_are_seen_by_its_colour_camera(tmp_path):
+    folder = tmp_path / "scene0000_00"
+    write_exported_scan(folder, {0: POSES[1]})
+    write_label_images(folder, {0: POSES[1]}, zipped=False)
+    (folder / "scene0000_00.txt").write_text(scan_info(np.eye(4)))
+    _, row = ScanNetSource(tmp_path, labels="2d", frame_interval=1).rows("scene0000_00")
+    ids = view(POSES[1], DEPTH_INTRINSICS, DEPTH_SIZE)[1]
+    assert (frame_from_row(row).semantic == np.where(ids == 3, -1, ids)).mean() > 0.96
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_rows_of_sequences_have_the_boxes_of_all_objects(scans, aligned):
+    _, row = ScanNetSource(scans / "other", IDS, sequences=True, frame_interval=5, axis_align=aligned).rows(
+        "scene0000_00"
+    )
+    vertices, _, objects = room_mesh()
+    if aligned:
+        vertices = vertices @ axis_alignment()[:3, :3].T + axis_alignment()[:3, 3]
+    boxes = [[*vertices[objects == i].min(axis=0), *vertices[objects == i].max(axis=0)] for i in range(3)]
+    assert row["scene_id"] == "scene0000_00" and row["object_ids"] == [0, 1, 2]
+    np.testing.assert_allclose(row["object_boxes"], boxes, atol=1e-5)
+    with pytest.raises(DataFileError, match="scene0000_00: labels are of kind 'none'; expected a mesh"):
+        list(ScanNetSource(scans / "other", sequences=True, labels="none").rows("scene0000_00"))
