@@ -56,14 +56,14 @@ def make_recorder(tmp_path, monkeypatch):
     made, tracked = [], []
     monkeypatch.setattr("bifusion_hf.training.metrics.time.perf_counter", lambda: made[0])
 
-    def make(start_update=0, is_main_process=True):
+    def make(start_update=0, is_main_process=True, progress_bar=False):
         made[:1] = [100.0]
         accelerator = SimpleNamespace(
             is_main_process=is_main_process,
             device=torch.device("cpu"),
             log=lambda values, step: tracked.append((step, values)),
         )
-        recorder = Recorder(accelerator, tmp_path / "run", 10, start_update, progress_bar=False)
+        recorder = Recorder(accelerator, tmp_path / "runs" / "run", 10, start_update, progress_bar)
         made.append(recorder)
         return recorder, made, tracked
 
@@ -86,7 +86,7 @@ def test_what_an_update_and_an_evaluation_leave(make_recorder, tmp_path, capsys)
     recorder.advance({"points": 100, "loss": 2.0}, 1e-3)
     clock[0] += 1
     recorder.record_update(7, {"loss": 1.0})
-    first, evaluation, second = read_metrics(tmp_path / "run" / METRICS_FILE)
+    first, evaluation, second = read_metrics(tmp_path / "runs" / "run" / METRICS_FILE)
     expected = {"update": 6, "loss": 1.5, "loss_sem": None, "seconds": 4, "points_per_second": 200}
     assert {name: first[name] for name in expected} == expected and first["updates_per_second"] == 0.5
     assert evaluation == {"update": 6, "all_ap": 0.25, "update_time": 3.0}
@@ -96,16 +96,17 @@ def test_what_an_update_and_an_evaluation_leave(make_recorder, tmp_path, capsys)
     assert "loss_sem" not in tracked[0][1] and tracked[1][1] == {"all_ap": 0.25, "update_time": 3.0}
     said = "evaluation of update 6: all_ap 0.2500 best_all_ap 0.5000 (best update 4)\n"
     assert capsys.readouterr().out == f"{said}warning: careful\n"
-    log = (tmp_path / "run" / LOG_FILE).read_text()
+    log = (tmp_path / "runs" / "run" / LOG_FILE).read_text()
     assert f"INFO {said}" in log and "WARNING careful" in log
-    assert (tmp_path / "run" / CURVES_FILE).is_file()
+    assert (tmp_path / "runs" / "run" / CURVES_FILE).is_file()
 
 
 def test_the_bar_shows_rates_shares_and_the_terms_that_are_there(make_recorder, monkeypatch):
     recorder, clock, _ = make_recorder()
     monkeypatch.setattr("bifusion_hf.training.metrics.memory_gib", lambda device: 1.26)
     shown = {}
-    monkeypatch.setattr(recorder.bar, "set_postfix", lambda values, refresh: shown.update(values))
+    # It is drawn once, with the update that is counted then.
+    monkeypatch.setattr(recorder.bar, "set_postfix", lambda values, refresh: refresh or shown.update(values))
     for name, seconds in (("data", 2), ("compute", 6)):
         with recorder.timer.part(name):
             clock[0] += seconds
@@ -115,13 +116,22 @@ def test_the_bar_shows_rates_shares_and_the_terms_that_are_there(make_recorder, 
     assert list(shown.items()) == [*expected.items(), ("points/s", "400"), ("GiB", "1.3")]
 
 
+@pytest.mark.parametrize(("is_main", "asked", "shown"), [(True, True, 1), (True, False, 0), (False, True, 0)])
+def test_one_process_shows_a_bar_if_it_is_asked_to(make_recorder, is_main, asked, shown):
+    recorder, clock, _ = make_recorder(is_main_process=is_main, progress_bar=asked)
+    clock[0] += 1
+    recorder.advance({"points": 1}, 1e-3)
+    # A bar that is not shown does not count.
+    assert (recorder.bar.disable, recorder.bar.n) == (not shown, shown)
+
+
 def test_other_processes_write_nothing(make_recorder, tmp_path, capsys):
     recorder, _, tracked = make_recorder(is_main_process=False)
     recorder.info("here")
     recorder.warning("there")
     recorder.record_update(1, {"loss": 1.0})
     recorder.record_evaluation(1, {"all_ap": 0.25}, {"all_ap": 0.25, "update": 1})
-    assert not tracked and not (tmp_path / "run").exists() and capsys.readouterr().out == ""
+    assert not tracked and not (tmp_path / "runs").exists() and capsys.readouterr().out == ""
 
 
 def test_a_resumed_run_drops_the_lines_that_are_run_again(make_recorder, tmp_path):
@@ -129,9 +139,12 @@ def test_a_resumed_run_drops_the_lines_that_are_run_again(make_recorder, tmp_pat
     for update in range(1, 5):
         recorder.record_update(update, {"loss": 1.0})
     make_recorder(start_update=2)
-    assert [line["update"] for line in read_metrics(tmp_path / "run" / METRICS_FILE)] == [1, 2]
+    assert [line["update"] for line in read_metrics(tmp_path / "runs" / "run" / METRICS_FILE)] == [1, 2]
 
 
-def test_memory_is_that_of_the_process():
+def test_memory_is_that_of_the_process(monkeypatch):
     found = memory_gib(torch.device("cpu")) * 2**30
     assert found == pytest.approx(psutil.Process().memory_info().rss, rel=0.05)
+    # On a GPU the most that there was at any time.
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 << 29)
+    assert memory_gib(torch.device("cuda")) == 1.5
