@@ -40,6 +40,10 @@ def test_the_plan_counts_what_the_memory_holds(monkeypatch):
         ["1", "524,288", "0"],
         ["all", "1,572,864", "1,048,576"],
     ]
+    # A row is a module at the third level.
+    deep = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.ModuleDict({"c": network, "d": network[1]})})})
+    rows = [line.split() for line in plan._modules(SimpleNamespace(network=deep)).splitlines()]
+    assert rows[1:] == [["a.b.c", "1,572,864", "1,048,576"], ["all", "1,572,864", "1,048,576"]]
 
 
 def test_a_stream_has_a_plan_too(tmp_path):
@@ -106,6 +110,9 @@ def test_the_plan_is_told_to_the_number(tmp_path):
         and "16 scenes of somewhere\nwindows of 3 frames of an" in text
     )
     assert "evaluation: after the last update\ncheckpoint" in text
+    # A stage begins with three tenths of the updates, and the next one beyond seven.
+    trainer.network.config.loss_config.stage_schedule, trainer.total_updates = "bifusion", 10
+    assert "loss stages (bifusion) change at updates 3, 8\n" in describe_plan(trainer)
     del trainer.network.config.gate_warmup_steps
     assert "gate held" not in describe_plan(trainer)
 
