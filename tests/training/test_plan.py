@@ -163,13 +163,13 @@ def test_the_first_frames_that_are_whole_are_measured(streaming):
     seen = []
     trainer = SimpleNamespace(
         network=nn.Linear(1, 1),
-        trial=lambda samples: seen.extend(sample["frame_id"] for sample in samples),
+        trial=lambda samples: seen.extend((sample["frame_id"], sample["points"].tolist()) for sample in samples),
         train_dataset=dataset,
         batch_size=3,
         arguments=recipe("unused", data={"streaming": streaming}, **sections),
     )
     assert saved_bytes(trainer) == 0
-    assert seen == ["frame_1", "frame_3", "frame_4"]
+    assert seen == [(f"frame_{row}", frames[0, row]["points"].tolist()) for row in (1, 3, 4)]
     trainer.train_dataset = iter([None]) if streaming else StandInFrames(2, broken={0, 1})
     with pytest.raises(ValueError, match="all training frames are broken"):
         saved_bytes(trainer)

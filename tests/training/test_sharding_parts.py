@@ -45,6 +45,7 @@ def test_what_the_launcher_says_of_parts(monkeypatch, launcher, expected):
     for name, value in {**IN_PARTS, **launcher}.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     assert read_sharding(recipe("unused"), 2) == expected
+    assert Sharding() == Sharding((), True)
 
 
 def test_a_version_that_is_not_said_is_the_old_one(monkeypatch):
@@ -144,9 +145,11 @@ def test_of_what_lies_in_parts_each_process_has_its_own():
 
 @pytest.fixture(scope="module")
 def alone():
-    """A process group of one process, whose accelerator says that there are as many as it has."""
+    """The accelerator of a process group of one process, of which Accelerate's own state knows nothing."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "broadcast", lambda tensor: tensor)
+        yield SimpleNamespace(device=torch.device("cpu"), num_processes=1)
     torch.distributed.destroy_process_group()
 
 
