@@ -253,7 +253,10 @@ def test_checkpoints_that_tell_less_are_taken_too(begun):
     assert trainer.skipped_batches == 0 and trainer.evaluation_due is False
 
 
-def test_with_other_processes_a_run_goes_on_with_random_states_of_its_seed(begun):
+def test_with_other_processes_a_run_goes_on_with_random_states_of_its_seed(begun, monkeypatch):
+    asked = []
+    monkeypatch.setattr(trainer_module, "set_seed", lambda *given, **how: asked.append(how) or set_seed(*given, **how))
+
     def draw(seed, processes):
         trainer = begun(seed, num_processes=processes)
         told = trainer._start()
@@ -261,10 +264,43 @@ def test_with_other_processes_a_run_goes_on_with_random_states_of_its_seed(begun
 
     (first, told), (again, _), (other, _) = draw(0, 2), draw(0, 2), draw(1, 2)
     assert "at update 4 of 12; processes 2 -> 1, with new random states" in told and first == again != other
+    # Each process has its own.
+    assert asked == [{"device_specific": True}] * 6
     set_seed(random.Random("0 4").getrandbits(31))
     assert first == torch.rand(()).item()
     (saved, told), (same, _) = draw(0, 1), draw(1, 1)
     assert "; processes" not in told and saved == same != first
+
+
+def test_a_run_says_what_its_processes_share_and_that_they_share_a_folder(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(trainer_module, "shares_batch_statistics", lambda *_: bool(looked))
+    monkeypatch.setattr(trainer_module.run_folder, "check_shared", lambda *given: looked.append(given))
+    monkeypatch.setattr(nn.SyncBatchNorm, "convert_sync_batchnorm", lambda network: network)
+    trainer = make_trainer(recipe(tmp_path))
+    trainer.sharding = "some"
+    assert trainer._start().endswith(" on cpu; weights and optimizer state in parts; batch statistics shared")
+    assert looked == [(tmp_path, trainer.accelerator)]
+
+
+@pytest.mark.parametrize(("processes", "in_parts", "is_anew"), [(2, False, True), (2, True, False), (1, False, False)])
+def test_processes_are_told_of_what_starts_to_train(tmp_path, monkeypatch, processes, in_parts, is_anew):
+    """Their wrapper averages the gradients that there were when it was made."""
+    trainer = make_trainer(recipe(tmp_path, training={"unfreeze_at": {"inner": 0.5}}))
+    before = trainer.model, trainer.optimizer, trainer.scheduler
+    inner = trainer.optimizer.optimizer, trainer.scheduler.scheduler
+    monkeypatch.setattr(Accelerator, "num_processes", processes)
+    monkeypatch.setattr(trainer.accelerator, "prepare", lambda *given: given)
+    monkeypatch.setattr(trainer_module.sharding, "wrap_network", lambda network, *_: ("wrapped", network))
+    trainer.sharding = "some" if in_parts else None
+    trainer.update = 5
+    trainer._unfreeze()
+    assert (trainer.model, trainer.optimizer, trainer.scheduler) == before
+    trainer.update = 6
+    trainer._unfreeze()
+    assert trainer.network.inner.weight.requires_grad
+    expected = (("wrapped", trainer.network), *inner) if is_anew else before
+    assert (trainer.model, trainer.optimizer, trainer.scheduler) == expected
 
 
 def test_each_process_draws_its_own(tmp_path, monkeypatch):
