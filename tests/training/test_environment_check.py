@@ -153,6 +153,10 @@ def test_the_recipe_is_told_by_what_it_starts_from(tmp_path):
     assert found(None, "--model.pretrained", "some/folder").startswith("defaults: some/folder, ")
     with pytest.raises(ValueError, match=r"unknown key 'data\.augmentation\.flip'"):
         found("tiny", "--data.augmentation", "{flip: 1}")
+    with pytest.raises(ValueError, match="fp16 needs a GPU; use bf16"):
+        found("tiny", "--training.mixed_precision", "fp16")
+    on_another = EnvironmentCheck("tiny", ["--training.mixed_precision", "fp16"], device="meta")
+    assert on_another._recipe().startswith("tiny: ")
 
 
 def test_frames_of_each_split_are_counted(monkeypatch):

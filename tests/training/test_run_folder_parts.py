@@ -45,7 +45,7 @@ def test_numbers_that_are_taken_are_passed_over(tmp_path):
     assert free_name(tmp_path / "earlier") == tmp_path / "earlier-3"
 
 
-def test_a_run_goes_on_or_begins_and_not_both(tmp_path):
+def test_a_run_goes_on_or_begins_and_not_both(tmp_path, monkeypatch):
     last = make_checkpoints(tmp_path, 3, 4)
     for name in ("latest", "auto", str(last)):
         assert choose_start(tmp_path, name, False) == last == find_checkpoint(tmp_path, name)
@@ -56,6 +56,10 @@ def test_a_run_goes_on_or_begins_and_not_both(tmp_path):
     ):
         choose_start(tmp_path, None, False)
     assert choose_start(tmp_path, None, True) is None
+    # However the folder is named.
+    monkeypatch.chdir(tmp_path)
+    assert choose_start(".", str(last), False) == last
+    assert choose_start(tmp_path, "checkpoints/checkpoint-0000004", False).samefile(last)
     # A new run from the weights of another one.
     assert choose_start(tmp_path / "new", str(last), False) == choose_start(tmp_path / "new", str(last), True) == last
     (tmp_path / "logs").mkdir()
