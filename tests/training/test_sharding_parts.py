@@ -215,8 +215,15 @@ def test_a_module_that_hides_its_tensors_is_not_gathered_by_itself(alone, output
         network(torch.ones(1))
 
 
-def test_weights_and_moments_go_in_and_out_as_wholes(alone):
+def test_weights_and_moments_go_in_and_out_as_wholes(alone, monkeypatch):
     """A run in parts takes over what a whole one has left, and leaves the same."""
+    distribute, senders = torch.distributed.tensor.distribute_tensor, set()
+
+    def watch(*given, src_data_rank=0):
+        senders.add(src_data_rank)
+        return distribute(*given, src_data_rank=src_data_rank)
+
+    monkeypatch.setattr(torch.distributed.tensor, "distribute_tensor", watch)
 
     def updates(network, optimizer, count=1):
         for _ in range(count):
@@ -236,6 +243,8 @@ def test_weights_and_moments_go_in_and_out_as_wholes(alone):
     own = adam(parts)
     keep_whole_states(own)
     own.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    # Every process has read the whole, and nobody sends it.
+    assert senders == {None}
     weight = parts.last.weight
     assert has_parts(own.state[weight]["exp_avg"]) and not has_parts(own.state[parts.scale]["exp_avg"])
     updates(plain, optimizer)
