@@ -65,6 +65,7 @@ def test_a_mixture_is_read_alike_by_any_number_of_workers():
 def test_too_few_frames_are_refused():
     with pytest.raises(ValueError, match="3 training frames do not fill one update of 4"):
         updates_per_epoch(3, 4)
+    assert [updates_per_epoch(rows, 4) for rows in (4, 7, 8)] == [1, 1, 2]
 
 
 class Keys(torch.utils.data.Dataset):
@@ -133,6 +134,8 @@ def test_a_stream_goes_round_in_another_order_each_time(stream):
     assert first != second and sorted(first) == sorted(second) == sorted({*first})
     other = iter(StreamedFrames(stream, lambda *given: given, 2, seed=2, shuffle_buffer=24))
     assert [next(other)[0]["frame_id"] for _ in range(24)] != first
+    # Of many rows 256 are shuffled at a time, as a recipe has it.
+    assert StreamedFrames(stream, prepare, 2).shuffle_buffer == DataArguments().shuffle_buffer == 256
 
 
 @pytest.mark.parametrize("worker", [None, SimpleNamespace(num_workers=2, id=1)])
