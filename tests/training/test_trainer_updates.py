@@ -1,5 +1,6 @@
 """What happens in each update of the loop, and around it."""
 
+import contextlib
 import json
 import logging
 import random
@@ -107,6 +108,7 @@ def test_the_rates_go_on_where_updates_are_skipped(tmp_path):
     make_trainer(recipe(tmp_path, **sections), frames=frames).train()
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "points" in line]
     assert [line["skipped"] for line in lines].count(1.0) == 4 + 4
+    assert {type(line["skipped"]) for line in lines} == {float}
     rates = [line["learning_rate_main"] for line in lines]
     assert rates == pytest.approx([1e-2 * (1 - update / 20) ** 0.9 for update in range(1, 21)])
 
@@ -360,3 +362,40 @@ def test_audits_know_how_long_the_gate_is_held(tmp_path):
     other = BiFusionTrainer(recipe(tmp_path), model, None, StandInFrames(), collate, evaluate=evaluate)
     assert other.audit.warmup_updates == 0
     assert isinstance(other.network.norm, nn.BatchNorm1d)
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_what_a_network_in_parts_goes_through(tmp_path, monkeypatch, decay):
+    """The optimizer is made anew for the parts; single loss terms are differentiated while all is gathered."""
+    calls, gathered, averaged, build = [], [], [], trainer_module.build_optimizer
+
+    @contextlib.contextmanager
+    def kept_gathered(network, how):
+        gathered.append(how)
+        yield
+
+    for name, stand_in in {
+        "read_sharding": lambda *_: "parts",
+        "shard_network": lambda module, how, accelerator: calls.append(module),
+        "keep_whole_states": calls.append,
+        "wrap_network": lambda network, *_: network,
+        "kept_gathered": kept_gathered,
+        "average_unsharded_gradients": lambda parameters, accelerator: averaged.append(len(parameters)),
+    }.items():
+        monkeypatch.setattr(trainer_module.sharding, name, stand_in)
+    monkeypatch.setattr(
+        trainer_module, "build_optimizer", lambda *given, later: calls.append(later) or build(*given, later=later)
+    )
+    training = {"batch_size": 2, "accumulation": 2, "max_updates": 3, "audit_window": 2, "ema_decay": decay}
+    trainer = make_trainer(recipe(tmp_path, training={**training, "unfreeze_at": {"inner": 0.9}}))
+    sharded = [trainer.network] if decay is None else [trainer.network, trainer.ema.module]
+    assert calls == [["inner"], *sharded, ["inner"], trainer.optimizer.optimizer]
+    evaluated = []
+    trainer.evaluate_model = lambda model: evaluated.append(model) or {"all_ap_50%": 0.0}
+    trainer.train()
+    # Loss terms are probed in the last batches of the first and the third update.
+    assert gathered == [None, "parts", None, None, None, "parts"]
+    # Weights and biases of all but what starts later.
+    assert averaged == [8] * 3 and evaluated == [trainer.whole_copy] and trainer.whole_copy is not trainer.network
+    kept = sharded[-1].state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in trainer.whole_copy.state_dict().items())
