@@ -13,6 +13,7 @@ from bifusion_hf.training import sharding
 from bifusion_hf.training.sharding import (
     Sharding,
     average_unsharded_gradients,
+    check_launcher,
     has_parts,
     keep_whole_states,
     kept_gathered,
@@ -54,6 +55,14 @@ def test_a_version_that_is_not_said_is_the_old_one(monkeypatch):
     monkeypatch.delenv("FSDP_VERSION")
     with pytest.raises(ValueError, match="fsdp_version 1, whose flat parameters"):
         read_sharding(recipe("unused"), 2)
+
+
+def test_a_launcher_that_asks_for_nothing_is_fine(monkeypatch):
+    """It says so in capitals."""
+    check_launcher()
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
+    check_launcher()
 
 
 class Gathered(nn.Linear):
