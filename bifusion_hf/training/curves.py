@@ -149,14 +149,12 @@ def dashes(line: Sequence[tuple[float, float]], length: float = 6.0) -> list[lis
     parts, walked = [], 0.0
     for (x, y), (end_x, end_y) in zip(line, line[1:], strict=False):
         whole = math.hypot(end_x - x, end_y - y)
-        start = 0.0
-        while start < whole:
-            # Up to where dash and gap change, or the piece of the line ends.
-            end = min(whole, start + length - (walked + start) % length)
-            end = end if end > start else whole
-            if int((walked + (start + end) / 2) / length) % 2 == 0:
+        # A dash and a gap are one period; of each dash that which lies on this piece of the line.
+        for period in range(math.floor(walked / (2 * length)), math.ceil((walked + whole) / (2 * length))):
+            start = max(0.0, 2 * period * length - walked)
+            end = min(whole, (2 * period + 1) * length - walked)
+            if start < end:
                 at = [(x + (end_x - x) * share / whole, y + (end_y - y) * share / whole) for share in (start, end)]
                 parts.append(at)
-            start = end
         walked += whole
     return parts

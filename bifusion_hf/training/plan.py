@@ -1,9 +1,11 @@
 """What a run will do, without doing it (`--dry_run`)."""
 
 import itertools
+from collections.abc import Callable
 
 import torch
 
+from ..losses.schedule import STAGE_ENDS
 from .audit import TABLE_DEPTH
 from .optimization import learning_rate_factor, parameter_groups
 from .trainer import BiFusionTrainer
@@ -51,10 +53,18 @@ def _schedule(trainer: BiFusionTrainer) -> str:
         lines.append(f"gate held at 0.5 for {warmup} updates{note}")
     stages = config.loss_config.stage_schedule if hasattr(config, "loss_config") else "none"
     if stages != "none":
-        lines.append(f"loss stages ({stages}) change at updates {int(0.3 * total)}, {int(0.7 * total)}")
+        first, second = STAGE_ENDS
+        changes = _first_update(total, lambda progress: progress >= first), _first_update(total, lambda p: p > second)
+        lines.append(f"loss stages ({stages}) change at updates {changes[0]}, {changes[1]}")
     for name, start in arguments.training.unfreeze_at.items():
-        lines.append(f"{name} starts to train at update {int(start * total)}")
+        begin = _first_update(total, lambda progress, start=start: progress >= start)
+        lines.append(f"{name} starts to train at update {begin}")
     return "\n".join(lines)
+
+
+def _first_update(total: int, has_begun: Callable[[float], bool]) -> int:
+    """Finished updates from which on `has_begun` of the progress holds, as it does at the end."""
+    return next(update for update in range(total + 1) if has_begun(update / total))
 
 
 def _groups(trainer: BiFusionTrainer) -> str:

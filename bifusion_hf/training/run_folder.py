@@ -195,5 +195,5 @@ def _move(path: Path, folder: Path) -> None:
 
 def _copy(path: Path, folder: Path) -> None:
     if path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         (shutil.copytree if path.is_dir() else shutil.copy2)(path, folder / path.name)

@@ -8,16 +8,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors import safe_open
 from training_standin import StandIn, StandInConfig, make_trainer, recipe
 
 from bifusion_hf.training import checkpoints
 from bifusion_hf.training.checkpoints import (
     CheckpointError,
+    check_same_run,
     checkpoints_folder,
     list_checkpoints,
+    network_to_keep,
     read_state,
     replace_folder,
     save_checkpoint,
+    update_of,
 )
 from bifusion_hf.training.run_folder import find_checkpoint, recover_run
 
@@ -32,13 +36,53 @@ def test_checkpoints_are_listed_in_order_and_limited(tmp_path):
     for update in (9, 10, 100):
         save_checkpoint(accelerator, root, update, write_file, {"update": update}, keep=2)
     assert [read_state(path)["update"] for path in list_checkpoints(root)] == [10, 100]
-    assert find_checkpoint(tmp_path, "latest").name == "checkpoint-0000100"
+    assert find_checkpoint(tmp_path, "latest").name == find_checkpoint(tmp_path, "auto").name == "checkpoint-0000100"
     assert find_checkpoint(tmp_path / "nothing", "auto") is None
     with pytest.raises(CheckpointError, match="there is no checkpoint in"):
         find_checkpoint(tmp_path / "nothing", "latest")
     assert find_checkpoint(tmp_path, None) is None
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         find_checkpoint(tmp_path, str(tmp_path))
+
+
+def test_beyond_the_digits_of_a_name_checkpoints_are_in_order_of_updates(tmp_path):
+    for name in ("checkpoint-10000000", "checkpoint-9999999", "checkpoint-0000001.partial"):
+        (tmp_path / name).mkdir()
+    assert [update_of(path) for path in list_checkpoints(tmp_path)] == [9_999_999, 10_000_000]
+    assert update_of(tmp_path / "best") == 0
+
+
+def test_a_run_of_another_length_or_other_updates_is_named():
+    state = {"total_updates": 12, "frames_per_update": 4}
+    check_same_run(Path("checkpoint-3"), state, 12, 4)
+    with pytest.raises(ValueError, match="checkpoint-3 has total_updates 12, this run 10; keep it"):
+        check_same_run(Path("checkpoint-3"), state, 10, 4)
+    with pytest.raises(ValueError, match="checkpoint-3 has frames_per_update 4, this run 8; keep it"):
+        check_same_run(Path("checkpoint-3"), state, 12, 8)
+
+
+class OneNumber(torch.nn.Module):
+    def __init__(self, weight, statistic):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight))
+        self.register_buffer("statistic", torch.tensor(statistic))
+
+    def numbers(self):
+        return self.weight.item(), self.statistic.item()
+
+
+@pytest.mark.parametrize(("processes", "statistic"), [(1, 1.0), (2, 7.0)])
+def test_weights_are_kept_averaged_and_statistics_as_the_first_process_has_them(processes, statistic, monkeypatch):
+    monkeypatch.setattr(checkpoints, "broadcast", lambda buffer: torch.full_like(buffer, 7.0))
+    accelerator = SimpleNamespace(num_processes=processes)
+    network, average, whole = OneNumber(10.0, 1.0), SimpleNamespace(module=OneNumber(20.0, 2.0)), OneNumber(30.0, 3.0)
+    assert network_to_keep(network, None, accelerator) is network and network.numbers() == (10, statistic)
+    assert network_to_keep(network, average, accelerator) is average.module
+    assert average.module.numbers() == (20, statistic)
+    average.module.statistic.fill_(2.0)
+    assert network_to_keep(network, average, accelerator, whole) is whole and whole.numbers() == (20, statistic)
+    assert average.module.numbers() == (20, statistic)
+    assert network_to_keep(network, None, accelerator, whole) is whole and whole.numbers() == (10, statistic)
 
 
 def test_a_failed_write_leaves_the_earlier_checkpoint_and_no_rest(tmp_path):
@@ -52,6 +96,11 @@ def test_a_failed_write_leaves_the_earlier_checkpoint_and_no_rest(tmp_path):
     with pytest.raises(CheckpointError, match=r"update 2 .*last complete one is .*checkpoint-0000001.*No space left"):
         save_checkpoint(accelerator, tmp_path, 2, fail, {"update": 2}, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0000001"]
+    save_checkpoint(accelerator, tmp_path, 3, write_file, {"update": 3}, keep=2)
+    with pytest.raises(CheckpointError, match=r"update 4 .*last complete one is .*checkpoint-0000003\. Make room"):
+        save_checkpoint(accelerator, tmp_path, 4, fail, {"update": 4}, keep=2)
+    with pytest.raises(CheckpointError, match="update 1 .*; there is no earlier one"):
+        save_checkpoint(accelerator, tmp_path / "other", 1, fail, {"update": 1}, keep=1)
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "best"])
@@ -133,6 +182,10 @@ def test_checkpoint_is_complete_and_loads_with_from_pretrained(tmp_path):
         "config.json", "ema.safetensors", "model.safetensors", "optimizer.bin", "scheduler.bin",
         "random_states_0.pkl", "trainer_state.json",
     }  # fmt: skip
+    # As transformers marks its own files.
+    for name in ("ema.safetensors", "model.safetensors"):
+        with safe_open(folder / name, "pt") as file:
+            assert file.metadata() == {"format": "pt"}
     loaded = StandIn.from_pretrained(folder)
     for name, value in trainer.network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name

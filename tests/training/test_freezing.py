@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -75,6 +77,7 @@ def test_presets_without_tower_freeze_nothing():
 def test_frozen_statistics_do_not_drift():
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 3), nn.BatchNorm1d(3))
     freeze(net, ["1"])
+    net.eval()
     train_mode(net)
     assert not net[1].training and net[4].training and net[2].training
     before = net[1].running_mean.clone(), net[4].running_mean.clone()
@@ -90,13 +93,59 @@ def test_a_frozen_parent_keeps_its_dropout_in_eval_mode():
     freeze(net, ["0"])
     train_mode(net)
     assert is_frozen(net[0]) and not net[0][1].training
+    # Without parameters there is nothing to freeze.
+    assert is_frozen(nn.Dropout()) is False and is_frozen(net) is False
 
 
 def test_staged_unfreezing_and_wrong_names():
-    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3))
     assert freeze(net, ["0"]) == 6
     assert unfreeze_due(net, {"0": 0.5}, 0.49) == []
     assert unfreeze_due(net, {"0": 0.5}, 0.5) == ["0.weight", "0.bias"]
     assert unfreeze_due(net, {"0": 0.5}, 0.6) == []
-    with pytest.raises(ValueError, match="no parameter below 'missing'"):
+    with pytest.raises(ValueError, match=r"no parameter below 'missing'; the model's top modules: \['0', '1'\]"):
         freeze(net, ["missing"])
+    deep = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.ModuleDict({"c": nn.ModuleDict({"d": net})})})})
+    with pytest.raises(ValueError, match=r"top modules: \['a', 'a\.b', 'a\.b\.c'\]"):
+        freeze(deep, ["a.b.c.d.00"])
+
+
+def blocks(count, **beside):
+    return nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(1, 1) for _ in range(count)), **beside})
+
+
+@pytest.mark.parametrize(
+    ("tower", "early"),
+    [
+        # What stands beside the blocks is no block, nor is a list that lies deeper.
+        (
+            {
+                "adapter": nn.ModuleDict({"own": blocks(5)}),
+                "encoder": blocks(4, norm=nn.LayerNorm(1)),
+            },
+            ["encoder.layers.0", "encoder.layers.1", "encoder.layers.2"],
+        ),
+        ({"encoder": blocks(2)}, ["encoder.layers.0", "encoder.layers.1"]),
+        # Of stages what comes before their blocks too, as far as the three blocks go.
+        (
+            {"stages": nn.ModuleList(blocks(n, down=nn.Linear(1, 1), act=nn.ReLU()) for n in (1, 1, 1, 2))},
+            [f"stages.{stage}.{part}" for stage in range(3) for part in ("down", "layers.0")],
+        ),
+        (
+            {"stages": nn.ModuleList(blocks(2, down=nn.Linear(1, 1)) for _ in range(2))},
+            ["stages.0.down", "stages.0.layers.0", "stages.0.layers.1", "stages.1.down", "stages.1.layers.0"],
+        ),
+    ],
+)
+def test_the_first_three_blocks_of_any_tower(tower, early):
+    model = nn.Module()
+    model.get_submodule = {TOWER: nn.ModuleDict(tower)}.__getitem__
+    model.config = SimpleNamespace(vision_config="some", freeze_tower_early_layers=True, freeze_tower_embeddings=False)
+    assert frozen_prefixes(model) == [f"{TOWER}.{name}" for name in early]
+    model.config.freeze_tower_embeddings = True
+    with pytest.raises(ValueError, match="freeze_tower_embeddings: ModuleDict has none of"):
+        frozen_prefixes(model)
+    model.config.freeze_tower_embeddings = False
+    model.get_submodule = {TOWER: nn.Linear(1, 1)}.__getitem__
+    with pytest.raises(ValueError, match="freeze_tower_early_layers: Linear has no list of blocks"):
+        frozen_prefixes(model)

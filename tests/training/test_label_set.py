@@ -46,6 +46,8 @@ def test_a_mapping_of_labels_to_classes(tmp_path):
         expected = {2: 0, 5: 0, 3: 1, 10: 2}
         assert values["class_to_label"] == [expected.get(index, -1) for index in range(200)]
         assert values["label_names"] == ["seat", "table", "rest"]
+    # Any sequence will do.
+    assert read_label_set({"seat": ("chair", 5), "table": 3}).labels == {"seat": ["chair", 5], "table": [3]}
 
 
 def test_a_list_of_the_classes_of_the_data(tmp_path):
@@ -65,6 +67,7 @@ def test_a_list_of_the_classes_of_the_data(tmp_path):
         ({"seat": [], "table": "table"}, "'seat' has \\[\\]"),
         ({" ": "chair", "table": "table"}, "the label ' '"),
         ({"seat": [True], "table": "table"}, "'seat' has \\[True\\]"),
+        ({"seat": ["chair", 1.5], "table": "table"}, "'seat' has \\['chair', 1.5\\]; expected names or numbers"),
         (["chair", "table"], "has the classes \\['chair', 'table'\\]"),
         (["wall", "floor"], "has the classes"),
         (["wall", "floor", "mug", "mug"], "expected different ones"),
@@ -88,7 +91,11 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"seat": "chaise", "table": "table"}, "'seat' has 'chaise', which is no class with instances"),
+        (
+            {"seat": "chaise", "table": "table"},
+            r"'seat' has 'chaise', which is no class with instances; expected names \(chair, table, door, couch, "
+            r"cabinet, \.\.\.\) or numbers from 2 to 199",
+        ),
         ({"seat": "wall", "table": "table"}, "'seat' has 'wall'"),
         ({"seat": 200, "table": "table"}, "'seat' has 200"),
         ({"seat": "chair", "thing": ["table", "chair"]}, "class 'chair' is of 'seat' and of 'thing'"),

@@ -62,7 +62,7 @@ def test_poly_schedule_counts_updates():
     arguments = OptimizerArguments(warmup_updates=0)
     for update in (0, 10, 99):
         assert learning_rate_factor(update, 100, arguments) == pytest.approx((1 - update / 100) ** 0.9)
-    assert learning_rate_factor(100, 100, arguments) == 0
+    assert learning_rate_factor(100, 100, arguments) == learning_rate_factor(101, 100, arguments) == 0
     warm = OptimizerArguments(schedule="constant", warmup_updates=4)
     assert [learning_rate_factor(update, 100, warm) for update in range(6)] == pytest.approx(
         [0.2, 0.4, 0.6, 0.8, 1, 1]
@@ -77,6 +77,9 @@ def test_scheduler_keeps_the_ratio_of_the_groups():
     model.model.encoder.image_encoder.vision_model = nn.Linear(2, 2)
     model.decoder = nn.Linear(2, 2)
     optimizer = build_optimizer(model, OptimizerArguments())
+    # A checkpoint knows them by their places.
+    names = [group["name"] for group in optimizer.param_groups]
+    assert names == ["main", "main_no_decay", "tower", "tower_no_decay"]
     scheduler = build_scheduler(optimizer, 10, OptimizerArguments())
     for update in range(10):
         rates = {group["name"]: group["lr"] for group in optimizer.param_groups}

@@ -1,7 +1,6 @@
 """Recipes with the real network on the sample frames."""
 
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +14,10 @@ from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.data.frames import frame_from_row, load_frames
 from bifusion_hf.recipe.arguments import TrainArguments
 from bifusion_hf.superpoints import segmentation as superpoints
-from bifusion_hf.training import plan, run
+from bifusion_hf.training import run
 from bifusion_hf.training.checkpoints import list_checkpoints
 from bifusion_hf.training.metrics import read_metrics
-from bifusion_hf.training.plan import describe_plan, saved_bytes
+from bifusion_hf.training.plan import saved_bytes
 from bifusion_hf.training.run import build_model, build_processor, build_trainer, cache_superpoints
 
 
@@ -210,45 +209,6 @@ def test_samples_depend_on_epoch_and_row_only(tmp_path):
     loader = torch.utils.data.DataLoader(data, batch_size=1, sampler=keys, num_workers=2, collate_fn=list)
     for key, (sample,) in zip(keys, loader, strict=True):
         assert np.array_equal(sample["points"], data[key]["points"]), key
-
-
-def test_the_plan_says_what_will_happen(tmp_path):
-    training = {"accumulation": 2, "max_updates": 200}
-    arguments = small_recipe(tmp_path, config={"gate_warmup_steps": 700}, training=training)
-    trainer = build_trainer(arguments)
-    text = describe_plan(trainer)
-    rows = text.split("update   learning rate\n")[1].splitlines()[:7]
-    assert [row.split()[0] for row in rows] == ["0", "20", "50", "100", "150", "180", "198"]
-    for part in ("200 updates", "2 x 2 accumulated x 1 processes", "LONGER THAN THE RUN", "main_no_decay", "tower",
-                 "MiB (measured on the first batch)", "model.encoder.fusion"):  # fmt: skip
-        assert part in text, part
-    assert not (tmp_path / "checkpoints").exists()
-
-
-def test_the_plan_counts_what_the_memory_holds(monkeypatch):
-    monkeypatch.setattr(plan, "saved_bytes", lambda trainer: 5 << 20)
-    network = nn.Sequential(nn.Linear(1024, 1024, bias=False), nn.Linear(1024, 512, bias=False))
-    network[1].requires_grad_(False)
-    # Gradient and two moments of the part that trains; as many numbers again as there are for the moving average.
-    for average, state, together in ((None, 12, 23), (network, 18, 29)):
-        text = plan._memory(SimpleNamespace(network=network, ema=average))
-        assert f"weights 6 MiB, gradients and optimizer {state} MiB, kept for the backward pass 5 MiB" in text
-        assert f"together {together / 1024:.2f} GiB" in text
-    rows = [line.split() for line in plan._modules(SimpleNamespace(network=network)).splitlines()]
-    assert rows == [
-        ["module", "parameters", "trainable"],
-        ["0", "1,048,576", "1,048,576"],
-        ["1", "524,288", "0"],
-        ["all", "1,572,864", "1,048,576"],
-    ]
-
-
-def test_a_stream_has_a_plan_too(tmp_path):
-    data = {"val": None, "streaming": True, "max_train_frames": None}
-    sections = {"training": {"max_updates": 5}, "checkpoints": {"every_updates": 2}}
-    text = describe_plan(build_trainer(small_recipe(tmp_path, data=data, **sections)))
-    assert f"5 updates; streamed of {prepared_frames()}" in text and "checkpoint: every 2 updates and after" in text
-    assert "evaluation: after the last update" in text
 
 
 def test_compile_takes_the_dense_parts_and_keeps_the_names_of_the_weights(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bifusion_hf.training.guards import OutOfMemoryError
-from bifusion_hf.training.sizing import largest_batch_size, largest_samples
+from bifusion_hf.training.sizing import fitting_batch_size, largest_batch_size, largest_samples
 
 
 def fits(largest, others=()):
@@ -21,13 +21,31 @@ def fits(largest, others=()):
 
 
 def test_the_process_with_the_least_memory_decides():
-    assert fits(6) == 6
+    assert fits(6) == 6 and type(fits(6)) is int
     # Only what divides the frames of an update is tried.
-    assert fits(5) == 3
+    assert fits(5) == 3 and fits(1) == 1
     assert fits(6, others=[2, 3]) == 2 and fits(3, others=[6]) == 3
     for largest, others in ((0, [6]), (6, [0])):
         with pytest.raises(OutOfMemoryError, match="not even one frame fits"):
             fits(largest, others)
+
+
+@pytest.mark.parametrize(("processes", "copies"), [(1, 2), (2, 3)])
+def test_a_size_is_tried_beside_moments_and_what_processes_add_up(processes, copies, monkeypatch):
+    accelerator = SimpleNamespace(device="cpu", num_processes=processes, gather=lambda found: found)
+    first, second = (torch.nn.Parameter(torch.zeros(size)) for size in (5, 7))
+    optimizer = torch.optim.AdamW([{"params": [first]}, {"params": [second]}])
+    held, tried, zeros_like = [], [], torch.zeros_like
+    monkeypatch.setattr(torch, "zeros_like", lambda tensor: held.append(len(tensor)) or zeros_like(tensor))
+
+    def trial(samples):
+        tried.append([len(sample["points"]) for sample in samples])
+        if len(samples) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    rows = Rows({"points": torch.zeros(points, 3)} for points in (4, 9, 8, 2))
+    assert fitting_batch_size(accelerator, trial, rows, optimizer, 4, 8) == 2
+    assert held == [5] * copies + [7] * copies and tried == [[9, 8, 4, 2], [9, 8]]
 
 
 class Rows(list):

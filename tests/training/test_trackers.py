@@ -77,5 +77,5 @@ def test_tensorboard(tmp_path):
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, name, package):
     with pytest.raises(ImportError, match=f"logging.trackers: {name} not installed; pip install {package}"):
         make_trainer(recipe(tmp_path, logging={"trackers": [name]}))
-    with pytest.raises(ValueError, match=r"logging.trackers has no paper; Accelerate knows \[.*'tensorboard'"):
-        make_trainer(recipe(tmp_path / "b", logging={"trackers": ["paper"]}))
+    with pytest.raises(ValueError, match=r"logging.trackers has no paper, stone; Accelerate knows \[.*'tensorboard'"):
+        make_trainer(recipe(tmp_path / "b", logging={"trackers": ["stone", "tensorboard", "paper"]}))
