@@ -111,7 +111,7 @@ def region_pairs(
         return_inverse=True,
         return_counts=True,
     )
-    low, high = np.divmod(keys, max(number, 1))
+    low, high = np.divmod(keys, number)
     return low, high, count, np.bincount(inverse, weights=value, minlength=len(keys))
 
 
