@@ -72,8 +72,48 @@ def test_neighbours_do_not_wrap_around():
     )
     grid = VoxelGrid(coordinates, 2)
     assert grid.kernel_maps("submanifold", 5).forward.num_pairs == len(grid)
+    assert grid.kernel_maps("submanifold", 3, dilation=4096).forward.num_pairs == len(grid)
+    with pytest.raises(ValueError, match="kernel 3 with dilation 4097 at stride 1 reaches 4097 voxels"):
+        grid.kernel_maps("submanifold", 3, dilation=4097)
+    with pytest.raises(ValueError, match="kernel 5 with dilation 1025 at stride 2 reaches 4100 voxels"):
+        VoxelGrid(2 * coordinates[:1] * 0, 2, 2).kernel_maps("submanifold", 5, dilation=1025)
     with pytest.raises(ValueError, match="reaches 6144 voxels; expected at most 4096"):
         grid.kernel_maps("submanifold", 3, dilation=6144)
+
+
+@pytest.mark.parametrize("volume", [2, 8, 27, 31, 32])
+def test_rows_are_ordered_by_the_rank_of_their_offsets_in_a_gray_code(volume):
+    """The rarest offset is the first digit; of more than 31 offsets rows keep their order."""
+    generator = torch.Generator().manual_seed(volume)
+    present = torch.rand(volume, 60, generator=generator) < torch.rand(volume, 1, generator=generator)
+    rarest_first = sorted(range(volume), key=lambda k: int(present[k].sum()))
+    ranks = []
+    for column in present.T.tolist():
+        rank = digit = 0
+        for k in rarest_first:
+            digit ^= column[k]
+            rank = 2 * rank + digit
+        ranks.append(rank)
+    expected = list(range(60)) if volume > 31 else sorted(range(60), key=ranks.__getitem__)
+    assert gather_plan.offset_set_order(present).tolist() == expected
+
+
+@pytest.mark.parametrize("parts", [1, 3, 27])
+def test_a_cpu_multiplies_few_shapes(parts):
+    """An even number of offsets where there are more than one, unless it is all; rows of one of eight numbers."""
+    grid = random_grid(count=3000, low=-11, high=11, samples=1)
+    table = grid.kernel_maps("submanifold", 3).forward.table
+    chunks = GatherPlan(table, len(grid), parts).chunks
+    used = [len(chunk.offsets) for chunk in chunks]
+    assert all(count == 1 or count % 2 == 0 or count == 27 // parts for count in used)
+    assert parts == 27 or any(count % 4 == 2 for count in used)
+    for chunk in chunks:
+        rows = len(chunk.indices) // len(chunk.offsets)
+        assert rows in (32, 64, 128, 256, 384, 512, 768, 1024) and rows >= len(chunk.rows)
+        present = (table[chunk.offsets.index][:, chunk.rows] < len(grid)).any(1).sum()
+        # No more than one that no row uses.
+        assert len(chunk.offsets) - int(present) in ((0, 1) if len(chunk.offsets) % 2 == 0 else (0,))
+        assert chunk.offsets.is_all == (len(chunk.offsets) == 27)
 
 
 def check_plan(plan, table, grid):
