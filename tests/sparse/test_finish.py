@@ -19,8 +19,8 @@ def test_a_single_voxel_is_normalised_as_in_evaluation_and_leaves_the_statistics
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scale_and_shift_stand_for_evaluation_and_are_no_less_than_float32(dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_scale_and_shift_stand_for_evaluation_and_are_float32_whatever_the_weights_are(dtype):
     generator = torch.Generator().manual_seed(0)
     norm = VoxelBatchNorm(5, eps=3e-3).eval().to(dtype)
     for value in (norm.weight, norm.bias, norm.running_mean):

@@ -42,17 +42,6 @@ def test_sums_and_their_gradients_on_a_gpu(num_groups, is_deterministic, monkeyp
     assert called == ["_sums", "sums_in_order"][: 1 + (is_deterministic and num_groups == 40)] * 2
 
 
-@pytest.mark.parametrize("num_groups", [2, 40])
-def test_gradients_of_half_precision_rows_are_summed_in_single_precision(num_groups):
-    """Ones added up in bfloat16 end at 256."""
-    index = torch.arange(2000) % 2
-    with LaunchCounter():
-        values = torch.ones(num_groups, 3, dtype=torch.bfloat16).to(DEVICE).requires_grad_()
-        groups.take_rows(values, index.to(DEVICE)).sum().backward()
-        gradient = values.grad.cpu()
-    assert gradient.dtype == torch.bfloat16 and gradient[:2].eq(1000).all() and not gradient[2:].any()
-
-
 def test_autocast_leaves_sums_in_single_precision():
     """Of a GPU, computed here: as a product with few groups, which autocast would turn into half precision."""
     values, index = torch.full((2000, 3), 1.001), torch.arange(2000) % 2

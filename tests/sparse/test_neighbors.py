@@ -17,6 +17,8 @@ def random_grid(count=200, stride=1, seed=0):
 @pytest.mark.parametrize(("radius", "stride"), [(0, 1), (1, 1), (2, 4)])
 def test_all_pairs(radius, stride, rows_at_once, monkeypatch):
     monkeypatch.setattr(neighbors, "CPU_CHUNK_ROWS", rows_at_once)
+    # Of a GPU, which has more memory.
+    monkeypatch.setattr(neighbors, "CUDA_CHUNK_ROWS", None)
     grid = random_grid(stride=stride)
     row, neighbor = radius_neighbors(grid, radius)
     c = grid.coordinates

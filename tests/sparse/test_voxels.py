@@ -95,6 +95,8 @@ def test_one_coordinate_beyond_the_limits_is_refused(axis, end):
 @pytest.mark.parametrize("stride", [1, 4])
 def test_coarser(stride):
     grid = random_grid(stride=stride)
+    # Asked for first, they make the coarser grid.
+    assert len(random_grid(stride=stride).parents) == len(grid)
     coarse = grid.coarser()
     assert coarse is grid.coarser() and coarse.finer() is grid and coarse.stride == 2 * stride
     floored = grid.coordinates.clone()
