@@ -6,8 +6,9 @@ from launch_counter import DEVICE, LaunchCounter
 from sparse_examples import random_grid
 
 from bifusion_hf.sparse import VoxelGrid, gather_plan
+from bifusion_hf.sparse.backends import torch_backend
 from bifusion_hf.sparse.gather_plan import GatherPlan
-from bifusion_hf.sparse.kernel_maps import kernel_offsets
+from bifusion_hf.sparse.kernel_maps import KernelMap, KernelMaps, kernel_offsets
 
 
 def slow_table(from_grid, to_grid, offsets):
@@ -161,6 +162,19 @@ def test_plan_of_a_gpu_covers_every_pair_once_in_the_order_of_the_rows(count, mo
     assert all(len(chunk.rows) <= 100 and chunk.offsets.is_all and chunk.is_first for chunk in plan.chunks)
     assert torch.equal(torch.cat([chunk.rows for chunk in plan.chunks]), torch.arange(len(grid)))
     check_plan(plan, table, grid)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 8])
+def test_a_row_without_pairs_is_zero(parts, monkeypatch):
+    """No chunk writes it, so it has to be there before."""
+    monkeypatch.setattr(torch_backend, "_kernel_parts", lambda *_: parts)
+    table = torch.randint(0, 6, (8, 9), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    table[:, 4] = 5
+    kernel_map = KernelMap(table, 5)
+    assert not GatherPlan(table, 5, parts).covers_rows
+    features, kernel = torch.ones(5, 3), torch.ones(8, 3, 2)
+    found = torch_backend.convolve_over(features, kernel, KernelMaps(kernel_map, kernel_map, is_mirrored=False))
+    assert torch.equal(found, 3.0 * (table < 5).sum(0)[:, None].expand(-1, 2)) and not found[4].any()
 
 
 def test_plan_without_rows():
