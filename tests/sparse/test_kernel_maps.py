@@ -117,6 +117,22 @@ def test_a_cpu_multiplies_few_shapes(parts):
         assert chunk.offsets.is_all == (len(chunk.offsets) == 27)
 
 
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [
+        *[(rows, [rows]) for rows in (32, 64, 128, 256, 384, 512, 768, 1024)],
+        *[(1, [32]), (33, [64]), (65, [128]), (129, [256]), (257, [384]), (385, [512]), (513, [768]), (769, [1024])],
+        *[(1025, [1024, 32]), (2048, [1024, 1024])],
+    ],
+)
+def test_the_last_rows_are_filled_up_to_the_next_size(count, sizes):
+    chunks = GatherPlan(torch.zeros(2, count, dtype=torch.int32), 1).chunks
+    assert [len(chunk.indices) for chunk in chunks] == [2 * size for size in sizes]
+    assert [len(chunk.rows) for chunk in chunks] == [min(1024, count), count - 1024][: len(sizes)]
+    assert all((chunk.indices[: 2 * len(chunk.rows)] == 0).all() for chunk in chunks)
+    assert all((chunk.indices[2 * len(chunk.rows) :] == 1).all() for chunk in chunks)
+
+
 def check_plan(plan, table, grid):
     found = torch.zeros_like(table) + len(grid)
     times = torch.zeros_like(table)
@@ -178,4 +194,6 @@ def test_a_row_without_pairs_is_zero(parts, monkeypatch):
 
 
 def test_plan_without_rows():
+    maps = VoxelGrid(torch.zeros(0, 4, dtype=torch.int32), 1).kernel_maps("submanifold", 3)
+    assert maps.forward.table.shape == (27, 0) and maps.forward.num_pairs == 0
     assert GatherPlan(torch.zeros(27, 0, dtype=torch.int32), 0).chunks == []
