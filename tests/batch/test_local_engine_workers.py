@@ -47,6 +47,12 @@ def test_shards_are_begun_in_their_order_by_no_more_workers_than_they_are(worker
     assert [worker.ended for worker in workers] == [[{"wait": False, "cancel_futures": True}]] * 3
 
 
+def test_a_single_shard_has_a_worker_too_and_none_have_none(workers):
+    assert dict(LocalEngine(2).run(lambda: lambda *_: "made", {"a": 0})) == {"a": "made"}
+    assert len(workers) == 1
+    assert dict(LocalEngine(2).run(pytest.fail, {})) == {} and len(workers) == 1
+
+
 def test_who_stops_asking_ends_what_still_works(workers, monkeypatch):
     ended = []
     children = [SimpleNamespace(terminate=lambda number=number: ended.append(number)) for number in (1, 2)]
