@@ -1,3 +1,4 @@
+import pickle
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -24,6 +25,8 @@ def test_a_program_that_was_started_alone_is_one_process_with_all_shards(monkeyp
 
 def test_the_shards_of_the_main_process_are_divided(monkeypatch):
     def broadcast(box):
+        # As it is sent.
+        assert pickle.loads(pickle.dumps(box)) == [[("of", "another view")]]
         box[0] = list(SHARDS.items())
 
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", broadcast)

@@ -3,11 +3,12 @@
 import multiprocessing
 import os
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 import pytest
 
-from bifusion_hf.batch import LocalEngine, local_engine
+from bifusion_hf.batch import LocalEngine, WorkerDiedError, local_engine
 
 
 @pytest.fixture
@@ -22,7 +23,9 @@ def workers(monkeypatch):
 
         def submit(self, _, name, task):
             future = Future()
-            if task != "wait":
+            if task == "die":
+                future.set_exception(BrokenProcessPool())
+            elif task != "wait":
                 future.set_result(self.work(name, task))
             return future
 
@@ -51,6 +54,17 @@ def test_a_single_shard_has_a_worker_too_and_none_have_none(workers):
     assert dict(LocalEngine(2).run(lambda: lambda *_: "made", {"a": 0})) == {"a": "made"}
     assert len(workers) == 1
     assert dict(LocalEngine(2).run(pytest.fail, {})) == {} and len(workers) == 1
+
+
+def test_a_dead_worker_is_replaced_in_its_place_and_its_shard_made_next(workers, caplog):
+    """Three of them, and the shard is what kills them; the others go on."""
+    found = []
+    with pytest.raises(WorkerDiedError, match="shard b: 3 workers died"):
+        for name, _ in LocalEngine(2).run(lambda: lambda *_: None, {"a": 0, "b": "die", "c": 0, "d": "wait"}):
+            found.append(name)
+    assert found[:1] == ["a"] and caplog.text.count("shard b: its worker died; once more") == 2
+    assert {worker.index for worker in workers} == {0, 1} and len(workers) == 4
+    assert len({worker.index for worker in workers[2:]}) == 1
 
 
 def test_who_stops_asking_ends_what_still_works(workers, monkeypatch):

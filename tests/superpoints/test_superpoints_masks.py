@@ -54,6 +54,13 @@ def test_uncovered_pixels_are_split_by_geometry(frame):
     assert 2 <= found.max() < 20
 
 
+def test_lists_are_taken_as_arrays_are(frame):
+    image, depth, intrinsics = frame
+    expected = superpoints_from_masks(np.stack([TABLE, CUP]), image, depth, intrinsics)
+    found = superpoints_from_masks([TABLE, CUP], image, depth.tolist(), intrinsics)
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("num_segments", [1, 30])
 def test_uncovered_pixels_get_their_share_of_the_segments(frame, num_segments):
     """Of what is measured, which is less than the image; one at least, and none of a mask's."""
