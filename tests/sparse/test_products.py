@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from launch_counter import DEVICE, LaunchCounter
 
 from bifusion_hf.sparse.backends import products
 
@@ -62,6 +63,25 @@ def test_sums_of_sixteen_bits_come_out_in_single_precision(dtype, expected):
     found = products.multiply_to_float32(a, b)
     assert found.dtype == expected
     torch.testing.assert_close(found.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.aten.mm, "dtype"), reason="of torch 2.8 and later")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_gpu_is_asked_for_sums_in_single_precision(dtype, monkeypatch):
+    """Nothing is made wider before."""
+    seen = []
+
+    def mm(a, b, **options):
+        seen.append((a.dtype, b.dtype, options))
+        return a.float() @ b.float()
+
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch, "mm", mm)
+    a, b = factors(dtype)
+    with LaunchCounter():
+        found = products.multiply_to_float32(a.to(DEVICE), b.to(DEVICE)).cpu()
+    assert seen == [(dtype, dtype, {"out_dtype": torch.float32})]
+    torch.testing.assert_close(found, a.float() @ b.float())
 
 
 @pytest.mark.parametrize("error", [AttributeError, RuntimeError, TypeError, NotImplementedError])

@@ -50,6 +50,15 @@ def test_results_and_gradients_of_each_kind_of_layer_are_compared(kind, what, na
             check_against_torch(wrong(kind, **{what: factor}), "cpu", (torch.float32,))
 
 
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_results_that_are_all_too_small_are_as_wrong_as_those_that_are_too_large(shift):
+    def convolve(*given):
+        return torch_backend.convolve(*given) + shift
+
+    with pytest.raises(ArithmeticError, match="the result of a submanifold convolution"):
+        check_against_torch(convolve, "cpu", (torch.float32,))
+
+
 def test_half_precisions_may_be_wrong_by_their_rounding():
     check_against_torch(wrong("strided", of_result=1.008), "cpu", (torch.bfloat16,))
     with pytest.raises(ArithmeticError, match="in torch.bfloat16 is wrong by .*; expected less than 2e-02"):
