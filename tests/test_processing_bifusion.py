@@ -11,6 +11,7 @@ from bifusion_hf.data.frames import CAMERA_TO_POINTS, RGBDFrame
 from bifusion_hf.layers.geometry import sample_tokens
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 from bifusion_hf.superpoints.numbering import renumber_superpoints
+from bifusion_hf.superpoints.segmentation import segment_superpoints
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_points_know_their_pixels(processor):
     sample = processor.prepare_frame(frame)
     rows, columns = np.divmod(sample["pixel_indices"], 160)
     assert (frame.depth[rows, columns] > 0).all()
-    assert len(np.unique(sample["pixel_indices"])) == 3000
+    assert (np.diff(sample["pixel_indices"]) > 0).all() and len(rows) == 3000
     np.testing.assert_allclose(
         sample["point_pixels"], np.stack([(columns + 0.5) / 160, (rows + 0.5) / 120], 1), atol=1e-7
     )
@@ -215,6 +216,39 @@ def test_pixels_that_given_superpoints_leave_out_are_segmented():
     right = np.unique(sample["superpoint_ids"][~left])
     assert 5 < len(right) < 60
     assert not np.isin(right, sample["superpoint_ids"][left]).any()
+
+
+@pytest.mark.parametrize("is_part", [False, True])
+def test_what_is_segmented_is_the_rest_of_the_frame_with_its_share_of_the_superpoints(is_part):
+    """Superpoint 0 is one that was given, and a pixel without depth is none whatever was given there."""
+    frame = make_frame(90, 130)
+    given = np.full((90, 130), -1)
+    given[:, :50], given[60:, :] = 0, 3
+    # Exactly a share of the measured pixels, of which there are fewer than pixels.
+    share = (given < 0)[frame.depth > 0].mean() if is_part else 1
+    rest = frame.depth if not is_part else np.where(given < 0, frame.depth, 0)
+    expected = segment_superpoints(
+        frame.image, rest, frame.intrinsics, num_segments=round(25 * share), color_blur=0.01
+    )
+    expected = np.where(given >= 0, given - 9, expected) if is_part else expected
+    frame = dataclasses.replace(frame, superpoints=given if is_part else None)
+    processor = BiFusionProcessor(num_points=10**6, num_superpoints=25, superpoint_color_blur=0.01)
+    sample = processor.prepare_frame(frame)
+    # The same parts, numbered in another way.
+    wanted, found = expected[frame.depth > 0], sample["superpoint_map"][frame.depth > 0]
+    pairs = np.unique(np.stack([wanted, found]), axis=1)
+    assert pairs.shape[1] == len(np.unique(wanted)) == len(np.unique(found)) > 5
+    np.testing.assert_array_equal(found, sample["superpoint_ids"])
+
+
+def test_the_last_pixel_that_superpoints_leave_out_is_one_of_its_own():
+    """However small its share of the superpoints is."""
+    given = np.zeros((120, 160), int)
+    given[20, 30] = -1
+    sample = BiFusionProcessor(num_points=10**6, num_superpoints=2).prepare_frame(
+        make_frame(holes=False, superpoints=given)
+    )
+    np.testing.assert_array_equal(sample["superpoint_map"], np.where(given < 0, 1, 0))
 
 
 def test_superpoints_are_contiguous_over_the_sampled_points():

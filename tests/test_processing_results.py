@@ -93,6 +93,52 @@ def test_class_aware_labels_and_thresholds():
         processor.post_process_instance_segmentation(outputs, batch)
 
 
+@pytest.mark.parametrize("name", ["threshold", "mask_threshold", "name_threshold"])
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_a_threshold_that_is_no_probability_is_refused(name, value):
+    processor = BiFusionProcessor(num_points=500, num_superpoints=5)
+    batch = processor(**arguments(make_frame()), superpoints=np.zeros((120, 160), int))
+    outputs = outputs_from_masks([torch.ones(1, 500, dtype=torch.bool)], [torch.tensor([[9.0, 0]])], 500)
+    with pytest.raises(ValueError, match=rf"^{name} is {value}; expected a probability"):
+        processor.post_process_instance_segmentation(outputs, batch, **{name: value})
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 3])
+def test_a_semantic_class_is_the_name_where_there_is_one_label(num_labels):
+    frame = make_frame()
+    labels = [f"label {index}" for index in range(num_labels)]
+    processor = BiFusionProcessor(num_points=4000, label_names=labels)
+    # One superpoint a box, and one for the rest.
+    superpoints = np.where(np.isin(frame.semantic, (0, 1, -1)), 0, frame.instance)
+    batch = processor(**arguments(frame), superpoints=superpoints, instance_masks=frame.instance)
+    ids = batch["superpoint_ids"][0]
+    masks = torch.stack([ids == number for number in range(4)])
+    outputs = outputs_from_masks(
+        [masks], [torch.tensor([[5.0 - index, *[0] * num_labels] for index in range(4)])], 4000
+    )
+    names = {2: "chair", 3: "table", 4: "bed"}
+    alone = processor.post_process_instance_segmentation(outputs, batch, semantic_names=names, part_gap=0)[0]
+    assert all("name" not in segment for segment in alone["segments_info"])
+    # Queries come in another order than superpoints, and are as sure as 0.9 of one class each.
+    order = torch.tensor([2, 0, 3, 1])
+    outputs.query_superpoints = order[None]
+    outputs.semantic_queries_logits = torch.zeros(1, 4, 201)
+    for query, superpoint in enumerate(order.tolist()):
+        outputs.semantic_queries_logits[0, query, (2, 3, 4, 3)[superpoint]] = np.log(199 * 0.9 / 0.1)
+    plain = processor.post_process_instance_segmentation(outputs, batch, part_gap=0)[0]
+    assert all("name" not in segment for segment in plain["segments_info"])
+    for threshold, is_sure in ((None, True), (0.89, True), (0.91, False)):
+        (found,) = processor.post_process_instance_segmentation(
+            outputs, batch, semantic_names=names, part_gap=0, name_threshold=threshold
+        )
+        assert [segment["label"] for segment in found["segments_info"]] == ["label 0"] * 4
+        classes = [segment["semantic_label"] for segment in found["segments_info"]]
+        assert classes == ["chair", "table", "bed", "table"]
+        assert [segment["semantic_probability"] for segment in found["segments_info"]] == pytest.approx([0.9] * 4)
+        called = [segment["name"] for segment in found["segments_info"]]
+        assert called == (classes if num_labels == 1 and is_sure else ["label 0"] * 4)
+
+
 def test_semantic_segmentation_follows_the_superpoints():
     processor = BiFusionProcessor(num_points=3000, num_superpoints=50)
     frames = [make_frame(seed=0), make_frame(seed=1)]

@@ -85,7 +85,8 @@ def estimate_normals(
         window: Side of the averaging window in pixels.
 
     Returns:
-        float32 [H, W, 3]; zero where there is no measurement or no neighbour to compare with.
+        float32 [H, W, 3]; zero where there is no measurement, against the optical axis where there is no neighbour to
+        compare with.
     """
     valid = depth > 0
     inverse = np.divide(1, depth, out=np.zeros_like(depth), where=valid)

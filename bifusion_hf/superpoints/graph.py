@@ -111,7 +111,7 @@ def region_pairs(
         return_inverse=True,
         return_counts=True,
     )
-    low, high = np.divmod(keys, max(number, 1))
+    low, high = np.divmod(keys, number)
     return low, high, count, np.bincount(inverse, weights=value, minlength=len(keys))
 
 
@@ -221,8 +221,8 @@ class RegionGraph:
     def merge_to(self, number: int, min_size: int) -> None:
         """Merges adjacent regions until at most `number` of those with `min_size` pixels or more are left."""
         large = sum(self.parent[a] == a and size >= min_size for a, size in enumerate(self.sizes))
-        # Entries of regions that have changed since are stale; a region that is gone has version -1.
-        version = [0 if parent == a else -1 for a, parent in enumerate(self.parent)]
+        # Entries of regions that have changed since, or are gone, are stale.
+        version = [0] * len(self.parent)
         heap = [(self.cost(a, b), a, b, 0, 0) for a, row in enumerate(self.adjacent) for b in row if a < b]
         heapq.heapify(heap)
         while heap and large > number:
@@ -233,7 +233,6 @@ class RegionGraph:
             version[a] += 1
             version[b] += 1
             kept = self.merge(a, b)
-            version[b if kept == a else a] = -1
             large += self.sizes[kept] >= min_size
             for other in self.adjacent[kept]:
                 if other not in self.barred[kept]:

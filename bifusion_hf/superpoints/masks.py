@@ -138,5 +138,5 @@ def superpoints_from_mask_generator(
     found = generator(Image.fromarray(image), **generate_options)["masks"]
     masks = np.zeros((len(found), *np.asarray(image).shape[:2]), bool)
     for index, mask in enumerate(found):
-        masks[index] = np.asarray(mask)
+        masks[index] = mask
     return superpoints_from_masks(masks, image, depth, intrinsics, num_segments=num_segments)

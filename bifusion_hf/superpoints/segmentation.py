@@ -75,7 +75,7 @@ def segment_superpoints(
         intrinsics,
         links,
         sigma=0.5 * unit,
-        window=2 * int(round(1.5 * unit)) + 1,
+        window=2 * round(1.5 * unit) + 1,
         color_scale=COLOUR_SCALE,
         normal_scale=NORMAL_SCALE,
     )
@@ -139,10 +139,11 @@ def _blurred(colours: np.ndarray, depth: np.ndarray, least: float, at_one_metre:
     result, coarser, sigma = colours, colours, least
     while sigma < wanted.max():
         finer, coarser = coarser, ndimage.gaussian_filter(coarser, (0,) + (np.sqrt(3) * sigma,) * 2)
-        share = np.clip(np.log2(np.maximum(wanted, sigma) / sigma), 0, 1)
+        # Where it is more than 1, a coarser round takes its place.
+        share = np.log2(np.maximum(wanted, sigma) / sigma)
         result = np.where(share > 0, (1 - share) * finer + share * coarser, result)
         sigma *= 2
-    return result.astype(np.float32)
+    return result
 
 
 def _grid_seeds(levels: np.ndarray, valid: np.ndarray, number: int) -> np.ndarray:
@@ -151,7 +152,7 @@ def _grid_seeds(levels: np.ndarray, valid: np.ndarray, number: int) -> np.ndarra
     They lie on a regular grid, each moved by at most one pixel to where the level is lowest, so that few begin on an
     edge.
     """
-    step = max(1, int(round(np.sqrt(np.count_nonzero(valid) / number))))
+    step = max(1, round(np.sqrt(np.count_nonzero(valid) / number)))
     height, width = valid.shape
     rows, columns = np.meshgrid(*(np.arange(step // 2, size, step) for size in (height, width)), indexing="ij")
     rows, columns = rows[valid[rows, columns]], columns[valid[rows, columns]]

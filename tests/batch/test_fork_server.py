@@ -3,11 +3,15 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 
 from bifusion_hf import batch
+from bifusion_hf.batch import fork_server
+from bifusion_hf.batch.fork_server import fork_server_context
 from scripts.interrupts import members
 
 
@@ -28,6 +32,33 @@ if __name__ == "__main__":
     with terminable():
         dict(LocalEngine(2).run(dict, {"a": 1, "b": 2}))
 """
+
+
+def test_the_fork_server_is_given_its_modules_and_interrupts_come_through_again(monkeypatch):
+    done = []
+    monkeypatch.setattr(ForkServerContext, "set_forkserver_preload", lambda _, names: done.append(names))
+    for module in (resource_tracker, forkserver):
+        monkeypatch.setattr(
+            module,
+            "ensure_running",
+            lambda: done.append(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+        )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    context = fork_server_context(("json", "csv"))
+    assert context.get_start_method() == "forkserver"
+    # The tracker of resources first, and the server while a Ctrl-C is held back.
+    assert done == [["json", "csv"], False, True]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+@pytest.mark.parametrize(("ends", "killed"), [([7, 7], []), ([None, None], []), ([None, 8], [8]), ([7, 8], [8])])
+def test_only_a_fork_server_that_was_started_within_is_ended(monkeypatch, ends, killed):
+    found = []
+    monkeypatch.setattr(fork_server, "_process", iter(ends).__next__)
+    monkeypatch.setattr(os, "kill", lambda process, number: found.append((process, number)))
+    with pytest.raises(KeyboardInterrupt), fork_server.ended_when_stopped():
+        raise KeyboardInterrupt
+    assert found == [(process, signal.SIGKILL) for process in killed]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

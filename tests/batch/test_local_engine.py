@@ -90,7 +90,14 @@ def test_an_error_ends_the_run_with_the_shard_in_the_log(tmp_path, processes, ca
 
 
 def test_one_process_of_this_machine_unless_more_are_asked_for():
-    assert open_engine() == LocalEngine(1) and open_engine(processes=3) == LocalEngine(3)
+    assert open_engine() == LocalEngine(1) == LocalEngine() and open_engine(processes=3) == LocalEngine(3)
+    assert open_engine(processes=1) == LocalEngine(1, (), 0)
+
+
+def test_gpus_are_those_of_this_machine(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert open_engine(processes=2, preload=("json",), gpu=True) == LocalEngine(2, ("json",), 4)
+    assert open_engine(processes=2).gpus == 0
 
 
 @pytest.mark.parametrize(
@@ -107,11 +114,13 @@ def test_engines_that_there_are_not(options, message):
 
 
 def test_a_worker_sees_the_gpu_that_it_was_given(monkeypatch):
+    done = []
     for name in ("leave_interrupts_to_the_parent", "end_with_the_parent"):
-        monkeypatch.setattr(local_engine, name, lambda: None)
+        monkeypatch.setattr(local_engine, name, lambda name=name: done.append(name))
     monkeypatch.setattr(local_engine, "_build", None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     local_engine._start_worker(build, None)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,3" and local_engine._build is build
+    assert sorted(done) == ["end_with_the_parent", "leave_interrupts_to_the_parent"]
     local_engine._start_worker(build, 2)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"

@@ -11,6 +11,7 @@ from bifusion_hf.sparse import (
     SubmanifoldConv3d,
     TransposedConv3d,
     VoxelGrid,
+    backends,
     set_sparse_backend,
 )
 from bifusion_hf.sparse.backends import compiled_backend, products, torch_backend
@@ -397,6 +398,7 @@ def test_frozen_kernel_and_frozen_features(backend):
     ("make", "message"),
     [
         (lambda: SubmanifoldConv3d(3, 4, 2), "kernel_size is 2"),
+        (lambda: SubmanifoldConv3d(3, 4, -1), "kernel_size is -1; expected an odd number"),
         (lambda: SubmanifoldConv3d(3, 4, 3, dilation=0), "dilation is 0"),
         (
             lambda: set_sparse_backend(nn.Identity(), "spconv2"),
@@ -420,6 +422,39 @@ def test_forward_rejects():
         layer.to("meta")(SparseTensor(features_on(grid, 4), grid))
     with pytest.raises(ValueError, match="knows no finer one"):
         TransposedConv3d(4, 6)(SparseTensor(features_on(grid, 4), grid))
+
+
+@pytest.mark.parametrize(
+    ("layer", "fan"),
+    [
+        (SubmanifoldConv3d(3, 8, 1), 8),
+        (SubmanifoldConv3d(3, 8, 3), 8 * 27),
+        (SubmanifoldConv3d(3, 8, 5, dilation=2), 8 * 125),
+        (StridedConv3d(3, 8), 8 * 8),
+        # Each voxel has one parent.
+        (TransposedConv3d(3, 8), 8),
+    ],
+)
+def test_kernels_begin_with_the_variance_of_the_outputs_fan(layer, fan):
+    assert layer.initial_std == pytest.approx((2 / fan) ** 0.5)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        layer.kernel.zero_()
+    layer.reset_parameters()
+    count = layer.kernel.numel()
+    assert layer.kernel.std().item() == pytest.approx(layer.initial_std, rel=4 / count**0.5)
+
+
+def test_whether_a_layer_finishes_is_that_of_the_dtype_that_it_computes_in(monkeypatch):
+    asked = []
+    monkeypatch.setattr(backends, "choose_backend", lambda *given: asked.append(given) or "compiled")
+    layer, features = SubmanifoldConv3d(4, 6, 3), torch.zeros(2, 4, dtype=torch.float64)
+    assert layer.can_finish(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.can_finish(features)
+    assert asked == [("auto", "cpu", torch.float64), ("auto", "cpu", torch.bfloat16)]
+    monkeypatch.setattr(backends, "choose_backend", lambda *_: "torch")
+    assert not layer.can_finish(features)
 
 
 def test_backend_is_set_everywhere():

@@ -7,7 +7,11 @@ from bifusion_hf.sparse import groups
 
 @pytest.mark.parametrize("is_deterministic", [False, True])
 @pytest.mark.parametrize("num_groups", [3, 40])
-def test_sums_and_their_gradients_on_a_gpu(num_groups, is_deterministic):
+def test_sums_and_their_gradients_on_a_gpu(num_groups, is_deterministic, monkeypatch):
+    called = []
+    for name in ("_sums", "sums_in_order"):
+        of_groups = getattr(groups, name)
+        monkeypatch.setattr(groups, name, lambda *given, n=name, f=of_groups: called.append(n) or f(*given))
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(500, 7, generator=generator, dtype=torch.float64)
     index = torch.randint(num_groups - 1, (500,), generator=generator)
@@ -34,3 +38,23 @@ def test_sums_and_their_gradients_on_a_gpu(num_groups, is_deterministic):
     assert torch.equal(counts, torch.bincount(index, minlength=num_groups))
     # What is moved here, there and back, and nothing else.
     assert counter.waits.total() == 3 + 5
+    # The one sum, and the other as the gradient of what was taken: in order only where that is asked for.
+    assert called == ["_sums", "sums_in_order"][: 1 + (is_deterministic and num_groups == 40)] * 2
+
+
+def test_autocast_leaves_sums_in_single_precision():
+    """Of a GPU, computed here: as a product with few groups, which autocast would turn into half precision."""
+    values, index = torch.full((2000, 3), 1.001), torch.arange(2000) % 2
+    with torch.autocast("cpu", torch.bfloat16):
+        sums = groups._sums(values, index, 2)
+    assert sums.dtype == torch.float32
+    torch.testing.assert_close(sums, torch.full((2, 3), 1001.0), rtol=1e-4, atol=0)
+
+
+def test_on_a_cpu_gradients_have_gradients():
+    """They are torch's own there."""
+    index = torch.tensor([2, 0, 2, 1, 2])
+    values = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: groups.sum_rows(x.square(), index, 4), values)
+    table = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: groups.take_rows(x.square(), index), table)

@@ -58,6 +58,18 @@ def test_any_number_of_threads():
         torch.set_num_threads(threads)
 
 
+def test_a_kernel_that_is_wrong_is_not_used(monkeypatch, caplog):
+    skip_where_not_built(lines.KERNELS, lines.kernel_unavailable_reason)
+    monkeypatch.setattr(lines, "_compiled", lambda keys, *_: torch.zeros(9, len(keys), dtype=torch.int32))
+    lines.kernel_unavailable_reason.cache_clear()
+    try:
+        keys, offsets = example()
+        assert torch.equal(find_lines(keys, offsets, 3, 1), slow(keys, offsets, 3, 1))
+        assert "the compiled search for the voxels of kernels is wrong" in caplog.text
+    finally:
+        lines.kernel_unavailable_reason.cache_clear()
+
+
 def test_the_kernel_is_what_answers_on_a_cpu(monkeypatch):
     skip_where_not_built(lines.KERNELS, lines.kernel_unavailable_reason)
     monkeypatch.setattr(lines, "_searched", None)

@@ -38,6 +38,24 @@ def test_sums_are_those_of_the_slow_form(form, dtype):
     torch.testing.assert_close(found.double(), slow(*inputs), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kind", "of_weights", "expected"),
+    [
+        (torch.float32, torch.float64, torch.float64),
+        (torch.float64, torch.float32, torch.float32),
+        (torch.float16, torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16, torch.float32),
+    ],
+)
+def test_values_and_weights_may_be_of_several_kinds(form, kind, of_weights, expected):
+    values, weights, groups, num_groups = example()
+    inputs = values.to(kind).requires_grad_(), weights.to(of_weights).requires_grad_(), groups, num_groups
+    found = sum_where_negative(*inputs)
+    assert found.dtype == expected and not found.requires_grad
+    torch.testing.assert_close(found.double(), slow(*inputs).detach(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 3, 0, 4), (0, 3, 5, 4), (1, 0, 5, 4), (3, 5, 17, 1)])
 def test_sizes(form, sizes):
     samples, rows, columns, groups = sizes

@@ -95,6 +95,8 @@ def test_one_coordinate_beyond_the_limits_is_refused(axis, end):
 @pytest.mark.parametrize("stride", [1, 4])
 def test_coarser(stride):
     grid = random_grid(stride=stride)
+    # Asked for first, they make the coarser grid.
+    assert len(random_grid(stride=stride).parents) == len(grid)
     coarse = grid.coarser()
     assert coarse is grid.coarser() and coarse.finer() is grid and coarse.stride == 2 * stride
     floored = grid.coordinates.clone()
@@ -103,6 +105,35 @@ def test_coarser(stride):
     assert len(torch.unique(floored, dim=0)) == len(coarse)
     inside = (grid.coordinates - floored)[:, 1:] // stride
     assert torch.equal(grid.octants, (inside * torch.tensor([1, 2, 4])).sum(1))
+
+
+@pytest.mark.parametrize("end", [-1, 1])
+def test_points_in_the_first_voxel_beyond_the_limits_are_refused(end):
+    """The last one that is allowed is whole."""
+    edge = COORDINATE_LIMIT + 1 if end > 0 else -COORDINATE_LIMIT
+    inside, beyond = (edge - 0.25, edge) if end > 0 else (edge, edge - 0.25)
+    only = torch.zeros(1, dtype=torch.int64)
+    grid = voxelize(torch.tensor([[0.0, inside, 0.0]], dtype=torch.float64), only, 1.0, 1)
+    assert grid.coordinates.tolist() == [[0, 0, end * COORDINATE_LIMIT, 0]]
+    with pytest.raises(ValueError, match="points reach from voxel .* at 1.0 m; expected -131072 to 131072"):
+        voxelize(torch.tensor([[0.0, beyond, 0.0]], dtype=torch.float64), only, 1.0, 1)
+
+
+def test_means_of_double_precision_stay_that_exact():
+    grid = voxelize(torch.zeros(3, 3), torch.zeros(3, dtype=torch.int64), 0.02, 1)
+    values = torch.tensor([[1.0], [1 + 2**-40], [1 + 2**-39]], dtype=torch.float64)
+    assert grid.mean(values).item() == 1 + 2**-40
+
+
+def test_an_empty_grid_finds_nothing():
+    grid = VoxelGrid(torch.zeros(0, 4, dtype=torch.int32), 1)
+    assert grid.find(torch.tensor([[5, 7]])).tolist() == [[0, 0]]
+
+
+def test_points_that_learn_have_voxels_that_do_not():
+    where = torch.tensor([[0.5, 1.5, 2.5]], requires_grad=True)
+    grid = voxelize(where, torch.zeros(1, dtype=torch.int64), 1.0, 1)
+    assert grid.coordinates.tolist() == [[0, 0, 1, 2]] and not grid.coordinates.requires_grad
 
 
 def test_find_gives_rows_of_the_callers_order():
@@ -132,6 +163,12 @@ def indices(*values):
         ((points(), indices(0, -1, 0, 1), 0.02, 2), "from -1 to 1"),
         ((points(), indices(0, 0, 0, 0), 0.0, 1), "voxel_size is 0.0"),
         ((points(), indices(0, 0, 0, 0), float("nan"), 1), "voxel_size is nan"),
+        ((points(), indices(0, 0, 0, 0), float("inf"), 1), "voxel_size is inf; expected a positive number"),
+        ((points(), indices(0, 0, 0, 0), -0.02, 1), "voxel_size is -0.02"),
+        ((torch.zeros(4), indices(0, 0, 0, 0), 0.02, 1), r"\(4,\)"),
+        ((points(), indices(0, 0, 0, 0)[:, None], 0.02, 1), r"\(4, 1\)"),
+        ((points(), indices(0, 0, 0, 0), 0.02, True), "batch_size is True; expected an int from 1 to 256"),
+        ((points(), indices(0, 0, 0, 0), 0.02, 1.0), "batch_size is 1.0"),
         ((points(), indices(0, 0, 0, 0), 0.02, 0), "batch_size is 0"),
         ((points(), indices(0, 0, 0, 0), 0.02, 257), "batch_size is 257"),
         ((points() + 2622, indices(0, 0, 0, 0), 0.02, 1), "131100"),
@@ -156,6 +193,14 @@ def test_voxelize_rejects(arguments, message):
         (torch.tensor([[2, 0, 0, 0]]), 1, "from 2 to 2"),
         (torch.tensor([[0, 2, 0, 3]]), 2, "1 of 1 coordinates are no multiples of the stride 2"),
         (torch.tensor([[0, 2, 0, 3]]), 0, "stride is 0"),
+        (torch.tensor([[0, 2, 0, 3]]), 1.0, "stride is 1.0; expected a positive int"),
+        (torch.zeros(4, dtype=torch.int32), 1, r"\(4,\)"),
+        (
+            torch.tensor([[0, 0, 0, 4], [1, 2, 4, 1], [0, 2, 0, 0], [0, 0, 0, 8]]),
+            4,
+            "2 of 4 coordinates are no multip",
+        ),
+        (torch.tensor([[0, 0, 0, 0], [-1, 0, 0, 0]]), 1, "from -1 to 0; expected 0 to 1"),
     ],
 )
 def test_grid_rejects(coordinates, stride, message):

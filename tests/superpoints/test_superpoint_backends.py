@@ -128,6 +128,8 @@ def test_regions_are_equal_to_the_bit(size):
     image, depth, intrinsics = make_frame(*size)
     labels, links, barred = make_regions(depth)
     assert_equal("number_segments", np.where(labels >= 0, 6 - labels, -1))
+    # Whatever is negative is none.
+    assert_equal("number_segments", np.where(labels >= 3, labels, labels - 4))
     (parts,) = assert_equal("connected_segments", labels, links)
     (cut,) = assert_equal("cut_at_barred_pairs", parts, depth, links, barred)
     # Also of segments that barred pairs run all through, which takes several rounds.
@@ -144,6 +146,22 @@ def test_regions_are_equal_to_the_bit(size):
         small = np.bincount(parts[parts >= 0]) < 4
         for radius in (0.03, 0.3):
             assert_equal("nearby_pairs", parts, depth, intrinsics, small, radius, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("size", SIZES[:2])
+def test_equal_depths_are_cut_alike(size):
+    """Steps of one height have an order, and what lies halfway up a step is on one side."""
+    _, depth, intrinsics = make_frame(*size, seed=3)
+    depth = np.where(depth > 0, np.clip(np.round(2 * depth), 1, 6), 0).astype(np.float32)
+    labels, links, barred = make_regions(depth, seed=3)
+    everywhere = tuple(np.ones_like(link) for link in links)
+    for parts in (labels, np.where(depth > 0, 0, -1), np.where(depth > 0, np.arange(size[1]) // 30, -1)):
+        (whole,) = assert_equal("connected_segments", parts, everywhere)
+        (cut,) = assert_equal("cut_at_barred_pairs", whole, depth, everywhere, barred)
+        assert cut.max() > whole.max()
+    (parts,) = assert_equal("connected_segments", labels, links)
+    for small in (np.zeros(parts.max() + 1, bool), np.bincount(parts[parts >= 0]) < 6):
+        assert_equal("nearby_pairs", parts, depth, intrinsics, small, 0.1, tolerance=1e-12)
 
 
 def build_graph(stages, seed):

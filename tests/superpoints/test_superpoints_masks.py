@@ -11,6 +11,7 @@ from bifusion_hf.superpoints.masks import (
     superpoints_from_mask_generator,
     superpoints_from_masks,
 )
+from bifusion_hf.superpoints.segmentation import segment_superpoints
 
 
 @pytest.fixture
@@ -53,9 +54,48 @@ def test_uncovered_pixels_are_split_by_geometry(frame):
     assert 2 <= found.max() < 20
 
 
-def test_no_mask_at_all_gives_the_default(frame):
-    from bifusion_hf.superpoints.segmentation import segment_superpoints
+def test_lists_are_taken_as_arrays_are(frame):
+    image, depth, intrinsics = frame
+    expected = superpoints_from_masks(np.stack([TABLE, CUP]), image, depth, intrinsics)
+    found = superpoints_from_masks([TABLE, CUP], image, depth.tolist(), intrinsics)
+    np.testing.assert_array_equal(found, expected)
 
+
+@pytest.mark.parametrize("num_segments", [1, 30])
+def test_uncovered_pixels_get_their_share_of_the_segments(frame, num_segments):
+    """Of what is measured, which is less than the image; one at least, and none of a mask's."""
+    image, depth, intrinsics = frame
+    image[...] = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).repeat(10, 0).repeat(10, 1)
+    depth[50:, :40] = 0
+    masks = np.stack([TABLE, CUP, rectangle(slice(0, 20), slice(0, 30))])
+    rest = (depth > 0) & ~masks.any(axis=0)
+    share = rest.sum() / (depth > 0).sum()
+    found = superpoints_from_masks(masks, image, depth, intrinsics, num_segments=num_segments)
+    expected = segment_superpoints(
+        image, np.where(rest, depth, 0), intrinsics, num_segments=max(1, round(num_segments * share))
+    )
+    pairs = np.unique(np.stack([found[rest], expected[rest]]), axis=1)
+    assert pairs.shape[1] == expected.max() + 1 == len(np.unique(found[rest]))
+    assert not np.isin(found[rest], found[masks.any(axis=0) & (depth > 0)]).any()
+
+
+def test_of_masks_of_one_size_the_later_overwrites():
+    """Many of them, which a sort that is not stable would mix up."""
+    depth = np.full((8, 120), 1.0, np.float32)
+    masks = np.stack([rectangle(slice(0, 8), slice(2 * index, 2 * index + 5), (8, 120)) for index in range(57)])
+    image, intrinsics = np.zeros((8, 120, 3), np.uint8), np.array([[90.0, 0, 60], [0, 90.0, 4], [0, 0, 1]])
+    found = superpoints_from_masks(masks, image, depth, intrinsics)
+    np.testing.assert_array_equal(found[:, :114], (np.arange(114) // 2)[None].repeat(8, 0))
+
+
+def test_what_is_no_measurement_is_in_no_superpoint(frame):
+    image, depth, intrinsics = frame
+    depth[25, 10:14] = np.nan, np.inf, -np.inf, -1
+    found = superpoints_from_masks(np.stack([TABLE, CUP]), image, depth, intrinsics)
+    np.testing.assert_array_equal(found[25, 8:16] < 0, [False] * 2 + [True] * 4 + [False] * 2)
+
+
+def test_no_mask_at_all_gives_the_default(frame):
     image, depth, intrinsics = frame
     found = superpoints_from_masks(np.zeros((0, 60, 80), bool), image, depth, intrinsics)
     np.testing.assert_array_equal(found, segment_superpoints(image, depth, intrinsics))
@@ -69,6 +109,22 @@ def test_masks_of_another_size_are_taken_at_the_nearest_pixel(frame):
         superpoints_from_masks(large, image, depth, intrinsics),
         superpoints_from_masks(masks, image, depth, intrinsics),
     )
+
+
+@pytest.mark.parametrize("size", [(7, 11), (90, 30), (1, 1)])
+def test_a_pixel_has_the_mask_that_its_centre_lies_in(frame, size):
+    _, depth, intrinsics = frame
+    depth[:] = 2
+    masks = np.random.default_rng(0).random((3, *size)) < 0.5
+    rows, columns = ((np.arange(count) + 0.5) / count for count in (60, 80))
+    places = (rows * size[0]).astype(int), (columns * size[1]).astype(int)
+    # So that each mask is seen, the largest lies below all others.
+    expected = np.full((60, 80), -1)
+    for index in np.argsort([-mask[np.ix_(*places)].sum() for mask in masks], kind="stable"):
+        expected[masks[index][np.ix_(*places)]] = index
+    found = superpoints_from_masks(masks, frame[0], depth, intrinsics)
+    pairs = np.unique(np.stack([expected, found])[:, expected >= 0], axis=1)
+    assert pairs.shape[1] == len(np.unique(expected[expected >= 0])) == len(np.unique(found[expected >= 0]))
 
 
 def test_folder_of_masks(frame, tmp_path):
@@ -116,8 +172,32 @@ def test_masks_of_a_generator(frame):
 
     found = superpoints_from_mask_generator(generator, *frame, points_per_batch=16)
     np.testing.assert_array_equal(found, superpoints_from_masks(np.stack([TABLE, CUP]), *frame))
+    # As tensors, too, and of how many segments the rest is made.
+    given = {"masks": [torch.from_numpy(TABLE), torch.from_numpy(CUP)]}
+    found = superpoints_from_mask_generator(lambda image: given, *frame, num_segments=7)
+    expected = superpoints_from_masks(np.stack([TABLE, CUP]), *frame, num_segments=7)
+    np.testing.assert_array_equal(found, expected)
+    assert expected.max() != superpoints_from_masks(np.stack([TABLE, CUP]), *frame).max()
     found = superpoints_from_mask_generator(lambda image: {"masks": []}, *frame)
-    assert ((found >= 0) == (frame[1] > 0)).all()
+    np.testing.assert_array_equal(found, superpoints_from_masks(np.zeros((0, 60, 80), bool), *frame))
+
+
+def test_a_model_by_name_is_the_pipeline_of_transformers(frame, monkeypatch):
+    made = []
+
+    def pipeline(*task, **options):
+        made.append((task, options))
+        return lambda image: {"masks": [CUP]}
+
+    monkeypatch.setattr("transformers.pipeline", pipeline)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    load_mask_generator("some/sam", revision="v2", device="cpu")
+    found = superpoints_from_mask_generator("some/sam", *frame)
+    assert made == [
+        (("mask-generation",), {"model": "some/sam", "revision": "v2", "device": "cpu"}),
+        (("mask-generation",), {"model": "some/sam", "revision": None, "device": None}),
+    ]
+    np.testing.assert_array_equal(found, superpoints_from_masks(CUP[None], *frame))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")

@@ -141,7 +141,7 @@ def link_contrast(features: np.ndarray, links: Links) -> tuple[Links, np.ndarray
 
 def watershed(levels: np.ndarray, seeds: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """See `numpy_backend`."""
-    labels = np.array(seeds, dtype=np.int32)
+    labels = np.array(seeds, dtype=np.int32, order="C")
     _check(KERNELS.call("watershed", _array(levels, np.uint16), _array(mask, bool), *labels.shape, labels))
     return labels
 
@@ -165,7 +165,7 @@ def connected_segments(labels: np.ndarray, links: Links) -> np.ndarray:
 
 def cut_at_barred_pairs(labels: np.ndarray, depth: np.ndarray, links: Links, barred: Links) -> np.ndarray:
     """See `numpy_backend`."""
-    labels = np.array(labels, dtype=np.int32)
+    labels = np.array(labels, dtype=np.int32, order="C")
     inputs = _array(depth, np.float32), *_bytes(links), *_bytes(barred)
     count = int(labels.max(initial=-1)) + 1
     _check(1 + KERNELS.call("cut_at_barred_pairs", labels, count, *inputs, *labels.shape))
@@ -202,8 +202,8 @@ def region_pairs(
     given = (None, None) if weights is None else tuple(_array(weight, np.float32) for weight in weights)
     inputs = labels, number, *_bytes(pairs), *given, *labels.shape
     found = _taken(KERNELS.call("region_pairs", *inputs, ctypes.addressof(count)), count, _PAIR, "free_pairs")
-    low, high = np.divmod(found["key"], max(number, 1))
-    return low, high, found["count"].copy(), found["total"].copy()
+    low, high = np.divmod(found["key"], number)
+    return low, high, found["count"], found["total"]
 
 
 def nearby_pairs(
@@ -217,7 +217,7 @@ def nearby_pairs(
     found = _taken(pointer, count, _NEAR, "free_near")
     first = np.ones(len(found), bool)
     first[1:] = found["key"][1:] != found["key"][:-1]
-    low, high = np.divmod(found["key"][first], max(len(small), 1))
+    low, high = np.divmod(found["key"][first], len(small))
     return low, high, np.sqrt(found["squared"][first])
 
 
