@@ -50,7 +50,7 @@ def _present(samples: Sequence[Mapping], key: str) -> bool:
     if any(having) and not all(having):
         lacking = [sample["frame_id"] for sample, has in zip(samples, having, strict=True) if not has]
         raise ValueError(f"{', '.join(lacking)}: {key} is missing; expected in all samples of a batch or in none")
-    return all(having)
+    return having[0]
 
 
 def _stack_images(samples: Sequence[Mapping], mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

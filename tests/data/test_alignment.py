@@ -42,8 +42,8 @@ def test_sampling_of_a_single_row_or_column():
     column = np.arange(5, dtype=np.uint8).reshape(5, 1, 1)
     np.testing.assert_allclose(sample_image(column, np.array([[0.5, 0.1], [0.2, 0.5], [0.9, 1.0]]))[:, 0], [0, 2, 4])
     row = column.reshape(1, 5, 1)
-    values = sample_image(row, np.array([[0.0, 0.5], [0.6, 0.2]]))
-    np.testing.assert_allclose(values[:, 0], [0, 2.5])
+    values = sample_image(row, np.array([[0.0, 0.5], [0.6, 0.2], [1.7, 0.5], [-0.4, 3.0]]))
+    np.testing.assert_allclose(values[:, 0], [0, 2.5, 4, 0])
     assert values.dtype == np.float32
 
 

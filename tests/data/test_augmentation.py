@@ -13,15 +13,6 @@ from bifusion_hf.data.augmentation import (
     resize_image,
 )
 from bifusion_hf.data.dataset import FrameDataset
-from bifusion_hf.data.distortion import (
-    LUMA,
-    apply_colors,
-    cut_holes,
-    hue_rotation,
-    noisy_depth,
-    recolor_objects,
-    saturation_matrix,
-)
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 
 
@@ -379,64 +370,6 @@ def test_image_and_points_are_coloured_together(sample, seed):
     # The points of a frame at its native size have the colours of their pixels, whatever these are now.
     assert alignment_error(augmented) < 1e-6
     np.testing.assert_array_equal(augmented["points"], sample["points"])
-
-
-def test_grey_hue_and_cast_are_what_they_say():
-    rng = np.random.default_rng(0)
-    colors = rng.integers(60, 180, (500, 3)).astype(np.uint8)
-    grey = apply_colors(colors, saturation_matrix(0.0)).astype(int)
-    assert np.ptp(grey, axis=1).max() == 0
-    np.testing.assert_allclose(grey[:, 0], colors @ LUMA, atol=0.51)
-    np.testing.assert_array_equal(apply_colors(colors, np.eye(3)), colors)
-    third = np.abs(apply_colors(colors, hue_rotation(2 * np.pi / 3)).astype(int) - np.roll(colors, 1, axis=1))
-    assert third.max() <= 1
-    np.testing.assert_allclose(hue_rotation(0.7) @ hue_rotation(-0.7), np.eye(3), atol=1e-12)
-    darker = apply_colors(colors, np.eye(3), gamma=2.0)
-    np.testing.assert_allclose(darker, 255 * (colors / 255) ** 2, atol=0.51)
-
-
-def test_objects_get_other_colours_and_the_rest_keeps_its_own():
-    frame = make_frame(120, 160, image_scale=2)
-    changed = recolor_objects(frame.image, frame.instance, 1.0, np.random.default_rng(1))
-    labels = frame.instance.repeat(2, 0).repeat(2, 1)
-    difference = np.abs(changed.astype(int) - frame.image).max(axis=2)
-    assert (difference[labels < 0] == 0).all()
-    for index in np.unique(labels[labels >= 0]):
-        assert difference[labels == index].mean() > 5
-    same = recolor_objects(frame.image, frame.instance, 0.0, np.random.default_rng(1))
-    assert same is frame.image
-    some = [recolor_objects(frame.image, frame.instance, 0.5, np.random.default_rng(seed)) for seed in range(10)]
-    counts = {sum((image != frame.image)[labels == index].any() for index in (3, 10, 17, 40)) for image in some}
-    assert len(counts) > 1
-
-
-def test_a_black_object_stays_black():
-    black, labels = np.zeros((6, 8, 3), np.uint8), np.zeros((6, 8), int)
-    with np.errstate(all="raise"):
-        for seed in range(6):
-            assert not recolor_objects(black, labels, 1.0, np.random.default_rng(seed)).any()
-
-
-def test_noise_grows_with_the_square_of_the_depth_and_keeps_holes():
-    depth = np.full((200, 200), 1.0, np.float32)
-    depth[:, 100:] = 3.0
-    depth[:20] = 0
-    noisy = noisy_depth(depth, 0.004, np.random.default_rng(0))
-    assert (noisy[:20] == 0).all()
-    near, far = (noisy - depth)[20:, :100], (noisy - depth)[20:, 100:]
-    assert near.std() == pytest.approx(0.004, rel=0.05) and far.std() == pytest.approx(0.036, rel=0.05)
-    # However strong, a measurement stays one.
-    assert noisy_depth(depth, 5.0, np.random.default_rng(0))[20:].min() > 0
-
-
-def test_holes_are_connected_and_cover_their_share():
-    from scipy import ndimage
-
-    depth = np.full((240, 320), 2.0, np.float32)
-    for share in (0.05, 0.3):
-        cut = cut_holes(depth, share, np.random.default_rng(3))
-        assert (cut == 0).mean() == pytest.approx(share, abs=0.02)
-        assert ndimage.label(cut == 0)[1] < 25
 
 
 def test_a_frame_with_everything_on_is_prepared_and_aligned():
