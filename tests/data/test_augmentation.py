@@ -202,6 +202,7 @@ def test_the_same_seed_gives_the_same_sample_and_leaves_the_first_alone(sample):
     for name, value in before.items():
         np.testing.assert_array_equal(sample[name], value)
         np.testing.assert_array_equal(first[name], second[name])
+        assert first[name].dtype == value.dtype and first[name].shape == value.shape
     assert not np.array_equal(first["points"], other["points"])
 
 
@@ -221,17 +222,23 @@ def test_elastic_field_is_smooth_and_of_the_stated_strength():
 
 
 def test_elastic_field_equals_trilinear_interpolation_of_its_grid():
-    """At grid points that the cloud has, values are those of twice blurred noise."""
-    axis = np.arange(-2, 3)
-    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3).astype(float)
-    found = elastic_displacement(points, 1.0, 1.0, np.random.default_rng(1))
-    noise = np.random.default_rng(1).standard_normal((3, 9, 9, 9))
+    """At grid points values are those of twice blurred noise, halfway they are the means of the eight around."""
+    axes = np.arange(-3, 2), np.arange(-1, 3), np.arange(-2, 3)
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3).astype(float)
+    # Cells reach as far to one side as to the other, and beyond what lies farthest out.
+    shape = (11, 9, 9)
+    noise = np.random.default_rng(1).standard_normal((3, *shape))
     for _ in range(2):
-        padded = np.pad(noise, ((0, 0), (1, 1), (1, 1), (1, 1)))
-        noise = (
-            sum(padded[:, i : i + 9, j : j + 9, k : k + 9] for i in range(3) for j in range(3) for k in range(3)) / 27
-        )
-    np.testing.assert_allclose(found, noise[:, 2:7, 2:7, 2:7].reshape(3, -1).T, atol=1e-12)
+        padded, noise = np.pad(noise, ((0, 0), (1, 1), (1, 1), (1, 1))), 0
+        for i, j, k in np.ndindex(3, 3, 3):
+            noise = noise + padded[:, i : i + shape[0], j : j + shape[1], k : k + shape[2]] / 27
+    found = elastic_displacement(0.5 * points, 0.5, 1.0, np.random.default_rng(1))
+    np.testing.assert_allclose(found, noise[:, 2:7, 3:7, 2:7].reshape(3, -1).T, atol=1e-12)
+    # The last of these keeps the cloud as large as it is.
+    halfway = np.array([[1.5, 2.5, 2.5], [-2.5, -0.5, 0.5], [-3.0, 0, 0]])
+    found = elastic_displacement(halfway, 1.0, 2.0, np.random.default_rng(1))
+    np.testing.assert_allclose(found[0], 2 * noise[:, 6:8, 6:8, 6:8].mean(axis=(1, 2, 3)), atol=1e-12)
+    np.testing.assert_allclose(found[1], 2 * noise[:, 2:4, 3:5, 4:6].mean(axis=(1, 2, 3)), atol=1e-12)
 
 
 def test_resize_is_antialiased_and_cuts_by_pixel_edges():

@@ -24,6 +24,8 @@ def test_grey_hue_and_cast_are_what_they_say():
     assert np.ptp(grey, axis=1).max() == 0
     np.testing.assert_allclose(grey[:, 0], colors @ LUMA, atol=0.51)
     np.testing.assert_array_equal(apply_colors(colors, np.eye(3)), colors)
+    np.testing.assert_allclose(saturation_matrix(1.5) @ [100, 100, 100], [100] * 3, rtol=1e-6)
+    np.testing.assert_allclose(saturation_matrix(1.5) @ [100, 0, 0], [150 - 14.95, -14.95, -14.95], rtol=1e-6)
     third = np.abs(apply_colors(colors, hue_rotation(2 * np.pi / 3)).astype(int) - np.roll(colors, 1, axis=1))
     assert third.max() <= 1
     np.testing.assert_allclose(hue_rotation(0.7) @ hue_rotation(-0.7), np.eye(3), atol=1e-12)
