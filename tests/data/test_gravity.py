@@ -113,6 +113,52 @@ def test_what_has_no_up_gives_no_confidence():
         assert estimate_up(depth, INTRINSICS).confidence < MIN_CONFIDENCE, name
 
 
+FLOOR, BACK = ((0, 0, -1), 1.4), ((0, 1, 0), 2.0)
+# Pitch, roll, planes and boxes, columns without depth; what the numbers that the method was chosen with give.
+STORED = {
+    "looking up at a ceiling": (
+        (-25, 12, [((0, 0, 1), 1.2), BACK], (), 0),
+        ([0.087651, -0.413771, -0.906152], 0.99519),
+    ),
+    "straight down on a box": (
+        (75, 20, [((0, 0, -1), 0.6)], [((-0.3, 0.1, -0.6), (0.1, 0.3, -0.45))], 0),
+        ([0.088796, -0.244453, -0.965587], 0.918626),
+    ),
+    "rolled": ((10, 35, room(0.8)["planes"], (), 0), ([-0.642871, -0.297162, -0.705983], 0.554715)),
+    "a wall and a floor": (
+        (20, -10, [((0, 1, 0), 1.5), ((0, 0, -1), 1.0)], (), 0),
+        ([-0.162515, -0.925442, -0.342266], 0.980727),
+    ),
+    "a third of a picture": (
+        (30, 10, [((0.3, 0.9, 0), 2.0), FLOOR], (), 110),
+        ([0.148777, -0.853337, -0.499682], 0.980671),
+    ),
+    "a slope": ((5, -20, [((0, 0.8, 0.6), 2.0)], (), 0), ([0.135776, -0.777892, -0.613555], 0.632016)),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_the_estimate_is_that_of_the_numbers_that_were_chosen(name):
+    (pitch, roll, planes, boxes, columns), (direction, confidence) = STORED[name]
+    depth = render(camera(pitch, roll), planes, boxes, noise=0)
+    depth[:, :columns] = 0
+    found = estimate_up(depth, INTRINSICS)
+    np.testing.assert_allclose(found.direction, direction, atol=3e-5)
+    assert found.confidence == pytest.approx(confidence, abs=1e-4) and type(found.confidence) is float
+
+
+def test_a_hundred_normals_are_enough():
+    depth = np.zeros((HEIGHT, WIDTH), np.float32)
+    depth[50:60, 70:80] = 1.0
+    found = estimate_up(depth, INTRINSICS)
+    assert found.confidence > 0 and (found.direction != CAMERA_UP).any()
+    depth[50, 70] = 0
+    found = estimate_up(depth, INTRINSICS)
+    assert found.confidence == 0 and (found.direction == CAMERA_UP).all()
+    # Blocks are no larger than a strip is wide.
+    assert estimate_up(np.ones((1, 600), np.float32), INTRINSICS).confidence == 0
+
+
 def test_too_few_normals_give_the_camera():
     depth = np.zeros((HEIGHT, WIDTH), np.float32)
     depth[::12, ::12] = 1.0
@@ -189,6 +235,11 @@ def test_large_pictures_are_averaged_on_their_planes():
     found, _ = _averaged(holes, intrinsics, 4)
     assert (found[:2, :2] == 0).all() and (found[2:] > 0).all()
     np.testing.assert_allclose(found[2:], reduced[2:], rtol=5e-3)
+    # A picture of 180 columns is the smallest that is averaged.
+    for width, step in ((179, 1), (180, 2)):
+        part = depth[100:200, 100 : 100 + width]
+        one, other = estimate_up(part, intrinsics), estimate_up(*_averaged(part, intrinsics, step))
+        np.testing.assert_array_equal(one.direction, other.direction)
     noisy = depth * (1 + 0.01 * np.random.default_rng(0).standard_normal(depth.shape, dtype=np.float32))
     found, again = estimate_up(noisy, intrinsics), estimate_up(*_averaged(noisy, intrinsics, 5))
     np.testing.assert_array_equal(found.direction, again.direction)
