@@ -178,7 +178,13 @@ def test_the_size_of_the_image_does_not_matter():
     assert np.degrees(np.arccos(up @ rotation[:, 2])) < 1
 
 
-@pytest.mark.parametrize("up", [(0, -1, 0), (0.1, -0.8, -0.6), (0, -0.1, -0.995), (0, -0.1, 0.995), (-0.5, -0.8, 0.3)])
+@pytest.mark.parametrize(
+    "up",
+    [
+        *[(0, -1, 0), (0.1, -0.8, -0.6), (0, -0.1, -0.995), (0, -0.1, 0.995), (-0.5, -0.8, 0.3)],
+        *[(0, 0, -1), (0, 0, 1), (0.19, -0.2, -0.94), (-0.19, -0.1, 0.94), (0.5, -0.3, -0.8)],
+    ],
+)
 def test_the_axes_are_upright_and_look_ahead(up):
     up = np.asarray(up) / np.linalg.norm(up)
     rotation = up_rotation(up)
@@ -189,6 +195,9 @@ def test_the_axes_are_upright_and_look_ahead(up):
     if abs(up[0]) < 0.2:
         assert (rotation @ [1, 0, 0])[0] > 0.9
     assert (rotation @ [0, 0, 1])[1] > -1e-9
+    # The camera looks straight ahead; where that is up or down, its image's upper edge is ahead or behind.
+    ahead = rotation @ ([0, 0, 1] if abs(up[2]) < 0.9 else [0, np.sign(up[2]), 0])
+    assert ahead[0] == pytest.approx(0, abs=1e-12) and ahead[1] > 0
 
 
 def test_the_cameras_own_up_gives_the_convention():
@@ -238,12 +247,21 @@ def test_large_pictures_are_averaged_on_their_planes():
     # A picture of 180 columns is the smallest that is averaged.
     for width, step in ((179, 1), (180, 2)):
         part = depth[100:200, 100 : 100 + width]
+        assert _averaged(part, intrinsics, step)[0].shape == (100 // step, width // step)
         one, other = estimate_up(part, intrinsics), estimate_up(*_averaged(part, intrinsics, step))
         np.testing.assert_array_equal(one.direction, other.direction)
     noisy = depth * (1 + 0.01 * np.random.default_rng(0).standard_normal(depth.shape, dtype=np.float32))
     found, again = estimate_up(noisy, intrinsics), estimate_up(*_averaged(noisy, intrinsics, 5))
     np.testing.assert_array_equal(found.direction, again.direction)
     assert found.confidence == again.confidence
+
+
+def test_a_block_has_the_mean_of_the_inverse_depth_that_it_has():
+    depth = np.array([[0.5, 0, 1, 2, 9], [0, 0, 0, 4, 9], [0, 0, 0.2, 0.2, 9], [0, 0, 0.3, 0.3, 9]], np.float32)
+    found, camera = _averaged(depth, [[100, 0, 2], [0, 80, 1.5], [0, 0, 1]], 2)
+    np.testing.assert_allclose(found, [[0.5, 12 / 7], [0, 0.24]], rtol=1e-6)
+    np.testing.assert_allclose(camera, [[50, 0, 0.75], [0, 40, 0.5], [0, 0, 1]])
+    assert found.dtype == np.float32
 
 
 def test_a_pixel_on_a_surface_has_a_neighbour_along_each_axis():
