@@ -109,7 +109,9 @@ def test_what_holds_no_array_of_numbers_is_refused(tmp_path):
         load_array(tmp_path / "text.npz")
     np.savez(tmp_path / "two.npz", mask=np.ones(1), depth=np.arange(3))
     np.testing.assert_array_equal(load_array(str(tmp_path / "two.npz"), ("far", "depth")), [0, 1, 2])
-    with pytest.raises(ValueError, match=r"two.npz: has the arrays \['mask', 'depth'\]; expected one, or mask or depth"):
+    with pytest.raises(
+        ValueError, match=r"two.npz: has the arrays \['mask', 'depth'\]; expected one, or mask or depth"
+    ):
         load_array(tmp_path / "two.npz", ("mask", "depth"))
 
 

@@ -92,7 +92,9 @@ def test_a_cast_is_of_colours_and_image_alone(processor, samples):
     batch = processor.collate(samples)
     for cast in (FrameFeatures(batch).to(torch.float16), FrameFeatures(batch).to("cpu", dtype=torch.float16)):
         assert list(cast) == list(batch)
-        different = [name for name, value in cast.items() if torch.is_tensor(value) and value.dtype != batch[name].dtype]
+        different = [
+            name for name, value in cast.items() if torch.is_tensor(value) and value.dtype != batch[name].dtype
+        ]
         assert different == ["point_colors", "pixel_values"]
         torch.testing.assert_close(cast["pixel_values"], batch["pixel_values"].half())
     moved = FrameFeatures(batch).to("meta")

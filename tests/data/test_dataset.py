@@ -89,7 +89,9 @@ def test_the_points_of_a_sample_are_drawn_by_seed_epoch_and_row(rows, processor)
     data = FrameDataset(rows, processor, training=True, seed=7)
     expected = processor.prepare_frame(frame_from_row(rows[3]), np.random.default_rng([7, 2, 3]))
     np.testing.assert_array_equal(data[2, 3]["pixel_indices"], expected["pixel_indices"])
-    assert_same(FrameDataset(rows, processor, training=True)[1], FrameDataset(rows, processor, training=True, seed=0)[1])
+    assert_same(
+        FrameDataset(rows, processor, training=True)[1], FrameDataset(rows, processor, training=True, seed=0)[1]
+    )
     # Of the whole range: seeds of a few values would repeat the choice of queries.
     seeds = [data[0, index]["query_seed"] for index in range(ROWS)]
     assert {type(seed) for seed in seeds} == {int} and 2**61 < max(seeds) < 2**62

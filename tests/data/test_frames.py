@@ -220,7 +220,9 @@ def test_rows_keep_a_frame(camera_to_world, tmp_path):
                 np.testing.assert_array_equal(loaded.camera_to_world, camera_to_world)
             for name, values in labels.items():
                 np.testing.assert_array_equal(getattr(loaded, name), values)
-    with pytest.raises(ValueError, match=r"no data/train-\*.parquet; its shards: \['data/val-00000-of-00001.parquet'\]"):
+    with pytest.raises(
+        ValueError, match=r"no data/train-\*.parquet; its shards: \['data/val-00000-of-00001.parquet'\]"
+    ):
         load_frames(tmp_path, "train")
 
 
