@@ -67,7 +67,7 @@ class AugmentationConfig:
     """
 
     flip_probability: float = 0.5
-    rotation_range: float = float(np.pi)
+    rotation_range: float = np.pi
     scale_range: tuple[float, float] = (0.8, 1.2)
     translation_std: float = 0.1
     elastic_probability: float = 0.5
@@ -88,7 +88,7 @@ class AugmentationConfig:
     recolor_probability: float = 0.0
     recolor_share: float = 0.5
     tilt_probability: float = 0.0
-    tilt_range: float = float(np.pi / 6)
+    tilt_range: float = np.pi / 6
     rescale_probability: float = 0.0
     rescale_range: tuple[float, float] = (1 / 3, 2.0)
     color_probability: float = 0.0
