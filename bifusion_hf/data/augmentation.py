@@ -306,7 +306,7 @@ class JointAugmentation:
         widths = np.array([config.brightness, config.contrast, config.saturation])
         brightness, contrast, saturation = (1 + widths * rng.uniform(-1, 1, 3)).astype(np.float32)
         image = sample["image"].astype(np.float32) * brightness
-        mean_grey = (image.reshape(-1, 3).mean(axis=0) @ LUMA).astype(np.float32)
+        mean_grey = image.reshape(-1, 3).mean(axis=0) @ LUMA
         image = mean_grey + (image - mean_grey) * contrast
         grey = (image @ LUMA)[..., None]
         image = grey + (image - grey) * saturation
