@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from esam_files import POINTS, write_frame, write_infos, write_scans
 
+from bifusion_hf.data import esam
 from bifusion_hf.data.esam import EsamFrames, _pixels, prepare_esam
 from bifusion_hf.data.frames import load_frames
 from bifusion_hf.io.files import DataFileError
@@ -111,7 +112,7 @@ def test_so_many_broken_rows_in_a_row_are_enough(data):
             EsamFrames(folder, "val", check_rows=0)[index]
 
 
-def test_a_report_has_the_differences_of_the_colours_and_shards_have_their_scans(data, tmp_path):
+def test_a_report_has_the_differences_of_the_colours_and_shards_have_their_scans(data, tmp_path, capsys):
     folder, row = data
     stored = np.fromfile(folder / "points" / NAME, np.float32).reshape(-1, 6)
     stored[:, 3] += 7
@@ -120,13 +121,29 @@ def test_a_report_has_the_differences_of_the_colours_and_shards_have_their_scans
     write_infos(folder, [row, other])
     for scans, shards in ((None, 1), (1, 2)):
         options = {} if scans is None else {"scans_per_shard": scans}
-        report = prepare_esam(folder, tmp_path / f"out {scans}", ["val"], progress=False, **options)
+        report = prepare_esam(folder, tmp_path / f"out {scans}", ["val"], **options)
+        assert "2/2" in capsys.readouterr().err, "a bar tells how far it is"
         assert len(list((tmp_path / f"out {scans}" / "data").iterdir())) == shards
     settings = report["settings"]
     assert settings["colour difference of the first rows, in 255"] == {"val": [2.33, 0.0]}
     assert settings["source"] == "data prepared for ESAM" and settings["jpeg_quality"] is None
     rows = load_frames(tmp_path / "out 1", "val")
     assert rows["depth_scale"] == [1000.0] * 2 and rows["frame_id"] == ["scene0011_00_0", "scene0015_00_40"]
+
+
+def test_shards_are_made_as_they_are_asked_for(data, tmp_path, monkeypatch):
+    folder, _ = data
+    asked = []
+    monkeypatch.setattr(esam, "write_data_set", lambda *arguments, **options: asked.append((arguments, options)))
+    engine = object()
+    chosen = {"workers": 3, "engine": engine, "progress": False}
+    prepare_esam(folder, tmp_path / "out", ["val"])
+    prepare_esam(folder, tmp_path / "out", ["val"], jpeg_quality=90, scans_per_shard=7, **chosen)
+    default = {"units_per_shard": 16, "workers": 1, "engine": None, "progress": True}
+    assert [options for _, options in asked] == [default, {"units_per_shard": 7, **chosen}]
+    (source, units, out, settings), _ = asked[1]
+    assert source == esam.EsamSource(folder, 90) and units == {"val": ["val/scene0011_00"]}
+    assert out == tmp_path / "out" and settings["jpeg_quality"] == 90
 
 
 @pytest.fixture(scope="module")

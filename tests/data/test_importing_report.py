@@ -94,6 +94,26 @@ def test_a_share_is_one_frame_at_least_and_leaves_one(desk, tmp_path, monkeypatc
     assert found == {"train": ["desk_0", "desk_40"], "val": ["desk_20"]}
 
 
+def test_shards_are_made_as_they_are_asked_for(desk, tmp_path, monkeypatch):
+    asked = []
+
+    def write(rows, splits, out, settings, **options):
+        asked.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importing, "write_shards", write)
+    engine = object()
+    chosen = {"workers": 3, "engine": engine, "progress": False}
+    for options in ({}, {"frames_per_shard": 7, **chosen}):
+        with pytest.raises(KeyboardInterrupt):
+            import_recording(desk, tmp_path / "out", **options)
+    default = {"units_per_shard": 100, "workers": 1, "engine": None, "progress": True}
+    assert asked == [
+        {**default, "unit": "frame", "beside": {}},
+        {"units_per_shard": 7, **chosen, "unit": "frame", "beside": {}},
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -112,11 +132,12 @@ def test_a_jpeg_may_be_of_any_quality(desk, tmp_path, quality):
     assert ids(tmp_path / "out", "train") == ["desk_0", "desk_30"]
 
 
-def test_depth_beyond_what_is_stored_leaves_a_frame_out(desk, tmp_path):
+def test_depth_beyond_what_is_stored_leaves_a_frame_out(desk, tmp_path, capsys):
     depth = np.full((24, 32), 2000, np.uint16)
     depth[3, 4] = 65000
     save_image(desk / "depth" / "30.png", depth)
-    report = import_recording(desk, tmp_path / "out", depth_scale=900, val=0, progress=False)
+    report = import_recording(desk, tmp_path / "out", depth_scale=900, val=0)
+    assert "5/5" in capsys.readouterr().err, "a bar tells how far it is"
     (skipped,) = report["splits"]["train"]["skipped"]
     assert (skipped["frame_id"], skipped["reason"]) == ("desk_30", "out of range")
     assert skipped["detail"] == "desk_30: values 2222.0..72222.0 do not fit 16 bits"
