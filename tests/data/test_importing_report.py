@@ -66,8 +66,12 @@ def test_the_settings_that_are_published_name_no_folder_of_this_machine(desk, tm
     # Other options would give other frames, so they do not go on with these.
     with pytest.raises(ValueError, match="begun with another options"):
         import_recording(desk, tmp_path / "out", depth_scale=500, progress=False)
-    report = import_recording(desk, tmp_path / "one", limit=1, progress=False)
+    # Files may be given by their paths; the report is for people to read.
+    desk.rename(tmp_path / "Büro")
+    camera = tmp_path / "Büro" / "intrinsic.txt"
+    report = import_recording(tmp_path / "Büro", tmp_path / "one", limit=1, intrinsics=camera, progress=False)
     assert {split: part["frames"] for split, part in report["splits"].items()} == {"train": 1}
+    assert '"source": "Büro"' in (tmp_path / "one" / "report.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
