@@ -16,6 +16,7 @@ from bifusion_hf.data.frames import (
     load_frames,
     scale_intrinsics,
 )
+from bifusion_hf.io.files import DataFileError
 
 
 INTRINSICS = np.array([[60.0, 0, 31.5], [0, 55.0, 23.0], [0, 0, 1]])
@@ -224,6 +225,34 @@ def test_rows_keep_a_frame(camera_to_world, tmp_path):
         ValueError, match=r"no data/train-\*.parquet; its shards: \['data/val-00000-of-00001.parquet'\]"
     ):
         load_frames(tmp_path, "train")
+
+
+def test_frames_that_cannot_be_read_are_refused_by_the_name_of_their_place(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "val-0.parquet").write_bytes(b"no table")
+    with pytest.raises(DataFileError, match=r"data/val-\*.parquet cannot be read \(") as error:
+        load_frames(str(tmp_path), "val")
+    assert str(error.value).startswith(str(tmp_path))
+    (tmp_path / "other.parquet").touch()
+    with pytest.raises(ValueError, match=r"shards: \['other.parquet', 'data/val-0.parquet'\]"):
+        load_frames(tmp_path, "train")
+    with pytest.raises(FileNotFoundError, match="no such folder, and no id of the Hub"):
+        load_frames(tmp_path / "nothing", "val")
+
+
+@pytest.mark.parametrize(("source", "revision"), [("org/rooms", None), ("org/rooms@v2", "v2")])
+def test_a_data_set_of_the_hub_is_asked_for_by_its_revision(source, revision, monkeypatch):
+    import datasets
+
+    asked = []
+    features = datasets.Features({"image": datasets.Image(), "frame_id": datasets.Value("string")})
+    table = datasets.Dataset.from_dict({"image": [None], "frame_id": ["a"]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: asked.append((names, options)) or table)
+    for streaming in (False, True):
+        rows = load_frames(source, "val", streaming=streaming)
+        assert rows.features["image"].decode is False and rows["frame_id"] == ["a"]
+    expected = {"split": "val", "revision": revision}
+    assert asked == [(("org/rooms",), {**expected, "streaming": streaming}) for streaming in (False, True)]
 
 
 def test_decoded_rows_are_read_too():
