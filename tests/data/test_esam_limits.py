@@ -45,6 +45,9 @@ def test_labels_are_taken_up_to_the_largest(data, part, taken, refused):
     change(folder / part / NAME, np.int64, 5, refused)
     with pytest.raises(DataFileError, match=rf"has values 0..{refused}; expected 0..{taken}"):
         EsamFrames(folder, "val")
+    change(folder / part / NAME, np.int64, 5, -1)
+    with pytest.raises(DataFileError, match=rf"has values -1..\d+; expected 0..{taken}"):
+        EsamFrames(folder, "val")
 
 
 def test_colours_are_rounded_and_within_their_range(data):
