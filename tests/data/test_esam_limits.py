@@ -61,6 +61,18 @@ def test_colours_are_rounded_and_within_their_range(data):
             EsamFrames(folder, "val").read_cloud(0)
 
 
+def test_colours_may_differ_by_eight_in_the_mean(data):
+    folder, _ = data
+    stored = np.fromfile(folder / "points" / NAME, np.float32).reshape(-1, 6)
+    stored[:, 3:] += 8
+    stored.tofile(folder / "points" / NAME)
+    assert EsamFrames(folder, "val").color_errors == [8 / 255]
+    stored[0, 3] += 1
+    stored.tofile(folder / "points" / NAME)
+    with pytest.raises(ValueError, match="row 0: the colours of the points differ .* by 8.0/255"):
+        EsamFrames(folder, "val")
+
+
 def test_points_lie_within_a_tenth_of_a_pixel():
     u, v = np.array([0, 639, 320]), np.array([0, 479, 100])
     for shift, is_taken in ((0.09, True), (-0.09, True), (0.11, False), (-0.11, False)):
