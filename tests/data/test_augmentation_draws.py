@@ -196,3 +196,20 @@ def test_a_crop_may_be_anywhere_in_the_image():
     low, high = np.min(first, axis=0), np.max(first, axis=0)
     assert (low < [4, 3]).all() and (high > [36, 27]).all() and (high <= [40, 30]).all()
     assert abs(np.corrcoef(np.transpose(first))[0, 1]) < 0.4
+
+
+def test_by_default_half_of_the_images_are_mirrored_and_half_are_cropped():
+    sample = {
+        "image": np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8),
+        "point_pixels": np.array([[0.45, 0.5], [0.55, 0.5]], np.float32),
+        "point_visible": np.array([True, True]),
+        "camera_rotation": np.eye(3, dtype=np.float32),
+    }
+    found = [JointAugmentation().move_image(sample, np.random.default_rng(seed)) for seed in range(200)]
+    is_mirrored = np.array([part["camera_rotation"][0, 0] < 0 for part in found])
+    sizes = np.array([0.1 / abs(np.diff(part["point_pixels"][:, 0])[0]) for part in found])
+    is_cropped = np.abs(sizes - 1) > 1e-4
+    assert 0.4 < is_mirrored.mean() < 0.6 and 0.4 < is_cropped.mean() < 0.6
+    assert abs(np.corrcoef(is_mirrored, is_cropped)[0, 1]) < 0.2
+    seen = sizes[is_cropped]
+    assert 0.7 <= seen.min() + 1e-4 < 0.73 and 0.97 < seen.max() <= 1
