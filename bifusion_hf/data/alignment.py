@@ -34,8 +34,9 @@ def sample_image(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """
     height, width = image.shape[:2]
     size = np.array([width, height])
-    places = np.clip(np.asarray(pixels, dtype=np.float64) * size - 0.5, 0, size - 1)
-    first = np.minimum(places.astype(np.int64), np.maximum(size - 2, 0))
+    places = np.clip(pixels * size - 0.5, 0, size - 1)
+    first = places.astype(np.int64)
+    # What stands in for a pixel behind the last one has weight 0.
     second = np.minimum(first + 1, size - 1)
     weight = (places - first).astype(np.float32)[..., None]
     (x0, y0), (x1, y1) = first.T, second.T
@@ -50,7 +51,7 @@ def _error(image: np.ndarray, pixels: np.ndarray, visible: np.ndarray, colors: n
         raise ValueError(
             f"{frame_id}: point_visible is False for all {len(visible)} points; expected some in the image"
         )
-    difference = sample_image(image, pixels[visible]) - colors[visible].astype(np.float32)
+    difference = sample_image(image, pixels[visible]) - colors[visible]
     return float(np.abs(difference).mean()) / 255
 
 
@@ -85,7 +86,7 @@ def batch_alignment_errors(batch: Mapping[str, Any], processor: ColorStatistics)
         return batch["alignment_errors"].double().cpu().numpy()
 
     def colors(values: Any, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-        return 255 * (values.float().cpu().numpy() * np.asarray(std) + np.asarray(mean))
+        return 255 * (values.float().cpu().numpy() * std + mean)
 
     images = colors(batch["pixel_values"].permute(0, 2, 3, 1), processor.image_mean, processor.image_std)
     points = colors(batch["point_colors"], processor.color_mean, processor.color_std)

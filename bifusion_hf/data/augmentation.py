@@ -67,7 +67,7 @@ class AugmentationConfig:
     """
 
     flip_probability: float = 0.5
-    rotation_range: float = float(np.pi)
+    rotation_range: float = np.pi
     scale_range: tuple[float, float] = (0.8, 1.2)
     translation_std: float = 0.1
     elastic_probability: float = 0.5
@@ -88,7 +88,7 @@ class AugmentationConfig:
     recolor_probability: float = 0.0
     recolor_share: float = 0.5
     tilt_probability: float = 0.0
-    tilt_range: float = float(np.pi / 6)
+    tilt_range: float = np.pi / 6
     rescale_probability: float = 0.0
     rescale_range: tuple[float, float] = (1 / 3, 2.0)
     color_probability: float = 0.0
@@ -306,7 +306,7 @@ class JointAugmentation:
         widths = np.array([config.brightness, config.contrast, config.saturation])
         brightness, contrast, saturation = (1 + widths * rng.uniform(-1, 1, 3)).astype(np.float32)
         image = sample["image"].astype(np.float32) * brightness
-        mean_grey = (image.reshape(-1, 3).mean(axis=0) @ LUMA).astype(np.float32)
+        mean_grey = image.reshape(-1, 3).mean(axis=0) @ LUMA
         image = mean_grey + (image - mean_grey) * contrast
         grey = (image @ LUMA)[..., None]
         image = grey + (image - grey) * saturation

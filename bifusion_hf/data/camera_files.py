@@ -81,17 +81,17 @@ def read_camera(source: str | Path | Sequence[float] | Mapping[str, Any]) -> Cam
         return _camera_of_mapping(content, str(source))
     matrix = as_matrix(content, source)
     # A single line.
-    flat = matrix.ravel() if matrix.ndim < 2 or matrix.shape[0] == 1 else np.zeros(0)
-    if flat.size == 4:
-        return Camera(_matrix_of_four(flat), source=str(source))
-    if flat.size in (9, 16):
-        matrix = flat.reshape(3 if flat.size == 9 else 4, -1)
+    if matrix.ndim < 2 or matrix.shape[0] == 1:
+        if matrix.size == 4:
+            return Camera(_matrix_of_four(matrix.ravel()), source=str(source))
+        if matrix.size in (9, 16):
+            matrix = matrix.reshape(3 if matrix.size == 9 else 4, -1)
     return Camera(_three_by_three(matrix, source), source=str(source))
 
 
 def _matrix_of_four(values: Sequence[float]) -> np.ndarray:
     fx, fy, cx, cy = values
-    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=np.float64)
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
 
 
 def _camera_of_mapping(content: Mapping[str, Any], source: str) -> Camera:
@@ -146,9 +146,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-_Loader.add_constructor(
-    "tag:yaml.org,2002:opencv-matrix", lambda loader, node: loader.construct_mapping(node, deep=True)
-)
+_Loader.add_constructor("tag:yaml.org,2002:opencv-matrix", _Loader.construct_yaml_map)
 
 
 def read_numbers(source: str | Path) -> Any:

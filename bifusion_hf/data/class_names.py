@@ -32,7 +32,7 @@ def class_list(names: Sequence[str]) -> tuple[str, ...]:
 
 def classes_text(classes: Sequence[str]) -> str:
     """Content of `classes.json`."""
-    return json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(classes, indent=1, ensure_ascii=False) + "\n"
 
 
 def read_classes(source: str | Path) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ def read_name_file(path: str | Path) -> tuple[dict[int, str], bool]:
     elif suffix == ".json":
         content = read_json(path)
     else:
-        content = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        content = [line for line in read_text(path).splitlines() if line.strip()]
     if isinstance(content, dict) and "names" in content:
         content = content["names"]
     numbered = isinstance(content, dict)
@@ -120,5 +120,5 @@ def read_name_file(path: str | Path) -> tuple[dict[int, str], bool]:
 
 def like(name: str, names: Sequence[str]) -> str:
     """What a name may have meant, as the end of a message; empty where nothing is like it."""
-    found = get_close_matches(name.lower().replace("_", " "), names, n=1)
+    found = get_close_matches(name.lower().replace("_", " "), names)
     return f" (did you mean {found[0]!r}?)" if found else ""

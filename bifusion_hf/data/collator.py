@@ -35,14 +35,13 @@ class FrameFeatures(BatchFeature):
 
 def normalize(values: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 [..., 3] to float32 [..., 3]: fractions of 255, minus `mean`, over `std`."""
-    mean, std = np.asarray(mean, dtype=np.float64), np.asarray(std, dtype=np.float64)
-    scaled = values * (1 / (255 * std)).astype(np.float32) - (mean / std).astype(np.float32)
-    return torch.from_numpy(scaled.astype(np.float32, copy=False))
+    mean, std = np.array([mean, std])
+    return torch.from_numpy(values * (1 / (255 * std)).astype(np.float32) - (mean / std).astype(np.float32))
 
 
-def _pad(rows: Sequence[torch.Tensor], value: float | int | bool) -> torch.Tensor:
+def _pad(rows: list[torch.Tensor], value: float | int | bool) -> torch.Tensor:
     """[N_i, ...] rows to [B, max N_i, ...], filled up with `value`."""
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
 def _present(samples: Sequence[Mapping], key: str) -> bool:
@@ -51,7 +50,7 @@ def _present(samples: Sequence[Mapping], key: str) -> bool:
     if any(having) and not all(having):
         lacking = [sample["frame_id"] for sample, has in zip(samples, having, strict=True) if not has]
         raise ValueError(f"{', '.join(lacking)}: {key} is missing; expected in all samples of a batch or in none")
-    return all(having)
+    return having[0]
 
 
 def _stack_images(samples: Sequence[Mapping], mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -113,12 +112,12 @@ def collate_samples(
     def rows(key: str, fill: float | int | bool) -> torch.Tensor:
         return _pad([torch.from_numpy(np.ascontiguousarray(sample[key])) for sample in samples], fill)
 
-    counts = torch.tensor([len(sample["points"]) for sample in samples])
-    num_points = int(counts.max())
+    counts = [len(sample["points"]) for sample in samples]
+    num_points = max(counts)
     batch: dict[str, Any] = {
         "points": rows("points", 0.0),
         "point_colors": _pad([normalize(sample["point_rgb"], color_mean, color_std) for sample in samples], 0.0),
-        "point_mask": torch.arange(num_points)[None] < counts[:, None],
+        "point_mask": torch.arange(num_points) < torch.tensor(counts)[:, None],
         "superpoint_ids": rows("superpoint_ids", -1),
     }
     if _present(samples, "image"):

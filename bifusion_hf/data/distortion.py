@@ -76,7 +76,7 @@ def recolor_objects(image: np.ndarray, labels: np.ndarray, share: float, rng: np
             matrix = gain * hue_rotation(rng.uniform(-np.pi, np.pi))
         else:
             # A colour that the object has as a whole; what is lighter on it stays lighter.
-            mean = max(float(own.mean(axis=0) @ LUMA), 1.0)
+            mean = max(own.mean(axis=0) @ LUMA, 1.0)
             matrix = np.outer(rng.uniform(20, 235, 3) * gain, LUMA / mean)
         pixels[chosen] = apply_colors(own, matrix)
     return pixels.reshape(image.shape)

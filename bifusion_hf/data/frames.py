@@ -324,12 +324,11 @@ def frame_from_row(row: Mapping[str, Any]) -> RGBDFrame:
             return None
         return _read_column(value, read_values, f"{name}: {key}", palette=True).astype(np.int32) + NONE
 
-    pose = row.get("camera_to_world")
     return RGBDFrame(
         image=_read_column(row["image"], read_color, f"{name}: image"),
         depth=depth_in_metres(_read_column(row["depth"], read_values, f"{name}: depth"), row["depth_scale"], name),
-        intrinsics=np.asarray(row["intrinsics"], dtype=np.float64),
-        camera_to_world=None if pose is None else np.asarray(pose, dtype=np.float64),
+        intrinsics=row["intrinsics"],
+        camera_to_world=row.get("camera_to_world"),
         instance=labels("instance"),
         semantic=labels("semantic"),
         superpoints=labels("superpoints"),

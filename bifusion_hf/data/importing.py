@@ -207,7 +207,7 @@ def import_recording(
     if twice:
         raise ValueError(f"{source}: has {Counter(recording.ids)[twice[0]]} frames named {twice[0]!r}; expected one")
     pieces = _pieces(recording)
-    taken = list(recording[::every][:limit].ids)
+    taken: Sequence[str] = recording[::every][:limit].ids
     settings: dict[str, Any] = {
         "source": str(source),
         "frames": [len(recording), *recording.ids[:: max(1, len(recording) - 1)][:2]],

@@ -38,7 +38,7 @@ class Mixture(Sequence):
             if not 0 < weights[name] < float("inf"):
                 raise ValueError(f"weight of {name} is {weights[name]}; expected a positive number")
         self.sources = dict(sources)
-        self.weights = {name: float(weights[name]) for name in sources}
+        self.weights = {name: weights[name] for name in sources}
         self.starts = dict(zip(sources, accumulate([0, *map(len, sources.values())]), strict=False))
 
     def __len__(self) -> int:

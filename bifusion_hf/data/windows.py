@@ -211,7 +211,7 @@ def _augment(
 
 def _corners(box: np.ndarray) -> np.ndarray:
     """The eight corners of a box, float64 [8, 3]."""
-    return np.stack(np.meshgrid(*np.stack([box[:3], box[3:]], axis=1), indexing="ij"), axis=-1).reshape(8, 3)
+    return np.stack(np.meshgrid(*np.stack([box[:3], box[3:]], axis=1)), axis=-1).reshape(8, 3)
 
 
 def _boxes_around(corners: Mapping[int, np.ndarray], known: Mapping[int, np.ndarray], sample: Sample) -> np.ndarray:

@@ -40,9 +40,35 @@ def test_sampling_equals_grid_sample():
 
 def test_sampling_of_a_single_row_or_column():
     column = np.arange(5, dtype=np.uint8).reshape(5, 1, 1)
-    np.testing.assert_allclose(sample_image(column, [[0.5, 0.1], [0.2, 0.5], [0.9, 1.0]])[:, 0], [0, 2, 4])
+    np.testing.assert_allclose(sample_image(column, np.array([[0.5, 0.1], [0.2, 0.5], [0.9, 1.0]]))[:, 0], [0, 2, 4])
     row = column.reshape(1, 5, 1)
-    np.testing.assert_allclose(sample_image(row, [[0.0, 0.5], [0.6, 0.2]])[:, 0], [0, 2.5])
+    values = sample_image(row, np.array([[0.0, 0.5], [0.6, 0.2], [1.7, 0.5], [-0.4, 3.0]]))
+    np.testing.assert_allclose(values[:, 0], [0, 2.5, 4, 0])
+    assert values.dtype == np.float32
+
+
+def grey_sample(differences, frame_id="grey"):
+    """An image of one grey, and points that differ from it by so much."""
+    return {
+        "image": np.full((4, 6, 3), 100, np.uint8),
+        "point_pixels": np.full((len(differences), 2), 0.5, np.float32),
+        "point_visible": np.ones(len(differences), dtype=bool),
+        "point_rgb": np.repeat(100 + np.array(differences)[:, None], 3, axis=1).astype(np.uint8),
+        "frame_id": frame_id,
+    }
+
+
+def test_the_error_is_the_mean_of_absolute_differences_and_may_be_eight():
+    assert alignment_error(grey_sample([8, -8, 2, 0])) == pytest.approx(4.5 / 255)
+    assert check_alignment(grey_sample([8, -8])) == 8 / 255
+    with pytest.raises(ValueError, match="difference grey 8.5/255; expected at most 8.0/255"):
+        check_alignment(grey_sample([8, -9]))
+
+
+def test_only_the_frames_above_the_threshold_are_named():
+    batch = {"alignment_errors": torch.tensor([8 / 255, 9 / 255, 0, 10 / 255], dtype=torch.float64)}
+    with pytest.raises(ValueError, match=r"mean colour difference b 9.0/255, d 10.0/255; expected"):
+        check_alignment({**batch, "frame_ids": list("abcd")}, BiFusionProcessor())
 
 
 def test_a_good_sample_passes(sample, processor):
@@ -85,10 +111,16 @@ def test_batches_are_measured_frame_by_frame(sample, processor):
     for name in ("points", "point_rgb", "point_pixels", "point_visible", "superpoint_ids", "pixel_indices"):
         short[name] = sample[name][:1000]
     short["instance"], short["semantic"] = sample["instance"][:1000], sample["semantic"][:1000]
+    # Neither hidden points nor padding count, whatever their colours.
+    short["point_visible"] = np.arange(1000) < 900
+    short["point_rgb"] = np.where(short["point_visible"][:, None], short["point_rgb"], 0).astype(np.uint8)
     batch = processor.collate([sample, short, swapped])
+    batch["point_visible"][1, 1000:] = True
     errors = batch_alignment_errors(batch, processor)
     expected = [alignment_error(value) for value in (sample, short, swapped)]
     np.testing.assert_allclose(errors, expected, atol=1e-5)
+    half = {**batch, "pixel_values": batch["pixel_values"].bfloat16(), "point_colors": batch["point_colors"].half()}
+    np.testing.assert_allclose(batch_alignment_errors(half, processor), expected, atol=1e-2)
     with pytest.raises(ValueError, match=r"mean colour difference bgr [\d.]+/255;"):
         check_alignment(batch, processor)
     assert check_alignment(processor.collate([sample, short]), processor) == pytest.approx(max(expected[:2]), abs=1e-5)

@@ -48,6 +48,8 @@ def test_a_data_set_of_the_hub_has_its_own_classes_or_those_of_scannet200(tmp_pa
         (["mug", "wall", "floor"], "first"),
         (["wall", "floor", "mug", "mug"], "different ones"),
         (["wall", "floor", ""], "no list of class names"),
+        (["wall", "floor", 3], "no list of class names"),
+        (["floor", "wall", "mug"], r"has the names \['floor', 'wall', 'mug'\]...; expected different ones, .* first"),
     ],
 )
 def test_a_malformed_list_is_refused(tmp_path, content, message):
@@ -59,11 +61,13 @@ def test_a_malformed_list_is_refused(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("names.txt", "\ufeffmug\n\n drill \n", ({0: "mug", 1: "drill"}, False)),
+        ("names.txt", "\ufeffmug\n \n drill \n", ({0: "mug", 1: "drill"}, False)),
         ("data.yaml", "path: .\nnames: [mug, drill]\n", ({0: "mug", 1: "drill"}, False)),
         ("data.yaml", "names: {3: mug, 7: drill}\n", ({3: "mug", 7: "drill"}, True)),
         ("names.json", '{"3": "mug", "7": "drill"}', ({3: "mug", 7: "drill"}, True)),
         ("names.json", '["mug", "drill"]', ({0: "mug", 1: "drill"}, False)),
+        ("NAMES.JSON", '{"names": {"3": " mug", "7": "drill\\n"}}', ({3: "mug", 7: "drill"}, True)),
+        ("Data.YML", "- mug\n- names\n", ({0: "mug", 1: "names"}, False)),
     ],
 )
 def test_names_of_a_file(tmp_path, name, text, expected):
@@ -76,6 +80,8 @@ def test_names_of_a_file(tmp_path, name, text, expected):
     [
         ("names.txt", "", "has the names"),
         ("names.txt", "mug\nmug", "'mug' twice"),
+        ("names.json", '["drill", "mug ", "cup", "mug"]', "'mug' twice"),
+        ("names.json", '["mug", " "]', "expected text"),
         ("names.json", '{"a": "mug"}', "no names of classes"),
         ("names.json", "3", "no names of classes"),
         ("names.json", "[1]", "expected text"),
@@ -91,3 +97,6 @@ def test_a_malformed_file_of_names_is_refused(tmp_path, name, text, message):
 def test_likely_names_are_offered():
     assert like("Office_Chair", SCANNET200_CLASS_NAMES) == " (did you mean 'office chair'?)"
     assert like("zzz", SCANNET200_CLASS_NAMES) == ""
+    # Capitals and underscores say nothing, however short the words are.
+    assert like("TV", ["tv", "tie"]) == " (did you mean 'tv'?)"
+    assert like("a_b_c_d", ["a b c d"]) == " (did you mean 'a b c d'?)"

@@ -3,7 +3,7 @@ import pytest
 import torch
 from frame_factory import make_frame
 
-from bifusion_hf.data.collator import BiFusionCollator, collate_samples
+from bifusion_hf.data.collator import BiFusionCollator, FrameFeatures, collate_samples, normalize, to_numpy
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 
 
@@ -62,6 +62,17 @@ def test_values_come_back_and_padding_is_marked(processor, samples):
         for name, source in pairs.items():
             np.testing.assert_array_equal(batch[name][index, :count], sample[source])
         assert not batch["point_visible"][index, count:].any()
+        assert not batch["points"][index, count:].any() and not batch["point_colors"][index, count:].any()
+        assert (batch["point_pixels"][index, count:] == 0.5).all()
+        colors = (sample["point_rgb"] / 255 - processor.color_mean) / processor.color_std
+        np.testing.assert_allclose(batch["point_colors"][index, :count], colors, atol=1e-6)
+        image = (sample["image"] / 255 - processor.image_mean) / processor.image_std
+        np.testing.assert_allclose(batch["pixel_values"][index], image.transpose(2, 0, 1), atol=1e-6)
+        for name in ("point_offset", "point_rotation", "point_scale", "camera_rotation"):
+            np.testing.assert_array_equal(batch[f"{name}s"][index], sample[name])
+        assert batch["class_labels"][index].tolist() == sample["class_labels"].tolist()
+        assert batch["up_sources"][index] == sample["up_source"]
+        np.testing.assert_array_equal(batch["superpoint_maps"][index], sample["superpoint_map"])
         assert (batch["superpoint_ids"][index, count:] == -1).all()
         assert (batch["pixel_indices"][index, count:] == -1).all()
         assert (batch["semantic_labels"][index, count:] == -100).all()
@@ -70,6 +81,37 @@ def test_values_come_back_and_padding_is_marked(processor, samples):
         for row in range(len(masks)):
             np.testing.assert_array_equal(masks[row, :count], sample["instance"] == row)
         assert not masks[:, count:].any()
+
+
+def test_colours_are_normalised_as_fractions_of_255():
+    values = normalize(np.array([[0, 51, 255]], np.uint8), [0.5, 0.1, 0], [0.25, 0.5, 2])
+    torch.testing.assert_close(values, torch.tensor([[-2.0, 0.2, 0.5]]))
+
+
+def test_a_cast_is_of_colours_and_image_alone(processor, samples):
+    batch = processor.collate(samples)
+    for cast in (FrameFeatures(batch).to(torch.float16), FrameFeatures(batch).to("cpu", dtype=torch.float16)):
+        assert list(cast) == list(batch)
+        different = [
+            name for name, value in cast.items() if torch.is_tensor(value) and value.dtype != batch[name].dtype
+        ]
+        assert different == ["point_colors", "pixel_values"]
+        torch.testing.assert_close(cast["pixel_values"], batch["pixel_values"].half())
+    moved = FrameFeatures(batch).to("meta")
+    assert {value.device.type for value in moved.values() if torch.is_tensor(value)} == {"meta"}
+    # A cloud has no image.
+    bare = FrameFeatures({name: batch[name] for name in ("points", "point_colors")}).to(torch.float16)
+    assert {name: value.dtype for name, value in bare.items()} == {
+        "points": torch.float32,
+        "point_colors": torch.float16,
+    }
+
+
+def test_a_batch_in_arrays():
+    found = to_numpy({"a": torch.ones(2), "b": [torch.zeros(1), None, [torch.ones(1)]], "c": "name", "d": {"e": 3}})
+    assert type(found["a"]) is type(found["b"][0]) is type(found["b"][2][0]) is np.ndarray
+    assert found["a"].tolist() == [1, 1] and found["b"][1:] == [None, [np.ones(1)]]
+    assert found["c"] == "name" and found["d"] == {"e": 3}
 
 
 def test_a_frame_without_instances_has_empty_masks(processor, samples):

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from bifusion_hf.data.augmentation import AugmentationConfig, JointAugmentation
 from bifusion_hf.data.collator import BiFusionCollator
 from bifusion_hf.data.dataset import FrameDataset
-from bifusion_hf.data.frames import frame_features, frame_to_row, load_frames
+from bifusion_hf.data.frames import frame_features, frame_from_row, frame_to_row, load_frames
 from bifusion_hf.data.mixture import Mixture
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 
@@ -85,6 +85,18 @@ def test_training_draws_follow_seed_epoch_and_row(rows, processor):
         assert reference["query_seed"] != other["query_seed"]
 
 
+def test_the_points_of_a_sample_are_drawn_by_seed_epoch_and_row(rows, processor):
+    data = FrameDataset(rows, processor, training=True, seed=7)
+    expected = processor.prepare_frame(frame_from_row(rows[3]), np.random.default_rng([7, 2, 3]))
+    np.testing.assert_array_equal(data[2, 3]["pixel_indices"], expected["pixel_indices"])
+    assert_same(
+        FrameDataset(rows, processor, training=True)[1], FrameDataset(rows, processor, training=True, seed=0)[1]
+    )
+    # Of the whole range: seeds of a few values would repeat the choice of queries.
+    seeds = [data[0, index]["query_seed"] for index in range(ROWS)]
+    assert {type(seed) for seed in seeds} == {int} and 2**61 < max(seeds) < 2**62
+
+
 def test_a_key_with_its_epoch_stands_beside_the_epoch_that_is_set(rows, processor):
     data = FrameDataset(rows, processor, training=True)
     first, asked = data[2], data[4, 2]
@@ -156,6 +168,7 @@ def test_a_streamed_row_is_drawn_by_its_name_whoever_reads_it(folder, rows, proc
     assert sample["frame_id"] == "synthetic 2"
     other_place = FrameDataset([], processor, training=True, augmentation=JointAugmentation(), seed=1)
     assert_same(other_place.prepare_streamed(rows[2], 0, 7), sample)
+    assert_same(other_place.prepare_streamed(frame_from_row(rows[2]), 0, 8), sample)
     for other in (data.prepare_streamed(stream[2], 1, 2), data.prepare_streamed(stream[3], 0, 2)):
         assert not np.array_equal(other["pixel_indices"], sample["pixel_indices"])
 

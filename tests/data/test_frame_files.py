@@ -173,10 +173,17 @@ def test_depth(tmp_path):
     Image.fromarray(metres).save(tmp_path / "d.tiff")
     for name in ("d.npy", "d.tiff"):
         np.testing.assert_array_equal(read_depth(tmp_path / name), metres)
+    # The unit of a layout is that of its integers, and the user's word goes before it.
+    np.testing.assert_array_equal(read_depth(tmp_path / "d.npy", integer_scale=1000), metres)
+    np.testing.assert_allclose(read_depth(tmp_path / "d.png", integer_scale=1000), millimetres / 1000)
+    np.testing.assert_allclose(read_depth(tmp_path / "d.png", 5000, integer_scale=1000), millimetres / 5000)
     with pytest.raises(ValueError, match=r"d\.png: depth has dtype uint16 and depth_scale is None"):
         read_depth(tmp_path / "d.png")
     with pytest.raises(ValueError, match="depth_scale is 0"):
         read_depth(tmp_path / "d.png", 0)
+    np.save(tmp_path / "d3.npy", metres[..., None])
+    with pytest.raises(ValueError, match=r"d3\.npy: depth has shape \(2, 3, 1\); expected one channel \[H, W\]"):
+        read_depth(tmp_path / "d3.npy")
     # The numbers of a palette are no depth.
     Image.fromarray(np.ones((4, 5), np.uint8)).convert("P").save(tmp_path / "p.png")
     with pytest.raises(ValueError, match="mode P"):

@@ -1,3 +1,5 @@
+import pickle
+
 import datasets
 import fsspec
 import numpy as np
@@ -66,6 +68,41 @@ def test_what_is_no_data_set_is_named(folder, tmp_path):
     (tmp_path / "data" / "val-0.parquet").write_bytes(b"no table")
     with pytest.raises(DataFileError, match="val-0.parquet: is no Parquet file"):
         len(FrameTable(tmp_path, "val"))
+
+
+def test_a_file_that_is_damaged_within_is_named(folder, tmp_path):
+    (tmp_path / "data").mkdir()
+    content = bytearray((folder / "data" / "val-00000-of-00003.parquet").read_bytes())
+    content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
+    (tmp_path / "data" / "val-0.parquet").write_bytes(content)
+    table = FrameTable(str(tmp_path), "val")
+    assert len(table) == 5
+    with pytest.raises(DataFileError, match=r"data/val-0.parquet: cannot be read \("):
+        list(table.rows(0, 5))
+
+
+def test_a_table_goes_to_another_process_with_what_it_has_read(folder, monkeypatch):
+    state = pickle.dumps(FrameTable(folder, "val"))
+    table = pickle.loads(state)
+    monkeypatch.setattr(FrameTable, "_open", None)
+    assert len(table) == 10 and list(table.rows(3, 3)) == [] and (table.source, table.split) == (str(folder), "val")
+
+
+@pytest.mark.parametrize("revision", ["", "@v2"])
+def test_a_data_set_of_the_hub_is_read_at_its_revision(revision, monkeypatch):
+    asked = []
+
+    class Folder:
+        def __init__(self, address):
+            asked.append(address)
+
+        def names(self, pattern):
+            asked.append(pattern)
+            return [pattern.replace("*", "0")]
+
+    monkeypatch.setattr(frame_table, "Folder", Folder)
+    assert FrameTable(f"org/rooms{revision}", "val").files == ["data/val-0.parquet"]
+    assert asked == [f"hf://datasets/org/rooms{revision}", "data/val-*.parquet"]
 
 
 def test_the_package_carries_one():

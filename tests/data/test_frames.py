@@ -1,3 +1,6 @@
+import io
+import warnings
+
 import numpy as np
 import pytest
 from frame_factory import make_frame
@@ -13,9 +16,10 @@ from bifusion_hf.data.frames import (
     load_frames,
     scale_intrinsics,
 )
+from bifusion_hf.io.files import DataFileError
 
 
-INTRINSICS = np.array([[60.0, 0, 31.5], [0, 60.0, 23.5], [0, 0, 1]])
+INTRINSICS = np.array([[60.0, 0, 31.5], [0, 55.0, 23.0], [0, 0, 1]])
 
 
 def arguments(**changes):
@@ -61,6 +65,12 @@ def few_points():
         ({"intrinsics": np.eye(4)}, r"intrinsics has shape \(4, 4\)"),
         ({"intrinsics": np.diag([0.0, 60, 1])}, "focal"),
         ({"intrinsics": np.diag([60.0, -60, 1])}, "focal"),
+        ({"intrinsics": np.diag([60.0, 0, 1])}, "has focal lengths 60, 0; expected positive ones"),
+        ({"intrinsics": np.array([[60.0, 0, 70], [0, 60, 23], [0, 0, 1]])}, "the principal point is outside"),
+        ({"depth": np.full((48, 64), 2000.0)}, "the median depth is 2e.03 m"),
+        ({"depth": np.ones((48, 64, 1))}, r"depth has shape \(48, 64, 1\)"),
+        ({"image": np.zeros((48, 64), np.uint8)}, r"image has shape \(48, 64\)"),
+        ({"semantic": np.zeros((48, 64), bool)}, "semantic .* bool; expected integers"),
         ({"intrinsics": np.full((3, 3), np.nan)}, "intrinsics is not finite"),
         ({"intrinsics": INTRINSICS.T}, "intrinsics is"),
         ({"camera_to_world": np.eye(3)}, r"camera_to_world has shape \(3, 3\)"),
@@ -99,6 +109,7 @@ def changed(matrix, row, column, by):
         ("intrinsics", changed(INTRINSICS, 0, 1, 0.05), changed(INTRINSICS, 0, 1, 0.07)),
         ("intrinsics", changed(INTRINSICS, 0, 1, -0.05), changed(INTRINSICS, 0, 1, -0.07)),
         ("intrinsics", changed(INTRINSICS, 1, 0, 5e-7), changed(INTRINSICS, 1, 0, 2e-6)),
+        ("intrinsics", changed(INTRINSICS, 1, 0, -5e-7), changed(INTRINSICS, 1, 0, -2e-6)),
         ("intrinsics", changed(INTRINSICS, 2, 2, 5e-6), changed(INTRINSICS, 2, 2, 5e-5)),
         ("intrinsics", INTRINSICS, changed(INTRINSICS, 2, 0, 1e-6)),
     ],
@@ -109,12 +120,31 @@ def test_matrices_may_be_rounded_and_no_more(name, taken, refused):
         RGBDFrame(**arguments(**{name: refused}))
 
 
+def test_a_hundred_measurements_are_enough_and_labels_are_of_32_bits():
+    depth = few_points()
+    depth[10, 10] = 2
+    labels = {name: np.ones((48, 64), np.int64) for name in ("instance", "semantic", "superpoints")}
+    frame = RGBDFrame(**arguments(depth=depth, **labels))
+    assert {getattr(frame, name).dtype for name in labels} == {np.dtype(np.int32)}
+    assert RGBDFrame(frame.image, frame.depth, INTRINSICS).frame_id == "frame"
+
+
+def test_the_rotation_of_a_camera_is_a_copy():
+    for camera_to_world, axes in ((None, "camera axes relabelled x right, y forward, z up"), (pose(), "world")):
+        frame = RGBDFrame(**arguments(camera_to_world=camera_to_world))
+        expected = CAMERA_TO_POINTS.copy() if camera_to_world is None else camera_to_world[:3, :3].copy()
+        frame.camera_rotation[:] = 7
+        np.testing.assert_array_equal(frame.camera_rotation, expected)
+        assert frame.axes == axes
+
+
 def test_no_measurement_is_zero():
     depth = np.full((48, 64), 2.0)
     depth[0, :6] = [0, -1, np.nan, np.inf, -np.inf, 1e60]
-    frame = RGBDFrame(**arguments(depth=depth))
-    assert frame.depth.dtype == np.float32
-    assert np.count_nonzero(frame.depth) == depth.size - 6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frame = RGBDFrame(**arguments(depth=depth))
+    assert frame.depth.dtype == np.float32 and not frame.depth[0, :6].any() and (frame.depth[1:] == 2).all()
 
 
 def test_colour_may_be_larger_than_depth_at_the_same_aspect():
@@ -146,6 +176,9 @@ def test_unproject_is_the_inverse_of_projection(camera_to_world):
     np.testing.assert_allclose(pixels[:, 0] / pixels[:, 2], u.ravel(), atol=1e-4)
     np.testing.assert_allclose(pixels[:, 1] / pixels[:, 2], v.ravel(), atol=1e-4)
     np.testing.assert_allclose(camera[:, 2], frame.depth.ravel(), atol=1e-5)
+    chosen = np.array([64 * 47 + 3, 0, 64])
+    assert frame.unproject().dtype == frame.unproject(chosen).dtype == np.float32
+    np.testing.assert_array_equal(frame.unproject(chosen), frame.unproject()[[47, 0, 1], [3, 0, 0]])
 
 
 def test_points_without_pose_are_z_up():
@@ -176,6 +209,7 @@ def test_rows_keep_a_frame(camera_to_world, tmp_path):
     table.to_parquet(tmp_path / "data" / "val-00000-of-00001.parquet")
     for streaming in (False, True):
         for stored in load_frames(tmp_path, "val", streaming=streaming):
+            assert set(stored["image"]) == set(stored["superpoints"] or stored["image"]) == {"bytes", "path"}
             loaded = frame_from_row(stored)
             assert loaded.frame_id == "room_7"
             np.testing.assert_array_equal(loaded.image, frame.image)
@@ -187,8 +221,38 @@ def test_rows_keep_a_frame(camera_to_world, tmp_path):
                 np.testing.assert_array_equal(loaded.camera_to_world, camera_to_world)
             for name, values in labels.items():
                 np.testing.assert_array_equal(getattr(loaded, name), values)
-    with pytest.raises(ValueError, match="no data/train"):
+    with pytest.raises(
+        ValueError, match=r"no data/train-\*.parquet; its shards: \['data/val-00000-of-00001.parquet'\]"
+    ):
         load_frames(tmp_path, "train")
+
+
+def test_frames_that_cannot_be_read_are_refused_by_the_name_of_their_place(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "val-0.parquet").write_bytes(b"no table")
+    with pytest.raises(DataFileError, match=r"data/val-\*.parquet cannot be read \(") as error:
+        load_frames(str(tmp_path), "val")
+    assert str(error.value).startswith(str(tmp_path))
+    (tmp_path / "other.parquet").touch()
+    with pytest.raises(ValueError, match=r"shards: \['other.parquet', 'data/val-0.parquet'\]"):
+        load_frames(tmp_path, "train")
+    with pytest.raises(FileNotFoundError, match="no such folder, and no id of the Hub"):
+        load_frames(tmp_path / "nothing", "val")
+
+
+@pytest.mark.parametrize(("source", "revision"), [("org/rooms", None), ("org/rooms@v2", "v2")])
+def test_a_data_set_of_the_hub_is_asked_for_by_its_revision(source, revision, monkeypatch):
+    import datasets
+
+    asked = []
+    features = datasets.Features({"image": datasets.Image(), "frame_id": datasets.Value("string")})
+    table = datasets.Dataset.from_dict({"image": [None], "frame_id": ["a"]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: asked.append((names, options)) or table)
+    for streaming in (False, True):
+        rows = load_frames(source, "val", streaming=streaming)
+        assert rows.features["image"].decode is False and rows["frame_id"] == ["a"]
+    expected = {"split": "val", "revision": revision}
+    assert asked == [(("org/rooms",), {**expected, "streaming": streaming}) for streaming in (False, True)]
 
 
 def test_decoded_rows_are_read_too():
@@ -206,6 +270,48 @@ def test_rows_without_a_column_are_named():
     row["intrinsics"] = None
     with pytest.raises(ValueError, match="room_7: row has no intrinsics"):
         frame_from_row(row)
+    del row["depth"], row["frame_id"]
+    with pytest.raises(ValueError, match="frame: row has no depth, intrinsics; it has .*'camera_to_world', 'depth_sc"):
+        frame_from_row(row)
+
+
+def decoded(column):
+    return Image.open(io.BytesIO(column["bytes"]))
+
+
+def test_depth_is_stored_in_millimetres_and_labels_with_one_added():
+    depth = np.full((48, 64), 1.2344)
+    # The last is half a millimetre and a little more.
+    depth[0, :4] = [0, 2.0006, 1.2344, 1.2345]
+    labels = np.full((48, 64), 65534)
+    labels[0, :2] = [-1, 0]
+    frame = RGBDFrame(**arguments(depth=depth, semantic=labels))
+    row = frame_to_row(frame)
+    assert row["depth_scale"] == 1000.0 and type(row["depth_scale"]) is float
+    assert np.asarray(decoded(row["depth"]))[0, :4].tolist() == [0, 2001, 1234, 1235]
+    assert np.asarray(decoded(row["semantic"]))[0, :3].tolist() == [0, 1, 65535]
+    assert row["instance"] is row["superpoints"] is row["camera_to_world"] is None
+    row = frame_to_row(frame, 5000)
+    assert np.asarray(decoded(row["depth"]))[0, :3].tolist() == [0, 10003, 6172]
+    np.testing.assert_allclose(frame_from_row(row).depth, np.rint(frame.depth.astype(float) * 5000) / 5000, rtol=1e-6)
+    for value, message in ((-2, "values -1..1 do not fit 16 bits"), (65535, "values 1..65536 do not fit 16 bits")):
+        labels = np.zeros((48, 64), int)
+        labels[5, 5] = value
+        with pytest.raises(ValueError, match=message):
+            frame_to_row(RGBDFrame(**arguments(instance=labels)))
+
+
+def test_colours_are_stored_as_they_are_or_as_a_jpeg_whose_colours_are_not_coarser():
+    frame = RGBDFrame(**arguments(image=np.tile([[[200, 40, 40], [40, 40, 200]]], (48, 32, 1)).astype(np.uint8)))
+    assert decoded(frame_to_row(frame)["image"]).format == "PNG"
+    sizes = []
+    for quality in (30, 98):
+        column = frame_to_row(frame, jpeg_quality=quality)["image"]
+        assert column["path"] is None and decoded(column).format == "JPEG"
+        sizes.append(len(column["bytes"]))
+    # Columns of red and blue by turns would be one colour if chroma had half the columns.
+    assert np.abs(np.asarray(decoded(column)).astype(int) - frame.image).max() < 12
+    assert sizes[0] < sizes[1]
 
 
 def test_depth_beyond_16_bits_is_refused():
@@ -220,12 +326,21 @@ def test_depth_in_metres_takes_what_is_stored():
     np.testing.assert_array_equal(depth_in_metres(stored, 5000, "a"), stored.astype(np.float64) / 5000)
     metres = np.array([[0.5, np.nan]], np.float32)
     np.testing.assert_array_equal(depth_in_metres(metres, None, "a"), metres.astype(np.float64))
+    # The largest number of 16 bits is what some cameras store where they see nothing.
+    unseen = np.array([[65535, 500], [800, 1000]], np.uint16)
+    found = depth_in_metres(unseen, np.float32(1000), "a")
+    assert found.dtype == np.float64 and found.tolist() == [[0, 0.5], [0.8, 1.0]]
     for scale in (2.0, 0.5):
         np.testing.assert_array_equal(depth_in_metres(metres, scale, "a"), metres.astype(np.float64) / scale)
     for values, scale, message in (
         (stored, None, "a: depth has dtype uint16 and depth_scale is None; expected depth_scale, the units per metre"),
         (stored, 0, "a: depth_scale is 0; expected positive"),
         (metres, float("nan"), "a: depth_scale is nan; expected positive"),
+        (metres, float("inf"), "a: depth_scale is inf; expected positive"),
+        (stored, -1000, "a: depth_scale is -1000; expected positive"),
+        (stored, np.array([1000.0]), r"a: depth_scale is \[1000.\]; expected positive units per metre, one number"),
+        (stored, "1000", "a: depth_scale is 1000; expected positive"),
+        (metres.astype(np.complex64), None, "a: depth has dtype complex64; expected integers or floating point"),
         (stored > 0, None, "a: depth has dtype bool"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -113,6 +113,62 @@ def test_what_has_no_up_gives_no_confidence():
         assert estimate_up(depth, INTRINSICS).confidence < MIN_CONFIDENCE, name
 
 
+FLOOR, BACK = ((0, 0, -1), 1.4), ((0, 1, 0), 2.0)
+# Pitch, roll, what is seen, columns without depth; the estimate by the numbers that the method was chosen with.
+STORED = {
+    "looking up at a ceiling": (
+        (-25, 12, {"planes": [((0, 0, 1), 1.2), BACK], "noise": 0}, 0),
+        ([0.087651, -0.413771, -0.906152], 0.99519),
+    ),
+    "straight down on a box": (
+        (75, 20, {"planes": [((0, 0, -1), 0.6)], "boxes": [((-0.3, 0.1, -0.6), (0.1, 0.3, -0.45))], "noise": 0}, 0),
+        ([0.088796, -0.244453, -0.965587], 0.918626),
+    ),
+    "rolled": (
+        (10, 35, {"planes": room(0.8)["planes"], "noise": 0}, 0),
+        ([-0.642871, -0.297162, -0.705983], 0.554715),
+    ),
+    "a wall and a floor": (
+        (20, -10, {"planes": [((0, 1, 0), 1.5), ((0, 0, -1), 1.0)], "noise": 0}, 0),
+        ([-0.162515, -0.925442, -0.342266], 0.980727),
+    ),
+    "a third of a picture": (
+        (30, 10, {"planes": [((0.3, 0.9, 0), 2.0), FLOOR], "noise": 0}, 110),
+        ([0.148777, -0.853337, -0.499682], 0.980671),
+    ),
+    "a slope": (
+        (5, -20, {"planes": [((0, 0.8, 0.6), 2.0)], "noise": 0}, 0),
+        ([0.135776, -0.777892, -0.613555], 0.632016),
+    ),
+    "a room with much noise": (
+        (32, 9, {**room(0.9), "noise": 0.012, "seed": 3}, 0),
+        ([0.123694, -0.833672, -0.53823], 0.680892),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_the_estimate_is_that_of_the_numbers_that_were_chosen(name):
+    (pitch, roll, seen, columns), (direction, confidence) = STORED[name]
+    depth = render(camera(pitch, roll), **seen)
+    depth[:, :columns] = 0
+    found = estimate_up(depth, INTRINSICS)
+    np.testing.assert_allclose(found.direction, direction, atol=1e-5)
+    assert found.confidence == pytest.approx(confidence, abs=1e-4) and type(found.confidence) is float
+
+
+def test_a_hundred_normals_are_enough():
+    depth = np.zeros((HEIGHT, WIDTH), np.float32)
+    depth[50:60, 70:80] = 1.0
+    found = estimate_up(depth, INTRINSICS)
+    assert found.confidence > 0 and (found.direction != CAMERA_UP).any()
+    depth[50, 70] = 0
+    found = estimate_up(depth, INTRINSICS)
+    assert found.confidence == 0 and (found.direction == CAMERA_UP).all()
+    # Blocks are no larger than a strip is wide.
+    assert estimate_up(np.ones((1, 600), np.float32), INTRINSICS).confidence == 0
+
+
 def test_too_few_normals_give_the_camera():
     depth = np.zeros((HEIGHT, WIDTH), np.float32)
     depth[::12, ::12] = 1.0
@@ -132,7 +188,13 @@ def test_the_size_of_the_image_does_not_matter():
     assert np.degrees(np.arccos(up @ rotation[:, 2])) < 1
 
 
-@pytest.mark.parametrize("up", [(0, -1, 0), (0.1, -0.8, -0.6), (0, -0.1, -0.995), (0, -0.1, 0.995), (-0.5, -0.8, 0.3)])
+@pytest.mark.parametrize(
+    "up",
+    [
+        *[(0, -1, 0), (0.1, -0.8, -0.6), (0, -0.1, -0.995), (0, -0.1, 0.995), (-0.5, -0.8, 0.3)],
+        *[(0, 0, -1), (0, 0, 1), (0.19, -0.2, -0.94), (-0.19, -0.1, 0.94), (0.5, -0.3, -0.8)],
+    ],
+)
 def test_the_axes_are_upright_and_look_ahead(up):
     up = np.asarray(up) / np.linalg.norm(up)
     rotation = up_rotation(up)
@@ -143,6 +205,9 @@ def test_the_axes_are_upright_and_look_ahead(up):
     if abs(up[0]) < 0.2:
         assert (rotation @ [1, 0, 0])[0] > 0.9
     assert (rotation @ [0, 0, 1])[1] > -1e-9
+    # The camera looks straight ahead; where that is up or down, its image's upper edge is ahead or behind.
+    ahead = rotation @ ([0, 0, 1] if abs(up[2]) < 0.9 else [0, np.sign(up[2]), 0])
+    assert ahead[0] == pytest.approx(0, abs=1e-12) and ahead[1] > 0
 
 
 def test_the_cameras_own_up_gives_the_convention():
@@ -189,10 +254,24 @@ def test_large_pictures_are_averaged_on_their_planes():
     found, _ = _averaged(holes, intrinsics, 4)
     assert (found[:2, :2] == 0).all() and (found[2:] > 0).all()
     np.testing.assert_allclose(found[2:], reduced[2:], rtol=5e-3)
+    # A picture of 180 columns is the smallest that is averaged.
+    for width, step in ((179, 1), (180, 2)):
+        part = depth[100:200, 100 : 100 + width]
+        assert _averaged(part, intrinsics, step)[0].shape == (100 // step, width // step)
+        one, other = estimate_up(part, intrinsics), estimate_up(*_averaged(part, intrinsics, step))
+        np.testing.assert_array_equal(one.direction, other.direction)
     noisy = depth * (1 + 0.01 * np.random.default_rng(0).standard_normal(depth.shape, dtype=np.float32))
     found, again = estimate_up(noisy, intrinsics), estimate_up(*_averaged(noisy, intrinsics, 5))
     np.testing.assert_array_equal(found.direction, again.direction)
     assert found.confidence == again.confidence
+
+
+def test_a_block_has_the_mean_of_the_inverse_depth_that_it_has():
+    depth = np.array([[0.5, 0, 1, 2, 9], [0, 0, 0, 4, 9], [0, 0, 0.2, 0.2, 9], [0, 0, 0.3, 0.3, 9]], np.float32)
+    found, camera = _averaged(depth, [[100, 0, 2], [0, 80, 1.5], [0, 0, 1]], 2)
+    np.testing.assert_allclose(found, [[0.5, 12 / 7], [0, 0.24]], rtol=1e-6)
+    np.testing.assert_allclose(camera, [[50, 0, 0.75], [0, 40, 0.5], [0, 0, 1]])
+    assert found.dtype == np.float32
 
 
 def test_a_pixel_on_a_surface_has_a_neighbour_along_each_axis():

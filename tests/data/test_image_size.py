@@ -20,7 +20,11 @@ def test_a_strip_is_refused_before_it_grows(size):
 
 
 def test_the_longest_image_that_is_no_strip():
-    assert fit_image(np.zeros((10, 100, 3), np.uint8), 20).shape == (20, 200, 3)
+    assert fit_image(np.zeros((10, 100, 3), np.uint8), 21).shape == (21, 210, 3)
+    image = np.zeros((10, 101, 3), np.uint8)
+    assert fit_image(image, None) is image
+    with pytest.raises(ValueError, match="frame: image is 10x101"):
+        fit_image(image, 21)
 
 
 def test_images_of_different_size_need_a_configured_size():

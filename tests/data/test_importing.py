@@ -111,6 +111,8 @@ def test_annotations_that_match_no_frame(desk):
     write_coco(desk / "labels.json", ["color/0.png", "color/7.png", "other/8.png"])
     with pytest.raises(ValueError, match=r"2 of 3 annotated images are of no frame: color/7.png, other/8.png; the 5"):
         bring(desk)
+    with pytest.raises(ValueError, match=r"the 5 frames are of color/0, color/10, color/20, color/30, color/40$"):
+        bring(desk)
     report = bring(desk, skip_unmatched=True, val=0)
     assert report["unmatched"] == ["color/7.png", "other/8.png"] and len(frames_of(desk, "train")) == 1
     write_coco(desk / "labels.json", ["7.png"])

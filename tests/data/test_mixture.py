@@ -26,6 +26,9 @@ def test_rows_of_the_sources_follow_one_another():
         ({"a": 30, "b": 30}, {"a": 1, "b": 2}, [20, 40]),
         ({"a": 90, "b": 10}, {"a": 1.0, "b": 1.0}, [50, 50]),
         ({"a": 4, "b": 3, "c": 3}, {"a": 1, "b": 1, "c": 1}, [4, 3, 3]),
+        # What is nearest to the next whole number gets the frames that are left: 1.5, 2.7, 5.8 of ten.
+        ({"a": 4, "b": 3, "c": 3}, {"a": 15, "b": 27, "c": 58}, [1, 3, 6]),
+        ({"a": 4, "b": 3, "c": 3}, {"a": 25, "b": 17, "c": 58}, [2, 2, 6]),
         ({"a": 7}, {"a": 0.2}, [7]),
     ],
 )
@@ -54,7 +57,7 @@ def test_an_epoch_is_a_function_of_seed_and_epoch():
     other = make(sizes, weights)
     for epoch in (7, 0, 4):
         other.epoch_keys(1, epoch)
-    assert other.epoch_keys(1, 4) == keys
+    assert other.epoch_keys(1, 4) == keys and {type(part) for key in keys for part in key} == {int}
     assert sorted(other.epoch_keys(2, 4)) != sorted(keys) != sorted(other.epoch_keys(1, 5))
     # The same in every process and in the next year.
     assert keys == [

@@ -3,6 +3,7 @@ import pytest
 from frame_factory import BED, CHAIR, TABLE, make_frame
 from processing_examples import THING_LABELS, THING_NAMES
 
+from bifusion_hf.data.point_labels import labels_of_points
 from bifusion_hf.processing_bifusion import BiFusionProcessor
 
 
@@ -56,6 +57,18 @@ def test_labels_are_of_64_bits_whatever_those_of_the_frame_are(dtype):
     assert {name: (value.dtype, value.tolist()) for name, value in labels.items()} == {
         name: (np.int64, value) for name, value in expected.items()
     }
+
+
+def test_the_labels_of_classes_may_come_in_any_kind_of_number():
+    instance, semantic = np.array([5, 5, -1, 2, 0]), np.array([3, 3, 2, 2, 1])
+    labels = labels_of_points(instance, semantic, 4, [0, 1], np.array([-1, -1, 6, 7], np.int8))
+    assert labels["class_labels"].dtype == np.int64 and labels["class_labels"].tolist() == [6, 7]
+    assert labels["instance"].tolist() == [1, 1, -1, 0, -1]
+    with pytest.raises(ValueError, match="frame: semantic has class 3; expected classes below 3"):
+        labels_of_points(instance, semantic, 3, [0, 1], None)
+    # A frame may have no point left.
+    empty = labels_of_points(instance[:0], semantic[:0], 4, [0, 1], None)
+    assert {name: len(value) for name, value in empty.items()} == {"semantic": 0, "instance": 0, "class_labels": 0}
 
 
 def test_a_class_out_of_range_is_refused():

@@ -45,6 +45,10 @@ def test_a_window_is_of_consecutive_frames_from_any_start_and_wraps(scenes, proc
         assert found == [order[(start + step) % VIEWS] for step in range(3)]
         starts.add(start)
     assert starts == set(range(VIEWS))
+    # By the generator of (seed, epoch, scene).
+    found = windows(scenes, processor, seed=5)[2, 1]["frames"]
+    assert found[0] == order[np.random.default_rng([5, 2, 1]).integers(VIEWS)]
+    assert windows(scenes, processor)[2, 1]["frames"] == windows(scenes, processor, seed=0)[2, 1]["frames"]
 
 
 def test_all_frames_are_in_one_world_with_the_ids_and_boxes_of_the_scene(scenes, processor):
@@ -65,6 +69,9 @@ def test_all_frames_are_in_one_world_with_the_ids_and_boxes_of_the_scene(scenes,
             assert (labels[sample["instance"] == number] == name).all()
             np.testing.assert_allclose(box, known[name], atol=1e-5)
         shared.update(sample["instance_ids"].tolist())
+        assert sample["instance_ids"].dtype == np.int64 and sample["object_boxes"].dtype == np.float32
+        assert type(sample["query_seed"]) is int and sample["query_seed"] < 2**62
+    assert max(sample["query_seed"] for sample in samples) > 2**60
     assert len(shared) < sum(len(sample["instance_ids"]) for sample in samples)
 
 
@@ -172,11 +179,14 @@ def test_a_batch_holds_the_frames_of_one_time_together(scenes, processor):
 
 
 def test_rows_without_boxes_give_none_and_a_mixture_of_scenes_is_one_of_rows(scenes, processor):
-    bare = Scenes(walk_data().remove_columns(["object_boxes", "object_ids"]))
+    bare = Scenes(scenes[0].data.remove_columns(["object_boxes", "object_ids"]))
     data = windows(Mixture({"a": scenes, "b": bare}, {"a": 1.0, "b": 2.0}), processor)
     assert len(data) == 4 and len(data.mixture.epoch_keys(0, 0)) == 4
     assert "object_boxes" in WindowCollator(processor)([data[0, 0]])
     assert "object_boxes" not in WindowCollator(processor)([data[0, 3]])
+    for name in ("object_boxes", "object_ids"):
+        half = windows(Scenes(scenes[0].data.remove_columns([name])), processor, frames=1)[0, 0]
+        assert "object_boxes" not in half["frames"][0] and len(half["frames"][0]["instance_ids"])
     with pytest.raises(ValueError, match="object_boxes is missing; expected in all frames or in none"):
         WindowCollator(processor)([data[0, 0], data[0, 3]])
 
@@ -224,3 +234,4 @@ def test_what_would_take_a_window_apart_is_refused(part, scenes, processor):
         windows(scenes, processor, AugmentationConfig(**{part: 0.5}))
     with pytest.raises(ValueError, match="num_frames is 0; expected at least 1"):
         windows(scenes, processor, frames=0)
+    assert windows(scenes, processor, frames=1).num_frames == 1
