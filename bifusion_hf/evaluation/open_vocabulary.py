@@ -119,7 +119,7 @@ class OpenVocabulary:
         if points["superpoint_map"] is None:
             raise ValueError(f"{prediction.frame_id}: its points have no depth image, so its masks have no pixels")
         masks = pixel_masks(
-            torch.from_numpy(np.asarray(prediction.masks)),
+            torch.from_numpy(prediction.masks),
             points["superpoint_ids"],
             points["pixel_indices"],
             points["superpoint_map"],

@@ -172,10 +172,10 @@ class SceneMap:
         """
         rows = slice(len(self)) if rows is None else rows
         ids, votes, seen = self._ids[rows], self._votes[rows], self._seen[rows]
-        most = votes.max(axis=1, initial=0)
+        most = votes.max(axis=1)
         leading = (votes == most[:, None]) & (ids >= 0)
-        owners = np.where(leading, ids, np.iinfo(np.int32).max).min(axis=1, initial=np.iinfo(np.int32).max)
-        share = (most / np.maximum(seen, 1)).astype(np.float32)
+        owners = np.where(leading, ids, np.iinfo(np.int32).max).min(axis=1)
+        share = (most / seen).astype(np.float32)
         owned = (most > 0) & (share >= min_share)
         return np.where(owned, owners, NONE).astype(np.int64), np.where(owned, share, 0).astype(np.float32)
 
