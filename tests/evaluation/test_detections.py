@@ -94,6 +94,11 @@ def test_detections_come_back_from_their_file(tmp_path, parts):
         for name, array in vars(value).items():
             np.testing.assert_array_equal(getattr(found[part], name), array)
             assert getattr(found[part], name).dtype == array.dtype, name
+    with np.load(tmp_path / "new" / "detections.npz") as stored:
+        small = {
+            name: stored[f"class_aware/{name}"].dtype for name in ("scores", "missed", "num_instances", "classes")
+        }
+    assert list(small.values()) == [np.float32, np.uint16, np.uint16, np.int16]
     (tmp_path / "other.npz").write_bytes(b"nothing")
     for name in ("other.npz", "missing.npz"):
         with pytest.raises(ValueError, match=f"{name}: not a file of detections"):

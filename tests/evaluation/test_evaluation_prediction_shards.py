@@ -11,7 +11,7 @@ from bifusion_hf.evaluation.prediction_shards import shard_folder, write_in_shar
 COUNT = 7
 
 
-def write(path, processes=None, settings=None):
+def write(path, processes=None, settings=None, shard_size=2):
     """A file of seven frames in shards of two; gives the rows that were predicted."""
     seen = []
 
@@ -22,7 +22,7 @@ def write(path, processes=None, settings=None):
             scores, labels = np.array([0.9, 0.1], np.float32) / (row + 1), np.zeros(2, np.int64)
             writer.write(FramePrediction(f"frame {row}", np.arange(9), masks, scores, labels))
 
-    options = {"shard_size": 2, "processes": processes}
+    options = {"shard_size": shard_size, "processes": processes}
     write_in_shards(path, COUNT, predict, readable_processor(False), None, settings or {"seed": 0}, **options)
     return seen
 
@@ -80,4 +80,6 @@ def test_what_is_there_is_not_made_again_and_settings_do_not_mix(alone, tmp_path
         shard.unlink()
     with pytest.raises(ValueError, match="another seed"):
         write(path, settings={"seed": 1})
+    with pytest.raises(ValueError, match="another shard_size"):
+        write(path, shard_size=3)
     assert write(path) == [2, 3, 6] and path.read_bytes() == alone.read_bytes()
