@@ -28,8 +28,8 @@ def results():
     }
     for metric in metrics.values():
         metric.update(masks, [0.9, 0.8], [0, 197], ids, [0, 197])
-    # An instance is missed, so that the two parts differ.
-    metrics["class_agnostic"].update(masks[:1], [0.7], None, ids, None)
+    # An instance is missed and one is covered by half, so that no two numbers are the same.
+    metrics["class_agnostic"].update((ids == 0) & (np.arange(600) % 2 == 0)[None], [0.7], None, ids, None)
     semantic = SemanticMeanIoU(["floor", "chair"])
     semantic.update([0, 1, 1], [0, 1, 0])
     parts = {name: metric.compute() for name, metric in metrics.items()}
@@ -77,6 +77,7 @@ def test_table(results):
     # Numbers stand under their names.
     ends = [[word.end() for word in re.finditer(r"\S+", line)] for line in lines[:2]]
     assert ends[0] == ends[1][1:]
+    assert rows["class-agnostic"] == ["0.306", "0.500", "0.750", "0.300", "4"]
     assert rows["class-aware"] == ["0.611", "1.000", "1.000", "0.600", "2"]
     assert rows["head"] == ["1.000", "1.000", "1.000", "1.000", "1"]
     assert rows["common"] == ["0.222", "1.000", "1.000", "0.200", "1"]
@@ -93,6 +94,9 @@ def test_table(results):
 def test_table_without_the_option():
     text = format_results({"class_agnostic": InstanceAveragePrecision(None).compute()})
     assert "AP50:95" not in text
+    mixed = {"class_agnostic": InstanceAveragePrecision(None).compute()}
+    mixed["class_aware"] = InstanceAveragePrecision(["a"], include_95=True).compute()
+    assert format_results(mixed).splitlines()[0].split() == ["AP", "AP50", "AP25", "AP50:95", "instances"]
     assert text.splitlines()[1].split() == ["class-agnostic", "nan", "nan", "nan", "0"]
 
 

@@ -42,5 +42,10 @@ def test_what_is_kept_goes_on_as_before(views):
     for found in (views.mean(np.array([3, 8])), again.mean(np.array([3, 8]))):
         assert found[0].tolist() == [3]
         np.testing.assert_allclose(found[1], [unit(1, 1)], rtol=1e-6)
+    assert {name: value.dtype for name, value in views.state().items()} == {
+        "ids": np.int64,
+        "pixels": np.int64,
+        "features": np.float32,
+    }
     views.forget(np.array([3]))
     assert views.state() == {} and ViewFeatures.from_state(2, {}).mean(np.array([3]))[0].tolist() == []
