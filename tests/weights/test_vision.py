@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -87,6 +89,9 @@ def test_a_tower_without_the_head_of_its_checkpoint(tmp_path, make_model):
         found, expected = tower_of(model)(images), published(images)
     assert torch.allclose(found.last_hidden_state, expected.last_hidden_state, atol=1e-6)
     assert report.unexpected and all("head." in name for name in report.unexpected)
+    assert report.notes == [], "all blocks are there"
+    report.save(tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["loaded"] == list(tower_of(model).state_dict())
 
 
 def write_resnet(folder, **changes):
