@@ -72,13 +72,14 @@ def test_a_perfect_network_has_ap_1_over_the_scene(class_aware):
 def test_labels_are_left_out_and_a_bar_is_shown_where_asked_for(capsys):
     processor = readable_processor(True)
     network, scenes = FeaturedNetwork(processor), {"a": list(walk(1))}
-    options = {"voxel_size": 0.1, "class_agnostic": True, "include_95": True, "masks": "union"}
+    options = {"voxel_size": 0.1, "class_agnostic": True, "masks": "union"}
     results = evaluate_scenes(network, processor, scenes, **options)
-    assert "class_aware" not in results and "all_ap_50:95" in results["class_agnostic"]
+    assert "class_aware" not in results and "all_ap_50:95" not in results["class_agnostic"]
     assert results["protocol"]["masks"] == "union" and results["protocol"]["merging"] == "geometric"
     assert results["protocol"]["min_points"] == 100 and capsys.readouterr().err == ""
-    results = evaluate_scenes(network, processor, scenes, voxel_size=0.1, merging="none", masks="votes", progress=True)
-    assert "class_aware" in results and "all_ap_50:95" not in results["class_agnostic"]
+    options = {"voxel_size": 0.1, "include_95": True, "merging": "none", "masks": "votes", "progress": True}
+    results = evaluate_scenes(network, processor, scenes, **options)
+    assert "all_ap_50:95" in results["class_aware"] and "all_ap_50:95" in results["class_agnostic"]
     assert results["protocol"]["masks"] == "votes" and "1/1" in capsys.readouterr().err
 
 
@@ -119,7 +120,7 @@ def test_objects_are_ranked_by_the_score_that_fits_their_masks(masks):
     evaluator.metric.update = lambda *arguments: given.append(arguments)
     evaluator.run(session, walk(2))
     (found, scores, *_), objects = given[0], session.objects(min_points=0)
-    assert len(found) == len(objects) == 6
+    assert len(found) == len(objects) == 6 and max(mask.mean() for mask in found) < 0.5
     if masks == "votes":
         assert list(scores) == [item.score for item in objects] and min(scores) < 0.6
     else:
@@ -170,6 +171,14 @@ def test_truth_of_frames_without_things_without_classes_and_without_depth():
     truth.add(frame)
     ids, labels = truth.labels()
     assert np.unique(ids).tolist() == [-1, 0, 1, 2, 3] and labels.tolist() == [0, 0, 0, 0]
+    # The class is that of most of an object's pixels.
+    frame = next(walk(1))
+    rows, columns = np.nonzero(frame.instance == 3)
+    some = columns < np.quantile(columns, 0.3)
+    frame.semantic[rows[some], columns[some]] = 10
+    truth = SceneTruth(readable_processor(True), voxel_size=0.05)
+    truth.add(frame)
+    assert truth.labels()[1].tolist() == [0, 1, 8]
     # The first class can be a thing.
     frame = next(walk(1))
     frame.semantic = np.where(frame.semantic == 2, 0, 1)
@@ -205,6 +214,7 @@ def test_evaluation_refuses_frames_without_pose_and_unknown_masks():
     nothing = SceneEvaluator(processor).compute()["protocol"]
     assert (nothing["num_scenes"], nothing["min_points"], len(nothing["iou_thresholds"])) == (0, 100, 10)
     assert nothing["points"].startswith("one for each voxel") and nothing["masks"] == "votes"
+    assert "class_aware" in SceneEvaluator(SimpleNamespace(label_names=["a", "b"])).compute()
 
 
 def mesh_of(frame, shift=0.0):
