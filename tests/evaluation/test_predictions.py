@@ -188,6 +188,9 @@ def test_frames_are_written_in_groups(tmp_path):
     metadata = pq.read_metadata(path)
     assert [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)] == [64, 1]
     assert metadata.row_group(0).column(2).compression == "ZSTD"
+    # The order of the columns tells files of predictions from others.
+    names = ["frame_id", "pixel_indices", "masks", "scores", "labels", "semantic"]
+    assert metadata.schema.to_arrow_schema().names == names
     for stored, prediction in zip(PredictionFile(path), predictions, strict=True):
         np.testing.assert_array_equal(stored.masks, prediction.masks)
 

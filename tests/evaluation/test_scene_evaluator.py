@@ -118,7 +118,11 @@ def test_objects_are_ranked_by_the_score_that_fits_their_masks(masks):
     session = SceneSession(network, processor, merging="none", voxel_size=0.1)
     evaluator, given = SceneEvaluator(processor, masks=masks), []
     evaluator.metric.update = lambda *arguments: given.append(arguments)
-    evaluator.run(session, walk(2))
+    frames = list(walk(2))
+    for frame in frames:
+        # Some of it is nearer than a metre.
+        frame.depth *= 0.5
+    evaluator.run(session, frames)
     (found, scores, *_), objects = given[0], session.objects(min_points=0)
     assert len(found) == len(objects) == 6 and max(mask.mean() for mask in found) < 0.5
     if masks == "votes":
@@ -177,7 +181,9 @@ def test_truth_of_frames_without_things_without_classes_and_without_depth():
     some = columns < np.quantile(columns, 0.3)
     frame.semantic[rows[some], columns[some]] = 10
     truth = SceneTruth(readable_processor(True), voxel_size=0.05)
-    truth.add(frame)
+    frame.depth *= 0.4
+    instance, keys = truth.add(frame)
+    assert len(instance) == len(keys) == np.count_nonzero(frame.depth)
     assert truth.labels()[1].tolist() == [0, 1, 8]
     # The first class can be a thing.
     frame = next(walk(1))

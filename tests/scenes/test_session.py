@@ -102,6 +102,8 @@ def test_ids_stay_and_objects_are_merged(network):
 
 def test_the_cloud_is_the_mean_of_what_was_measured(network):
     session, frame = Oracle(*network, voxel_size=0.2), make_frame(60, 80, superpoints=SUPERPOINTS)
+    # Some of it is nearer than a metre.
+    frame.depth *= 0.5
     result = session.update(frame)
     assert result["segmentation"].dtype == session.frame_segmentation(0).dtype == np.int32
     assert json.loads(json.dumps(result["segments_info"])) == result["segments_info"], "plain values"
@@ -115,7 +117,7 @@ def test_the_cloud_is_the_mean_of_what_was_measured(network):
         np.testing.assert_allclose(point, positions[keys == key].mean(axis=0), atol=1e-5)
         assert np.abs(color - pixels[keys == key].mean(axis=0)).max() < 1
     larger = Oracle(*network, voxel_size=0.2)
-    larger.update(make_frame(60, 80, image_scale=2, superpoints=SUPERPOINTS))
+    larger.update(make_frame(60, 80, image_scale=2, superpoints=SUPERPOINTS, depth=frame.depth))
     assert np.abs(larger.cloud()[1].astype(int) - colors).mean() < 3, "of pictures larger than the depth too"
     points[:] = 0
     assert (session.cloud()[0] != 0).any(), "what is given away is a copy"
