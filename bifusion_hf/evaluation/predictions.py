@@ -258,7 +258,7 @@ def _match_frames(predictions: PredictionFile, rows: Sequence[Mapping[str, Any]]
     for source, found in (("the data set", names), (predictions.path, predictions.frame_ids)):
         if len(set(found)) != len(found):
             raise ValueError(f"{source}: {len(found) - len(set(found))} frames have the name of another")
-    missing = sorted(row_of_frame.keys() - set(predictions.frame_ids))
+    missing = sorted(row_of_frame.keys() - predictions.frame_ids)
     unknown = sorted(set(predictions.frame_ids) - row_of_frame.keys())
     if missing or unknown:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import fsspec
 import pytest
 
 from bifusion_hf.io.files import DataFileError
@@ -79,7 +80,18 @@ def test_folders_and_files_of_recordings_are_cut_apart(opened, tmp_path):
     found = [list(source.frames(Piece("hall", *bounds))) for bounds in ((0, 2), (2, 4), (1, None))]
     assert [[number for number, _ in frames] for frames in found] == [[0, 1], [2, 3], [1, 2, 3]]
     assert found[0][1][1].frame_id == "hall/id 1" and found[1][1][1] == BrokenFrame("hall/id 3", "it is dark")
+    again = RecordingFrames(tmp_path, {"depth_scale": 1000.0, "stride": 2})
+    assert len(list(again.frames(Piece("hall", 0, 3)))) == 3
     assert opened == [("hall", {"depth_scale": 1000.0, "stride": 2})], "once for all of its pieces"
+
+
+def test_recordings_in_a_store_are_not_opened_to_be_counted(opened, tmp_path):
+    address = f"memory://{tmp_path.name}/scans"
+    system, root = fsspec.url_to_fs(address)
+    for name in ("hall/0000/depth.png", "a.sens", "notes.txt"):
+        system.pipe_file(f"{root}/{name}", b"")
+    pieces = RecordingFrames(address).shards(1)
+    assert list(pieces.values()) == [Piece("a.sens", 0, None), Piece("hall", 0, None)] and opened == []
 
 
 def test_a_folder_without_recordings_is_refused(opened, tmp_path):
