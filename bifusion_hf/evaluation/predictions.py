@@ -181,7 +181,7 @@ class PredictionFile:
     def _prediction(self, batch: "pyarrow.RecordBatch") -> FramePrediction:
         def values(name: str) -> np.ndarray | None:
             column = batch.column(name)
-            return None if column.null_count else column.flatten().to_numpy(zero_copy_only=False)
+            return None if column.null_count else column.flatten().to_numpy()
 
         frame_id, packed = batch.column("frame_id")[0].as_py(), batch.column("masks")[0].as_py()
         pixels, scores, labels = values("pixel_indices"), values("scores"), values("labels")

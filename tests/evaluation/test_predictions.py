@@ -222,6 +222,7 @@ def small_file(tmp_path):
     [
         ({"labels": [None]}, "p.parquet: frame 'synthetic 0' has an empty field"),
         ({"masks": [None]}, "p.parquet: frame 'synthetic 0' has an empty field"),
+        ({"pixel_indices": [[None, *range(8)]]}, r"p.parquet: damaged \(.*1 nulls"),
         ({"masks": [b"abc"]}, "p.parquet: masks of synthetic 0 have 3 bytes; expected 2 x 2 for 9 points"),
         ({"pixel_indices": [[4800, *range(8)]]}, r"p.parquet: synthetic 0 has pixels 0..4800; expected\s+0..4799"),
         ({"pixel_indices": [[-1, *range(8)]]}, "p.parquet: synthetic 0 has pixels -1..7"),

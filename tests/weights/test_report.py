@@ -19,6 +19,12 @@ def test_the_table_has_a_column_as_wide_as_the_longest_name():
     assert header.startswith("module         tensors loaded") and second.startswith("head           ")
     assert first.split() == ["encoder.point", "1", "of", "2", "1,234"] and len(first) == len(second) == len(header)
     assert WeightLoadReport("weights.bin").table().startswith("module  tensors loaded")
+    report = WeightLoadReport("w", ["a"], ["b"], ["c", "d"], [("e", (1, 2), "f", (3,))], notes=["look"])
+    assert str(report).splitlines()[1:] == [
+        "1 tensors of w loaded, 2 not used, 1 of another shape; 1 tensors of the model stay as they were",
+        "another shape: e [1, 2] for f [3]",
+        "note: look",
+    ]
 
 
 def test_modules_are_told_apart_by_three_parts_and_progress_is_none_of_them():

@@ -172,6 +172,25 @@ def test_a_tensor_that_the_file_lacks_is_not_left_to_chance(tmp_path, make_model
         load_vision_weights(make_model(), str(tmp_path / "nowhere"))
 
 
+def test_the_revision_is_asked_for_and_what_came_is_verified(tmp_path, make_model, monkeypatch):
+    write_dinov2(tmp_path)
+    model, asked, verified = make_model(), [], []
+    kind = type(tower_of(model))
+    load = kind.from_pretrained
+
+    def from_pretrained(source, revision=None, **options):
+        asked.append(revision)
+        return load(source, revision=revision, **options)
+
+    monkeypatch.setattr(kind, "from_pretrained", from_pretrained)
+    monkeypatch.setattr("bifusion_hf.weights.vision.verify_pulled_weights", lambda *what: verified.append(what))
+    load_vision_weights(model, tmp_path, revision="v2")
+    # What came damaged may be why it cannot be read.
+    with pytest.raises(OSError, match="nowhere"):
+        load_vision_weights(model, str(tmp_path / "nowhere"))
+    assert asked == ["v2", None] and verified == [(tmp_path, "v2"), (str(tmp_path / "nowhere"), None)]
+
+
 def test_each_loader_names_the_other(tmp_path, make_model, small_config):
     write_dinov2(tmp_path)
     with pytest.raises(ValueError, match=r"load_clip_weights \(init.clip in a recipe\)"):
