@@ -190,6 +190,8 @@ def test_the_network_runs_through(network):
         expected = frame.unproject().reshape(-1, 3)[result["pixel_indices"]]
         np.testing.assert_allclose(result["points"], expected, atol=1e-5)
     assert len(session.bank) and (session.bank["views"] > 1).any()
+    for name in session.bank.MEANS:
+        assert session.bank[name].dtype == np.float64, name
     np.testing.assert_allclose(np.linalg.norm(session.bank["features"][session.bank["views"] == 1], axis=1), 1)
 
 
@@ -344,66 +346,9 @@ def test_enlarged_frames_leave_their_points_in_metres(network, online_network):
     enlarging = BiFusionProcessor.from_config(model.config, num_points=processor.num_points, reference_depth=20.0)
     points = SceneSession(model, enlarging).update(frame)["points"]
     np.testing.assert_allclose(points, SceneSession(*network).update(frame)["points"], atol=1e-4)
-    with pytest.raises(ValueError, match="reference_depth is 20.0; frame adapters and learned merging"):
-        SceneSession(online_network[0], enlarging)
-
-
-@pytest.fixture(scope="module")
-def online_network(small_config):
-    torch.manual_seed(0)
-    point_config = {"stem_channels": 8, "planes": [8, 8, 12, 12, 12, 12, 12, 12], "blocks": [1] * 8}
-    point_config["use_frame_adapters"] = True
-    config = small_config("none", point_config=point_config, use_box_head=True, use_merge_head="layer")
-    model = BiFusionForInstanceSegmentation(config).eval()
-    # The adapters of a new network change nothing.
-    for adapter in model.model.encoder.point_encoder.frame_adapters:
-        torch.nn.init.uniform_(adapter.norm_mix.weight, 0.5, 1.5)
-    return model, BiFusionProcessor.from_config(config, num_points=600)
-
-
-def test_a_network_with_the_heads_merges_by_them_and_remembers(online_network, tmp_path):
-    model, processor = online_network
-    session = SceneSession(model, processor, threshold=0.0)
-    assert session.merging.name == "learned" and session.max_instances == 20
-    first, second, third = frames(3)
-    result = session.update(first)
-    assert len(result["ids"]) <= 20 and len(session.frame_memory.levels) == 4
-    # The network sees the world's coordinates: the voxels of its memory are those of the points.
-    voxels = np.unique(np.floor(result["points"] / model.config.voxel_size / 2).astype(int) * 2, axis=0)
-    coordinates = session.frame_memory.levels[0].grid.coordinates[:, 1:].numpy()
-    assert {tuple(row) for row in coordinates.tolist()} == {tuple(row) for row in voxels.tolist()}
-    before = {name: value.clone() for name, value in session.frame_memory.state().items()}
-    with pytest.raises(ValueError, match="camera_to_world is None"):
-        session.update(make_frame(60, 80, with_pose=False))
-    for name, value in session.frame_memory.state().items():
-        assert torch.equal(value, before[name])
-    session.update(second)
-    assert (session.bank["views"] == 2).any(), "untrained embeddings are alike, so something is merged"
-    np.testing.assert_allclose(np.linalg.norm(session.bank["features"][session.bank["views"] == 1], axis=1), 1)
-    session.save(tmp_path / "scene.safetensors")
-    resumed = SceneSession.load(tmp_path / "scene.safetensors", model, processor)
-    last = [each.update(third) for each in (session, resumed)]
-    np.testing.assert_array_equal(last[0]["segmentation"], last[1]["segmentation"])
-    np.testing.assert_array_equal(last[0]["scores"], last[1]["scores"])
-    assert_same_state(state_of(session), state_of(resumed))
-    item = session.objects(min_points=0)[0]
-    assert (item.box_3d == session.bank["boxes"][session.bank.rows(np.array([item.id]))[0]]).all()
-
-
-def test_the_memory_can_be_reset_at_every_frame(online_network):
-    first, second, _ = frames(3)
-    forgetful = SceneSession(*online_network, threshold=0.0, memory="frame")
-    forgetful.update(first)
-    assert forgetful.frame_memory is None
-    alone, scene = (SceneSession(*online_network, threshold=0.0) for _ in range(2))
-    scene.update(first)
-    results = [session.update(second) for session in (forgetful, alone, scene)]
-    np.testing.assert_array_equal(results[0]["scores"], results[1]["scores"])
-    assert (
-        len(results[0]["scores"]) != len(results[2]["scores"]) or (results[0]["scores"] != results[2]["scores"]).any()
-    )
-    with pytest.raises(ValueError, match="memory is 'none'"):
-        SceneSession(*online_network, memory="none")
+    for merging in (None, "geometric"):
+        with pytest.raises(ValueError, match="reference_depth is 20.0; frame adapters and learned merging"):
+            SceneSession(online_network[0], enlarging, merging=merging)
 
 
 class Axes:

@@ -168,6 +168,10 @@ def test_a_tensor_that_the_file_lacks_is_not_left_to_chance(tmp_path, make_model
     with pytest.raises(ValueError, match=r"is missing\. Nothing was loaded") as error:
         load_vision_weights(make_model(), tmp_path)
     assert str(error.value).count("is missing") == 5
+    del state["layernorm.bias"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"is missing and 1 more\. Nothing was loaded"):
+        load_vision_weights(make_model(), tmp_path)
     with pytest.raises(OSError, match="nowhere"):
         load_vision_weights(make_model(), str(tmp_path / "nowhere"))
 
