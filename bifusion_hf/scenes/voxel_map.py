@@ -177,7 +177,7 @@ class SceneMap:
         owners = np.where(leading, ids, np.iinfo(np.int32).max).min(axis=1)
         share = (most / seen).astype(np.float32)
         owned = (most > 0) & (share >= min_share)
-        return np.where(owned, owners, NONE).astype(np.int64), np.where(owned, share, 0).astype(np.float32)
+        return np.where(owned, owners, NONE).astype(np.int64), np.where(owned, share, 0)
 
     def add(self, keys: np.ndarray, positions: np.ndarray, colors: np.ndarray, ids: np.ndarray) -> None:
         """Adds what a frame saw.
@@ -234,9 +234,7 @@ class SceneMap:
         result = cls(voxel_size)
         result.index = VoxelIndex(state["keys"])
         for name in ("seen", "positions", "colors", "ids", "votes"):
-            values = np.array(state[name])
-            # Room for at least one row, so that doubling it makes more.
-            setattr(result, f"_{name}", grown(values, max(len(values), 1024), NONE if name == "ids" else 0))
+            setattr(result, f"_{name}", np.array(state[name]))
         return result
 
 

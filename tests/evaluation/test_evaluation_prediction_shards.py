@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from perfect_network import readable_processor
@@ -24,7 +26,7 @@ def write(path, processes=None, settings=None, shard_size=2):
             scores, labels = np.array([0.9, 0.1], np.float32) / (row + 1), np.zeros(2, np.int64)
             writer.write(FramePrediction(f"frame {row}", np.arange(9), masks, scores, labels))
 
-    options = {"shard_size": shard_size, "processes": processes}
+    options = {"processes": processes, **({} if shard_size is None else {"shard_size": shard_size})}
     write_in_shards(path, COUNT, predict, readable_processor(False), None, settings or {"seed": 0}, **options)
     return seen
 
@@ -73,8 +75,11 @@ def test_what_is_there_is_not_made_again_and_settings_do_not_mix(alone, tmp_path
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bifusion_hf.evaluation.prediction_shards.delete_folder", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        write(path)
+    for name, size in ((path, 2), (tmp_path / "other.parquet", None)):
+        with pytest.raises(KeyboardInterrupt):
+            write(name, shard_size=size)
+        kept = json.loads((shard_folder(name) / "settings.json").read_text())
+        assert (kept["frames"], kept["shard_size"]) == (COUNT, size or 256)
     monkeypatch.undo()
     shards = sorted(shard_folder(path).glob("shards/*.parquet"))
     assert len(shards) == 4

@@ -53,6 +53,7 @@ def test_what_a_frame_says_of_its_voxels():
     rows = np.array([2, 1, 2, 0, -1, 0, -1])
     voxels, means, tints, winners = frame_voxels(keys, positions, colors, rows)
     assert voxels.tolist() == [4, 7, 9]
+    assert [values.dtype for values in (voxels, means, tints, winners)] == [np.int64, *[np.float32] * 2, np.int64]
     for row, key in enumerate(voxels):
         np.testing.assert_allclose(means[row], positions[keys == key].mean(axis=0), rtol=1e-6)
         np.testing.assert_allclose(tints[row], colors[keys == key].mean(axis=0), rtol=1e-6)
@@ -88,6 +89,11 @@ def test_means_votes_and_forgetting():
     again = SceneMap.from_state(0.1, scene.state())
     again.add(keys, np.zeros((2, 3)), np.zeros((2, 3)), np.array([7, 7]))
     scene.add(keys, np.zeros((2, 3)), np.zeros((2, 3)), np.array([7, 7]))
+    dtypes = {name: value.dtype for name, value in scene.state().items()}
+    assert dtypes.pop("keys") == np.int64
+    assert dtypes.pop("positions") == dtypes.pop("colors") == np.float32 and set(dtypes.values()) == {
+        np.dtype("int32")
+    }
     for name, value in scene.state().items():
         np.testing.assert_array_equal(again.state()[name], value)
         assert again.state()[name].dtype == value.dtype
@@ -95,6 +101,20 @@ def test_means_votes_and_forgetting():
     scene.add(np.array([3, 4]), np.ones((2, 3)), np.ones((2, 3)), np.array([-1, 8]))
     assert before["seen"].tolist() == [4, 4] and before["keys"].tolist() == [3, 8]
     assert scene.seen.tolist() == [5, 4, 1] and scene.find(np.array([4, 5])).tolist() == [2, -1]
+
+
+def test_a_further_object_takes_votes_from_the_weakest_and_then_its_place():
+    scene = SceneMap(1.0)
+    found = []
+    for index in (1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 9, 9, 9):
+        scene.add(np.array([5]), np.zeros((1, 3)), np.zeros((1, 3)), np.array([index]))
+        found.append((scene.state()["ids"][0].tolist(), scene.state()["votes"][0].tolist()))
+    assert found[-4:] == [
+        ([1, 2, 3, 4], [2, 3, 3, 3]),
+        ([1, 2, 3, 4], [1, 3, 3, 3]),
+        ([-1, 2, 3, 4], [0, 3, 3, 3]),
+        ([9, 2, 3, 4], [1, 3, 3, 3]),
+    ]
 
 
 def test_a_map_of_many_voxels_goes_on_from_its_state():
