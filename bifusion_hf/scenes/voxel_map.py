@@ -66,7 +66,7 @@ class VoxelIndex:
         return self._keys[: self._count]
 
     def _place(self, keys: np.ndarray) -> np.ndarray:
-        bits = int(self._table.size).bit_length() - 1
+        bits = self._table.size.bit_length() - 1
         return ((keys.view(np.uint64) * _MULTIPLIER) >> np.uint64(64 - bits)).astype(np.int64)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
@@ -91,7 +91,7 @@ class VoxelIndex:
         self._keys[rows[new]] = keys[new]
         self._count += len(new)
         if 2 * self._count > self._table.size:
-            self._table = np.full(2 ** int(4 * self._count).bit_length(), NONE, dtype=np.int32)
+            self._table = np.full(2 ** (4 * self._count).bit_length(), NONE, dtype=np.int32)
             self._enter(np.arange(self._count))
         else:
             self._enter(rows[new])

@@ -79,7 +79,7 @@ def test_means_votes_and_forgetting():
     assert owners.tolist() == [5, 6]
     np.testing.assert_allclose(shares, [2 / 3, 2 / 3], rtol=1e-6)
     assert owners.dtype == np.int64 and shares.dtype == np.float32
-    assert scene.owners(min_share=0.7)[0].tolist() == [-1, -1]
+    assert [values.tolist() for values in scene.owners(min_share=0.7)] == [[-1, -1], [0, 0]]
     assert scene.owners(np.array([1]), min_share=float(shares[0]))[0].tolist() == [6], "as much is enough"
     assert scene.voted_for().tolist() == [4, 5, 6] and scene.voted_for().dtype == np.int64
     before = scene.state()

@@ -248,6 +248,12 @@ def test_nothing_is_loaded_where_the_backbone_does_not_fit(small_state, tmp_path
         r"stem_norm.running_var is missing in the checkpoint\. Nothing",
         save(tmp_path / "f.pth", fewer),
     )
+    # Up to five problems are named.
+    names = [key for key in state if key.startswith("backbone.block1.0.")]
+    for count, end in ((5, r"\. Nothing"), (6, r" and 1 more\. Nothing")):
+        fewer = {key: value for key, value in state.items() if key not in names[:count]}
+        path = save(tmp_path / "several.pth", fewer)
+        unchanged_after(model, ValueError, f"(is missing in the checkpoint.*){{5}}{end}", path)
     report = load_sv3d_weights(model, tmp_path / "f.pth", strict_backbone=False)
     assert "model.encoder.point_encoder.stem_norm.running_var" in report.missing
 
