@@ -16,12 +16,19 @@ def test_rows_are_found_as_a_dictionary_finds_them():
         asked = rng.integers(0, 80000, size=500)
         assert index.find(asked).tolist() == [expected.get(key, -1) for key in asked.tolist()]
     assert len(index) == len(expected) and index.keys.tolist() == list(expected)
+    # Whichever voxel came first, others find their way past it.
+    for _ in range(20):
+        keys = rng.integers(0, 2**62, 1000)
+        assert VoxelIndex(keys).find(np.append(keys, -1)).tolist() == [*range(1000), -1]
 
 
 def test_keys_of_negative_places_and_of_places_too_far():
     points = np.array([[-0.01, 0.0, 0.01], [0.01, 0.0, 0.01], [-0.039, 0.039, 0.0], [0.0, 0.0, 0.0]])
     keys = voxel_keys(points, 0.04)
     assert keys[0] == keys[2] and keys[1] == keys[3] and keys[0] != keys[1]
+    # In single precision this would be the third voxel's border.
+    below = np.array([[0.12, 0, 0]], dtype=np.float32)
+    assert voxel_keys(below, 0.04) == voxel_keys(np.array([[0.1, 0, 0]]), 0.04)
     for place in (MAX_COORDINATE * 0.04 + 1, np.nan, np.inf):
         with pytest.raises(ValueError, match="from the origin"):
             voxel_keys(np.array([[0, 0, place]]), 0.04)
