@@ -129,7 +129,7 @@ class SceneMap:
     """
 
     def __init__(self, voxel_size: float):
-        self.voxel_size = float(voxel_size)
+        self.voxel_size = voxel_size
         self.index = VoxelIndex()
         self._seen = np.zeros(1024, dtype=np.int32)
         self._positions = np.zeros((1024, 3), dtype=np.float32)

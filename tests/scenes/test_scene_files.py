@@ -68,15 +68,19 @@ def test_a_frame_s_picture_names_what_it_shows_with_the_ids_of_the_scene():
     found = draw_scene_frame(image, {"segmentation": segmentation, "segments_info": segments})
     expected = draw_instances(image, segmentation, [{**segments[0], "name": "chair 5"}])
     np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+    # An object may fill the picture.
+    filled = {"segmentation": np.full((60, 80), 5), "segments_info": segments[:1]}
+    assert (np.asarray(draw_scene_frame(image, filled)) != np.asarray(found)).any()
 
 
 @pytest.mark.parametrize("kind", [animation_format(), "gif"])
 def test_an_animation_shows_each_picture_for_its_time_at_the_width_asked_for(tmp_path, kind):
     pictures = []
-    for index, grey in enumerate((0, 120, 240)):
+    # The size is that of the first one.
+    for index, (grey, size) in enumerate(((0, (82, 60)), (120, (90, 50)), (240, (82, 60)))):
         pictures.append(tmp_path / f"{index}.png")
-        Image.new("RGB", (82, 60), (grey, grey, grey)).save(pictures[-1])
-    write_animation(tmp_path / f"scan.{kind}", pictures, width=40, milliseconds=150)
+        Image.new("RGB", size, (grey, grey, grey)).save(pictures[-1])
+    write_animation(tmp_path / f"scan.{kind}", iter(pictures), width=40, milliseconds=150)
     with Image.open(tmp_path / f"scan.{kind}") as animation:
         # 29.3 rows.
         assert animation.size == (40, 29) and animation.n_frames == 3 and animation.info["loop"] == 0

@@ -113,15 +113,19 @@ def test_means_votes_and_forgetting():
 def test_a_further_object_takes_votes_from_the_weakest_and_then_its_place():
     scene = SceneMap(1.0)
     found = []
-    for index in (1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 9, 9, 9):
+    for index in (0, 0, 2, 2, 2, 3, 3, 3, 4, 4, 4, 9, 9, 9):
         scene.add(np.array([5]), np.zeros((1, 3)), np.zeros((1, 3)), np.array([index]))
         found.append((scene.state()["ids"][0].tolist(), scene.state()["votes"][0].tolist()))
     assert found[-4:] == [
-        ([1, 2, 3, 4], [2, 3, 3, 3]),
-        ([1, 2, 3, 4], [1, 3, 3, 3]),
+        ([0, 2, 3, 4], [2, 3, 3, 3]),
+        ([0, 2, 3, 4], [1, 3, 3, 3]),
         ([-1, 2, 3, 4], [0, 3, 3, 3]),
         ([9, 2, 3, 4], [1, 3, 3, 3]),
     ]
+    scene.forget(np.array([9, 4]))
+    assert scene.state()["ids"].tolist() == [[-1, 2, 3, -1]] and scene.state()["votes"].tolist() == [[0, 3, 3, 0]]
+    scene.add(np.array([5]), np.zeros((1, 3)), np.zeros((1, 3)), np.array([0]))
+    assert scene.voted_for().tolist() == [0, 2, 3]
 
 
 def test_a_map_of_many_voxels_goes_on_from_its_state():
