@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from bifusion_hf.batch import Processes
 from bifusion_hf.io.storage import Folder
 from bifusion_hf.prediction import shards
 from bifusion_hf.prediction.shards import PredictionSettings, ShardPredictor, predict_shards
@@ -158,3 +159,47 @@ def test_a_run_tells_of_its_shards_and_ends_with_a_report(segmenter, tmp_path, c
         predict_shards(Source(), PredictionSettings("here", batch_size=0), tmp_path, kind="coco")
     single = PredictionSettings("here", batch_size=1)
     assert predict_shards(Source(), single, tmp_path / "one", kind="coco", tell=False)["frames"] == 3
+
+
+class Timed:
+    """An engine whose shards took a quarter of a second, and no time at all."""
+
+    def run(self, build, pieces):
+        predictor = build()
+        for seconds, (name, piece) in zip((0.25, 0.0), pieces.items(), strict=False):
+            yield name, {**predictor(name, piece), "seconds": seconds}
+
+
+class Launched(Processes):
+    """One of two processes, with a shard each; the second one works when the first one waits for it."""
+
+    def __init__(self, rank, out, told):
+        super().__init__(rank, 2)
+        self.__dict__.update(out=out, told=told)
+
+    def share(self, pieces):
+        if self.is_main:
+            self.told["left"] = list(pieces.items())
+        return dict([self.told["left"][self.rank]])
+
+    def gather(self, value):
+        if self.is_main:
+            options = {"kind": "coco", "tell": False, "processes": Launched(1, self.out, self.told)}
+            self.told["second"] = predict_shards(Source(), PredictionSettings("here"), self.out, **options)
+        return [value] * 2
+
+
+def test_lines_tell_the_speed_of_a_shard(segmenter, tmp_path, capsys):
+    predict_shards(Source(), PredictionSettings("here"), tmp_path, kind="coco", engine=Timed())
+    assert capsys.readouterr().out.splitlines() == [
+        "first: 2 frames, 8.00 a second, 2 frames skipped",
+        "second: 1 frames, 1000000000.00 a second",
+    ]
+
+
+def test_the_first_process_waits_for_the_shards_of_the_others(segmenter, tmp_path):
+    told = {}
+    options = {"kind": "coco", "tell": False, "processes": Launched(0, tmp_path, told)}
+    report = predict_shards(Source(), PredictionSettings("here"), tmp_path, **options)
+    assert report["frames"] == 3 and told["second"] is None
+    assert segmenter.batches == [["frame 0", "frame 2"], ["frame 4"]]

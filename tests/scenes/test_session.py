@@ -133,6 +133,8 @@ def test_the_cloud_is_the_mean_of_what_was_measured(network):
     assert [item.id for item in session.objects()] == [0]
     *_, lost = session.objects(min_points=0)
     assert len(lost.points) == 0 and lost.score == 0 and (lost.box_3d == session.bank["boxes"][lost.id]).all()
+    lost.box_3d[:] = 0
+    assert session.bank["boxes"][lost.id].any(), "what is given away is a copy"
 
 
 def test_labels_are_those_of_most_views_by_their_names(small_config):
