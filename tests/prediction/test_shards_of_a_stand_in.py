@@ -71,7 +71,7 @@ class Source:
 @pytest.fixture
 def segmenter(monkeypatch):
     found = Segmenter()
-    monkeypatch.setattr(shards, "load_segmenter", lambda checkpoint, device: found)
+    monkeypatch.setattr(shards, "load_segmenter", lambda *what: {("here", None): found}[what])
     monkeypatch.setattr(shards, "weights_digest", lambda checkpoint: f"digest of {checkpoint}")
     return found
 
@@ -153,6 +153,8 @@ def test_a_run_tells_of_its_shards_and_ends_with_a_report(segmenter, tmp_path, c
     assert capsys.readouterr().out == "2 of 2 shards are there\n"
     predict_shards(Source(), settings, tmp_path, kind="coco", merge=True, tell=False)
     assert capsys.readouterr().out == "" and (tmp_path / "results.json").exists()
+    with pytest.raises(ValueError, match="another threshold"):
+        predict_shards(Source(), PredictionSettings("here", threshold=0.4), tmp_path, kind="coco")
     with pytest.raises(ValueError, match=r"kind is 'csv'; expected one of \('parquet', 'coco'\)"):
         predict_shards(Source(), settings, tmp_path, kind="csv")
     with pytest.raises(ValueError, match="batch_size is 0; expected at least 1"):
@@ -186,6 +188,7 @@ class Launched(Processes):
         if self.is_main:
             options = {"kind": "coco", "tell": False, "processes": Launched(1, self.out, self.told)}
             self.told["second"] = predict_shards(Source(), PredictionSettings("here"), self.out, **options)
+        self.told.setdefault("met", []).append(self.rank)
         return [value] * 2
 
 
@@ -201,5 +204,5 @@ def test_the_first_process_waits_for_the_shards_of_the_others(segmenter, tmp_pat
     told = {}
     options = {"kind": "coco", "tell": False, "processes": Launched(0, tmp_path, told)}
     report = predict_shards(Source(), PredictionSettings("here"), tmp_path, **options)
-    assert report["frames"] == 3 and told["second"] is None
+    assert report["frames"] == 3 and told["second"] is None and told["met"] == [1, 0]
     assert segmenter.batches == [["frame 0", "frame 2"], ["frame 4"]]
