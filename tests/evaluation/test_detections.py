@@ -74,6 +74,15 @@ def test_every_draw_is_what_the_ordinary_evaluator_says_of_its_frames(frames, pa
     assert np.isnan(found["class_aware"][:, 2]).all()
 
 
+def test_one_frame_is_enough(frames):
+    recorder, evaluator = DetectionRecorder(), FrameEvaluator(PROTOCOL)
+    evaluator.update(*frames[0])
+    recorder.add(frames[0][0], evaluator)
+    found = recorder.detections()["class_aware"]
+    assert found.frame_ids.tolist() == ["frame 0"] and found.class_names.tolist() == list(CLASSES)
+    assert found.thresholds.tolist() == evaluator.metrics["class_aware"].thresholds.tolist()
+
+
 def test_a_threshold_that_was_not_measured_is_refused(parts):
     with pytest.raises(ValueError, match="threshold is 0.3; expected one of"):
         parts["class_aware"].average_precision(np.ones((1, 12), int), 0.3)
