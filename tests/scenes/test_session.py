@@ -268,7 +268,7 @@ def test_files_that_hold_no_scene_are_named(network, tmp_path):
 
 
 def test_the_scene_forgets_the_weakest_above_its_limit(network):
-    session = Oracle(*network, merging="none", max_objects=5, voxel_size=0.1)
+    session = Oracle(*network, merging="none", max_objects=5, voxel_size=0.1, labeler=Axes())
     for frame in frames(6):
         ids = session.update(frame)["ids"]
         assert set(ids) <= set(session.bank["ids"].tolist())
@@ -276,6 +276,7 @@ def test_the_scene_forgets_the_weakest_above_its_limit(network):
         assert len(session.bank) == (3 if session.num_frames == 1 else 4)
     assert session.bank.next_id == 18
     alive = set(session.bank["ids"].tolist())
+    assert set(session.views.state()["ids"].tolist()) == alive
     assert set(np.unique(session.cloud()[2])) <= alive | {-1}
     assert set(np.unique(session.frame_segmentation(0))) <= alive | {-1}
 
