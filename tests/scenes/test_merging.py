@@ -205,6 +205,7 @@ def test_a_bank_goes_on_from_its_state_and_keeps_what_is_chosen():
         assert some["features"].ravel().tolist() == [1.0, 4.5, 7.0] and some.next_id == 4
         for name, values in some.state().items():
             assert len(values) == 3 and values.dtype == bank[name].dtype
+    assert bank["ids"].dtype == bank["views"].dtype == np.int64
     # What was taken down stays.
     assert state["features"].ravel().tolist() == [1.0, 2.0, 3.0] and state["views"].tolist() == [1, 1, 1]
     assert len(ObjectBank.from_state(0, {})) == 0
