@@ -133,7 +133,7 @@ class FrameEvaluator:
                 None, protocol.min_points, include_95=protocol.include_95
             )
             # The last entry answers for void.
-            self._members[group] = np.array([*(name in set(names) for name in protocol.class_names), False])
+            self._members[group] = np.array([*(name in names for name in protocol.class_names), False])
         if protocol.semantic_class_names is not None:
             self.metrics["semantic"] = SemanticMeanIoU(protocol.semantic_class_names, ignore_index=IGNORE)
 

@@ -50,7 +50,7 @@ def mask_overlaps(masks: np.ndarray, instance_ids: np.ndarray, num_instances: in
         int64 [K, M + 1]; the last column counts the points without an instance.
     """
     columns = np.where(instance_ids < 0, num_instances, instance_ids)
-    overlaps = np.zeros((len(masks), num_instances + 1), dtype=np.int64)
+    overlaps = np.empty((len(masks), num_instances + 1), dtype=np.int64)
     for row, mask in enumerate(masks):
         overlaps[row] = np.bincount(columns[mask], minlength=num_instances + 1)
     return overlaps
@@ -81,8 +81,8 @@ class InstanceAveragePrecision:
             raise ValueError(f"min_points is {min_points}; expected at least 1")
         self.class_agnostic = class_names is None
         self.class_names = (AGNOSTIC_CLASS_NAME,) if class_names is None else tuple(class_names)
-        self.min_points = int(min_points)
-        self.include_95 = bool(include_95)
+        self.min_points = min_points
+        self.include_95 = include_95
         high = [HIGH_THRESHOLD] if include_95 else []
         self.thresholds = np.array([*SCANNET_THRESHOLDS, LOW_THRESHOLD, *high])
         self.reset()
@@ -153,7 +153,6 @@ class InstanceAveragePrecision:
         scores = to_array(scores)
         if scores.shape != (len(masks),):
             raise ValueError(f"pred_scores has shape {scores.shape}; expected [{len(masks)}] as pred_masks has rows")
-        scores = scores.astype(np.float64)
         if not np.isfinite(scores).all():
             raise ValueError(f"pred_scores has {np.count_nonzero(~np.isfinite(scores))} values that are not finite")
         if self.class_agnostic:
@@ -247,10 +246,10 @@ class InstanceAveragePrecision:
             `num_instances` int64 [C].
         """
         return {
-            "classes": np.array(self._classes, dtype=np.int32),
-            "scores": np.array(self._scores, dtype=np.float64),
-            "correct": np.array(self._correct, dtype=np.int8),
-            "bits": np.array(self._bits, dtype=np.uint16),
+            "classes": np.array(self._classes),
+            "scores": np.array(self._scores),
+            "correct": np.array(self._correct),
+            "bits": np.array(self._bits),
             "missed": self._missed.copy(),
             "num_instances": self._num_instances.copy(),
         }
@@ -271,14 +270,14 @@ class InstanceAveragePrecision:
         if self.include_95:
             averages["ap50:95"] = values[:, [*range(9), 10]].mean(axis=1)
 
-        def summary(rows: list[int]) -> dict[str, Any]:
+        def summary(rows: Sequence[int]) -> dict[str, Any]:
             return {
                 **{name: mean_without_nan(average[rows]) for name, average in averages.items()},
                 "num_instances": int(self._num_instances[rows].sum()),
                 "num_predictions": int(self._num_predictions[rows].sum()),
             }
 
-        total = summary(list(range(len(self.class_names))))
+        total = summary(range(len(self.class_names)))
         # The one class of the class-agnostic metric shares its name with a class of ScanNet200.
         groups = {} if self.class_agnostic else class_groups(self.class_names)
         return {
@@ -295,8 +294,8 @@ class InstanceAveragePrecision:
 
     def _average_precisions(self) -> np.ndarray:
         """float64 [C, T]: average precision per class and threshold."""
-        classes = np.array(self._classes, dtype=np.int64)
-        order = np.argsort(classes, kind="stable")
+        classes = np.array(self._classes)
+        order = np.argsort(classes)
         scores, correct, bits = (np.array(values)[order] for values in (self._scores, self._correct, self._bits))
         ends = np.cumsum(np.bincount(classes, minlength=len(self.class_names)))
         values = np.full(self._missed.shape, np.nan)
@@ -332,14 +331,14 @@ def curve_area(
     Returns:
         A number, or float64 [D].
     """
-    held = np.ones((1, 1)) if weights is None else weights.astype(np.float64)
+    held = np.ones((1, 1)) if weights is None else weights
     frames = np.zeros(len(scores), dtype=np.int64) if frames is None else frames
     # One point of the curve per distinct score, in ascending order: everything from there on is accepted. One more,
     # at which nothing is, ends the curve.
     _, point = np.unique(scores, return_inverse=True)
     steps = np.unique(point[correct == 1])
     ends = np.stack([steps, steps + 1])
-    size = (held.shape[1], int(point.max(initial=-1)) + 2)
+    size = (held.shape[1], point.max(initial=-1) + 2)
 
     def accepted_at_ends(counted: np.ndarray) -> np.ndarray:
         cells = np.bincount(frames * size[1] + point, counted, minlength=size[0] * size[1]).reshape(size)
@@ -350,6 +349,5 @@ def curve_area(
     precision = np.divide(true_positives, all_positives, out=np.ones(all_positives.shape), where=all_positives > 0)
     found = true_positives[0] - true_positives[1]
     instances = found.sum(axis=1) + missed
-    areas = (found * precision.mean(axis=0)).sum(axis=1)
-    areas = np.divide(areas, instances, out=np.zeros(len(areas)), where=instances > 0)
+    areas = (found * precision.mean(axis=0)).sum(axis=1) / np.maximum(instances, 1)
     return float(areas[0]) if weights is None else areas

@@ -65,14 +65,14 @@ class OpenVocabulary:
                 f"some of {', '.join(list(classes)[:5])}, ..."
             )
         self.processor = copy.deepcopy(processor)
-        self.processor.label_names = list(self.labels)
+        self.processor.label_names = self.labels
         self.processor.num_semantic_labels = len(class_names)
         self.processor.class_to_label = [NONE] * len(class_names)
         for label, name in enumerate(self.labels):
             self.processor.class_to_label[classes[name]] = label
         named = isinstance(candidate_labels, str) and candidate_labels == "scannet200"
         self.protocol = {
-            "candidate_labels": candidate_labels if named else list(self.labels),
+            "candidate_labels": candidate_labels if named else self.labels,
             "labeler": {**labeler.settings, "templates": list(labeler.templates)},
             "names": "the best label of each instance, whatever its score; ranked by the score of the network",
         }
@@ -119,7 +119,7 @@ class OpenVocabulary:
         if points["superpoint_map"] is None:
             raise ValueError(f"{prediction.frame_id}: its points have no depth image, so its masks have no pixels")
         masks = pixel_masks(
-            torch.from_numpy(np.asarray(prediction.masks)),
+            torch.from_numpy(prediction.masks),
             points["superpoint_ids"],
             points["pixel_indices"],
             points["superpoint_map"],

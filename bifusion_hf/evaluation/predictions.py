@@ -181,7 +181,7 @@ class PredictionFile:
     def _prediction(self, batch: "pyarrow.RecordBatch") -> FramePrediction:
         def values(name: str) -> np.ndarray | None:
             column = batch.column(name)
-            return None if column.null_count else column.flatten().to_numpy(zero_copy_only=False)
+            return None if column.null_count else column.flatten().to_numpy()
 
         frame_id, packed = batch.column("frame_id")[0].as_py(), batch.column("masks")[0].as_py()
         pixels, scores, labels = values("pixel_indices"), values("scores"), values("labels")
@@ -258,7 +258,7 @@ def _match_frames(predictions: PredictionFile, rows: Sequence[Mapping[str, Any]]
     for source, found in (("the data set", names), (predictions.path, predictions.frame_ids)):
         if len(set(found)) != len(found):
             raise ValueError(f"{source}: {len(found) - len(set(found))} frames have the name of another")
-    missing = sorted(row_of_frame.keys() - set(predictions.frame_ids))
+    missing = sorted(row_of_frame.keys() - predictions.frame_ids)
     unknown = sorted(set(predictions.frame_ids) - row_of_frame.keys())
     if missing or unknown:
         raise ValueError(

@@ -146,10 +146,10 @@ def masks_at_vertices(points: np.ndarray, masks: np.ndarray, vertices: np.ndarra
     Raises:
         ValueError: No point, or as many masks' entries as there are no points.
     """
-    points, masks = np.asarray(points, dtype=np.float64), to_array(masks)
+    masks = to_array(masks)
     if len(points) == 0 or masks.ndim != 2 or masks.shape[1] != len(points):
         raise ValueError(f"masks has shape {masks.shape} and points {points.shape}; expected [K, P] and [P, 3], P > 0")
-    nearest = cKDTree(points).query(np.asarray(vertices, dtype=np.float64))[1]
+    nearest = cKDTree(points).query(vertices)[1]
     return masks[:, nearest]
 
 
@@ -169,5 +169,7 @@ def vote_segments(masks: np.ndarray, segments: np.ndarray) -> np.ndarray:
     masks = to_array(masks)
     segments = integer_array("segments", segments, masks.shape[1])
     _, place, counts = np.unique(segments, return_inverse=True, return_counts=True)
-    inside = np.stack([np.bincount(place[mask], minlength=len(counts)) for mask in masks]) if len(masks) else masks
-    return (inside > 0.5 * counts)[:, place] if len(masks) else masks.copy()
+    if not len(masks):
+        return masks
+    inside = np.stack([np.bincount(place[mask], minlength=len(counts)) for mask in masks])
+    return (inside > 0.5 * counts)[:, place]

@@ -123,7 +123,7 @@ class SceneEvaluator:
             raise ValueError(f"masks is {masks!r}; expected 'votes' or 'union'")
         if vocabulary is not None:
             processor = vocabulary.processor
-        names = tuple(processor.label_names)
+        names = processor.label_names
         self.processor, self.masks, self.min_points = processor, masks, min_points
         self.vocabulary = vocabulary
         names = None if class_agnostic or len(names) == 1 else names

@@ -28,7 +28,7 @@ class SemanticMeanIoU:
         if not class_names or len(set(class_names)) != len(class_names):
             raise ValueError(f"class_names has {len(class_names)} names, expected at least one and no duplicates")
         self.class_names = tuple(class_names)
-        self.ignore_index = int(ignore_index)
+        self.ignore_index = ignore_index
         self.reset()
 
     def reset(self) -> None:
@@ -81,11 +81,11 @@ class SemanticMeanIoU:
             `"classes"`: name -> `"iou"`, `"num_points"` of the ground truth; where all names are ScanNet200's also
             `"head"`, `"common"`, `"tail"`: `"iou"`, `"num_points"`.
         """
-        right = np.diagonal(self._confusion).astype(np.float64)
+        right = np.diagonal(self._confusion)
         truth, predicted = self._confusion.sum(axis=1), self._confusion[:, :-1].sum(axis=0)
         union = truth + predicted - right
         iou = np.divide(right, union, out=np.full(len(union), np.nan), where=union > 0)
-        total = int(truth.sum())
+        total = truth.sum()
 
         def summary(rows: list[int]) -> dict[str, Any]:
             return {"iou": mean_without_nan(iou[rows]), "num_points": int(truth[rows].sum())}

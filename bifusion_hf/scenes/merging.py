@@ -141,7 +141,7 @@ class ObjectBank:
 
     def keep(self, rows: np.ndarray) -> None:
         """Forgets all objects but those of the rows, ascending."""
-        self._arrays = {name: array[: self._count][rows].copy() for name, array in self._arrays.items()}
+        self._arrays = {name: array[: self._count][rows] for name, array in self._arrays.items()}
         self._count = len(rows)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -199,7 +199,7 @@ class GeometricMerging:
         if len(covered.ids) == 0 or len(instances) == 0:
             return matched
         union = covered.visible[:, None] + covered.known - covered.shared
-        similarity = covered.shared / np.maximum(union, 1)
+        similarity = covered.shared / union
         similarity *= np.maximum(_cosines(bank["features"][bank.rows(covered.ids)], instances.features), 0)
         similarity[(similarity <= self.min_overlap) | (union < self.min_known)] = 0
         return _assign(similarity, covered.ids, matched)
@@ -271,7 +271,7 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     low = np.maximum(first[:, None, :3], second[None, :, :3])
     high = np.minimum(first[:, None, 3:], second[None, :, 3:])
     shared = np.clip(high - low, 0, None).prod(axis=2)
-    volumes = [np.clip(boxes[:, 3:] - boxes[:, :3], 0, None).prod(axis=1) for boxes in (first, second)]
+    volumes = [(boxes[:, 3:] - boxes[:, :3]).prod(axis=1) for boxes in (first, second)]
     union = volumes[0][:, None] + volumes[1] - shared
     return np.where(union > 0, shared / np.where(union > 0, union, 1), 0)
 

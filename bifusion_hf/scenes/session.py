@@ -435,7 +435,7 @@ class SceneSession:
         if not self.keep_frames:
             raise ValueError("keep_frames is False; expected True for the maps of the frames")
         segmentation = self._frames.segmentation(index)
-        return np.where(np.isin(segmentation, self._ids()), segmentation, NONE).astype(np.int32)
+        return np.where(np.isin(segmentation, self._ids()), segmentation, NONE)
 
     def save(self, path: str | Path) -> None:
         """Writes the scene to a `.safetensors` file, whole or not at all."""

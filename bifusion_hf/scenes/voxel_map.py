@@ -66,7 +66,7 @@ class VoxelIndex:
         return self._keys[: self._count]
 
     def _place(self, keys: np.ndarray) -> np.ndarray:
-        bits = int(self._table.size).bit_length() - 1
+        bits = self._table.size.bit_length() - 1
         return ((keys.view(np.uint64) * _MULTIPLIER) >> np.uint64(64 - bits)).astype(np.int64)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
@@ -91,7 +91,7 @@ class VoxelIndex:
         self._keys[rows[new]] = keys[new]
         self._count += len(new)
         if 2 * self._count > self._table.size:
-            self._table = np.full(2 ** int(4 * self._count).bit_length(), NONE, dtype=np.int32)
+            self._table = np.full(2 ** (4 * self._count).bit_length(), NONE, dtype=np.int32)
             self._enter(np.arange(self._count))
         else:
             self._enter(rows[new])
@@ -129,7 +129,7 @@ class SceneMap:
     """
 
     def __init__(self, voxel_size: float):
-        self.voxel_size = float(voxel_size)
+        self.voxel_size = voxel_size
         self.index = VoxelIndex()
         self._seen = np.zeros(1024, dtype=np.int32)
         self._positions = np.zeros((1024, 3), dtype=np.float32)
@@ -172,12 +172,12 @@ class SceneMap:
         """
         rows = slice(len(self)) if rows is None else rows
         ids, votes, seen = self._ids[rows], self._votes[rows], self._seen[rows]
-        most = votes.max(axis=1, initial=0)
+        most = votes.max(axis=1)
         leading = (votes == most[:, None]) & (ids >= 0)
-        owners = np.where(leading, ids, np.iinfo(np.int32).max).min(axis=1, initial=np.iinfo(np.int32).max)
-        share = (most / np.maximum(seen, 1)).astype(np.float32)
+        owners = np.where(leading, ids, np.iinfo(np.int32).max).min(axis=1)
+        share = (most / seen).astype(np.float32)
         owned = (most > 0) & (share >= min_share)
-        return np.where(owned, owners, NONE).astype(np.int64), np.where(owned, share, 0).astype(np.float32)
+        return np.where(owned, owners, NONE).astype(np.int64), np.where(owned, share, 0)
 
     def add(self, keys: np.ndarray, positions: np.ndarray, colors: np.ndarray, ids: np.ndarray) -> None:
         """Adds what a frame saw.
@@ -234,9 +234,7 @@ class SceneMap:
         result = cls(voxel_size)
         result.index = VoxelIndex(state["keys"])
         for name in ("seen", "positions", "colors", "ids", "votes"):
-            values = np.array(state[name])
-            # Room for at least one row, so that doubling it makes more.
-            setattr(result, f"_{name}", grown(values, max(len(values), 1024), NONE if name == "ids" else 0))
+            setattr(result, f"_{name}", np.array(state[name]))
         return result
 
 

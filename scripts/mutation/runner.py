@@ -51,7 +51,7 @@ NEIGHBOURS = {
     "mask_parts": ["tests/test_postprocessing.py", "tests/test_processing_fields.py"],
     "boxes.py": [*PROCESSING[2:], "tests/test_results_of_frames.py", "tests/visualization"],
     "results.py": [*PROCESSING[2:3], "tests/test_results_of_frames.py", "tests/test_pipeline_bifusion.py"],
-    "scenes": ["tests/cli/test_scan_cli.py", "tests/evaluation/test_scene_average_precision.py"],
+    "scenes": ["tests/cli/test_scan_cli.py", "tests/evaluation/test_scene_evaluator.py"],
     "superpoints": PROCESSING[:2],
     "batch": ["tests/prediction", "tests/rooms/test_rooms_dataset.py"],
     "prediction": ["tests/cli/test_predict_cli.py"],

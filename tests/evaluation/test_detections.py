@@ -74,6 +74,15 @@ def test_every_draw_is_what_the_ordinary_evaluator_says_of_its_frames(frames, pa
     assert np.isnan(found["class_aware"][:, 2]).all()
 
 
+def test_one_frame_is_enough(frames):
+    recorder, evaluator = DetectionRecorder(), FrameEvaluator(PROTOCOL)
+    evaluator.update(*frames[0])
+    recorder.add(frames[0][0], evaluator)
+    found = recorder.detections()["class_aware"]
+    assert found.frame_ids.tolist() == ["frame 0"] and found.class_names.tolist() == list(CLASSES)
+    assert found.thresholds.tolist() == evaluator.metrics["class_aware"].thresholds.tolist()
+
+
 def test_a_threshold_that_was_not_measured_is_refused(parts):
     with pytest.raises(ValueError, match="threshold is 0.3; expected one of"):
         parts["class_aware"].average_precision(np.ones((1, 12), int), 0.3)
@@ -94,6 +103,11 @@ def test_detections_come_back_from_their_file(tmp_path, parts):
         for name, array in vars(value).items():
             np.testing.assert_array_equal(getattr(found[part], name), array)
             assert getattr(found[part], name).dtype == array.dtype, name
+    with np.load(tmp_path / "new" / "detections.npz") as stored:
+        small = {
+            name: stored[f"class_aware/{name}"].dtype for name in ("scores", "missed", "num_instances", "classes")
+        }
+    assert list(small.values()) == [np.float32, np.uint16, np.uint16, np.int16]
     (tmp_path / "other.npz").write_bytes(b"nothing")
     for name in ("other.npz", "missing.npz"):
         with pytest.raises(ValueError, match=f"{name}: not a file of detections"):

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from perfect_network import readable_processor
@@ -11,18 +13,20 @@ from bifusion_hf.evaluation.prediction_shards import shard_folder, write_in_shar
 COUNT = 7
 
 
-def write(path, processes=None, settings=None):
+def write(path, processes=None, settings=None, shard_size=2):
     """A file of seven frames in shards of two; gives the rows that were predicted."""
     seen = []
 
     def predict(rows, writer):
+        # What a killed process left is gone before any work; the file at hand is the only one.
+        assert len(list(shard_folder(path).glob("shards/.partial*"))) == 1 or processes is not None
         for row in rows:
             seen.append(row)
             masks = np.random.default_rng(row).random((2, 9)) < 0.5
             scores, labels = np.array([0.9, 0.1], np.float32) / (row + 1), np.zeros(2, np.int64)
             writer.write(FramePrediction(f"frame {row}", np.arange(9), masks, scores, labels))
 
-    options = {"shard_size": 2, "processes": processes}
+    options = {"processes": processes, **({} if shard_size is None else {"shard_size": shard_size})}
     write_in_shards(path, COUNT, predict, readable_processor(False), None, settings or {"seed": 0}, **options)
     return seen
 
@@ -71,13 +75,19 @@ def test_what_is_there_is_not_made_again_and_settings_do_not_mix(alone, tmp_path
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bifusion_hf.evaluation.prediction_shards.delete_folder", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        write(path)
+    for name, size in ((path, 2), (tmp_path / "other.parquet", None)):
+        with pytest.raises(KeyboardInterrupt):
+            write(name, shard_size=size)
+        kept = json.loads((shard_folder(name) / "settings.json").read_text())
+        assert (kept["frames"], kept["shard_size"]) == (COUNT, size or 256)
     monkeypatch.undo()
     shards = sorted(shard_folder(path).glob("shards/*.parquet"))
     assert len(shards) == 4
     for shard in (path, shards[1], shards[3]):
         shard.unlink()
+    (shards[0].parent / ".partial-1-shard.parquet").touch()
     with pytest.raises(ValueError, match="another seed"):
         write(path, settings={"seed": 1})
+    with pytest.raises(ValueError, match="another shard_size"):
+        write(path, shard_size=3)
     assert write(path) == [2, 3, 6] and path.read_bytes() == alone.read_bytes()

@@ -1,4 +1,5 @@
 import copy
+import json
 import math
 import pickle
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from bifusion_hf.evaluation import InstanceAveragePrecision
-from bifusion_hf.evaluation.instance_average_precision import mask_overlaps
+from bifusion_hf.evaluation.instance_average_precision import curve_area, mask_overlaps
 from bifusion_hf.labels import INSTANCE_CLASS_NAMES, SPLIT_OF_CLASS, STUFF_CLASSES
 
 
@@ -161,9 +162,11 @@ def slow_average_precision(frames, num_classes, min_points, thresholds):
 def test_equals_slow_implementation(seed):
     rng = np.random.default_rng(seed)
     frames = [random_frame(rng) for _ in range(6)]
-    metric = InstanceAveragePrecision(["a", "b", "c"], min_points=60, include_95=True)
+    # Instances are of whole runs of 25 points: some are just as large as the smallest that takes part.
+    metric = InstanceAveragePrecision(["a", "b", "c"], min_points=75, include_95=True)
     result = evaluate(metric, frames)
-    slow = slow_average_precision(frames, 3, 60, metric.thresholds)
+    np.testing.assert_allclose(metric.thresholds, [*np.arange(50, 95, 5) / 100, 0.25, 0.95], rtol=1e-12)
+    slow = slow_average_precision(frames, 3, 75, metric.thresholds)
     assert np.nanmin(slow) < 0.9 * np.nanmax(slow)
     np.testing.assert_allclose(metric._average_precisions(), slow, rtol=0, atol=1e-12, equal_nan=True)
     coco = [*range(9), 10]
@@ -192,8 +195,10 @@ def test_merge_equals_one_metric_and_survives_pickling(stored):
     parts[0].merge(parts[2])
     merged = parts[0].compute()
     np.testing.assert_array_equal(values(merged, INSTANCE_CLASS_NAMES), values(whole, INSTANCE_CLASS_NAMES))
-    np.testing.assert_array_equal(totals(merged), totals(whole))
+    np.testing.assert_equal(merged, whole)
     assert merged["num_frames"] == 12
+    # Plain numbers, which any file takes.
+    assert type(merged["all_ap"]) is float and '"num_instances": 58' in json.dumps(merged)
     assert totals(parts[1].compute()).tolist() == totals(before.compute()).tolist()
 
 
@@ -300,7 +305,7 @@ def test_tensors_of_any_dtype():
     metric = InstanceAveragePrecision(None)
     metric.update(
         torch.from_numpy((ids == 0)[None]),
-        torch.tensor([0.5], dtype=torch.bfloat16),
+        torch.tensor([0.5], dtype=torch.bfloat16, requires_grad=True),
         None,
         torch.from_numpy(ids),
         None,
@@ -312,7 +317,9 @@ def test_overlaps_equal_counts_of_pairs():
     rng = np.random.default_rng(0)
     masks, ids = rng.random((37, 500)) < 0.3, rng.integers(-1, 6, 500)
     expected = np.array([[np.count_nonzero(mask & (ids == k)) for k in (0, 1, 2, 3, 4, 5, -1)] for mask in masks])
-    np.testing.assert_array_equal(mask_overlaps(masks, ids, 6), expected)
+    found = mask_overlaps(masks, ids, 6)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.int64
 
 
 GOOD = {
@@ -381,3 +388,38 @@ def test_instances_need_no_labels_where_there_is_one_class():
 def test_malformed_protocol_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         InstanceAveragePrecision(**arguments)
+
+
+def test_the_smallest_instance_that_can_be_asked_for_is_a_point():
+    metric = InstanceAveragePrecision(None, min_points=1)
+    metric.update(np.array([[True, False]]), [0.5], None, np.array([0, -1]), None)
+    assert metric.compute()["all_ap"] == 1.0
+
+
+def test_predictions_at_exactly_a_threshold_are_wrong_there():
+    """Neither found nor excused: both need more than the threshold."""
+    ids = ids_of(200, 200, 200)
+    first, half_of_second = ids == 0, (ids == 1) & (np.arange(600) % 2 == 0)
+    half_on_void = np.roll(ids == 0, -100)
+    # Half of the second instance: IoU 0.5. Of the wrong one, half lies on void, and its IoU with the first is 1 / 3.
+    for wrong in (half_of_second, half_on_void):
+        metric = InstanceAveragePrecision(None)
+        metric.update(np.array([first, wrong]), [0.5, 0.9], None, ids, None)
+        # From 0.9 on precision is 0, from 0.5 on 1 / 2; one of two instances is found.
+        assert metric.compute()["all_ap_50%"] == (0 + 1 / 2) / 2 / 2
+
+
+def test_what_was_kept_of_some_frames_stays_as_it_is():
+    metric, ids = InstanceAveragePrecision(None), ids_of(0, 150)
+    metric.update(np.zeros((0, 150), bool), [], None, ids, None)
+    kept = metric.detections()
+    metric.update(np.zeros((0, 150), bool), [], None, ids, None)
+    assert kept["num_instances"].tolist() == [1] and (kept["missed"] == 1).all()
+    assert metric.detections()["num_instances"].tolist() == [2]
+
+
+def test_the_curve_of_no_detection_has_no_area():
+    nothing = np.zeros(0), np.zeros(0, dtype=np.int8)
+    with np.errstate(all="raise"):
+        assert curve_area(*nothing, 0) == curve_area(*nothing, 3) == 0.0
+    assert type(curve_area(*nothing, 0)) is float

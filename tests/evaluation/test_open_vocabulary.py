@@ -1,15 +1,18 @@
 """The route by text on networks and image-text models that read the answer off the colours."""
 
+from types import SimpleNamespace
+
 import datasets
 import numpy as np
 import pytest
 from frame_factory import POSE
 from perfect_network import PerfectNetwork, ReadingEncoder, readable_frame, readable_processor
-from test_scene_average_precision import FeaturedNetwork
+from test_scene_evaluator import FeaturedNetwork
 
 from bifusion_hf.data.dataset import FrameDataset
 from bifusion_hf.data.frames import frame_features, frame_from_row, frame_to_row
 from bifusion_hf.evaluation import evaluate_model
+from bifusion_hf.evaluation.evaluator import FramePrediction
 from bifusion_hf.evaluation.open_vocabulary import OpenVocabulary
 from bifusion_hf.evaluation.scene_evaluator import evaluate_scenes
 from bifusion_hf.labeling import TextLabeler
@@ -53,6 +56,7 @@ def test_right_names_have_ap_1(rows):
     assert list(results["class_aware"]["classes"]) == list(INSTANCE_CLASS_NAMES)
     # Chair, table and bed are of the head.
     assert results["class_aware"]["head"]["ap50%"] == 1.0
+    assert results["semantic"]["mean_iou"] == 1.0
     protocol = results["protocol"]
     assert protocol["candidate_labels"] == "scannet200" and protocol["num_frames"] == 3
     assert protocol["labeler"]["model"] == "reader" and protocol["labeler"]["mode"] == "crops"
@@ -123,3 +127,24 @@ def test_what_does_not_fit_is_refused(rows):
     twice = datasets.concatenate_datasets([rows, rows])
     with pytest.raises(ValueError, match="3 frames have the name of another"):
         make_vocabulary().namer(twice)
+
+
+def test_the_processor_of_the_network_stays_as_it_is():
+    processor = readable_processor(False)
+    labeler = TextLabeler(ReadingEncoder(), templates="{}", none_texts=())
+    vocabulary = OpenVocabulary(labeler, "bed, chair", processor, NAMES)
+    assert processor.label_names == ["object"] and processor.class_to_label is None
+    assert vocabulary.processor.label_names == vocabulary.protocol["candidate_labels"] == ["bed", "chair"]
+
+
+def test_what_shows_nothing_has_no_name_of_its_own():
+    vocabulary = make_vocabulary(["bed", "chair"])
+    nothing = vocabulary.best(np.zeros((0, 201), np.float32))
+    assert nothing.shape == (0,) and nothing.dtype == np.int64
+    # Object 7 is a chair, the others were in no frame.
+    chair = np.eye(201, dtype=np.float32)[[SCANNET200_CLASS_NAMES.index("chair")]]
+    session = SimpleNamespace(views=SimpleNamespace(mean=lambda ids: (np.array([7]), chair)))
+    assert vocabulary.name_objects(session, [3, 7, 9]) == [0, 1, 0]
+    prediction = FramePrediction("frame 3", np.arange(4), np.ones((1, 4), bool), np.ones(1), np.zeros(1, int))
+    with pytest.raises(ValueError, match="frame 3: its points have no depth image"):
+        vocabulary.name_prediction(prediction, np.zeros((2, 2, 3), np.uint8), {"superpoint_map": None})

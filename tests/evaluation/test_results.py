@@ -28,10 +28,12 @@ def results():
     }
     for metric in metrics.values():
         metric.update(masks, [0.9, 0.8], [0, 197], ids, [0, 197])
+    # An instance is missed and one is covered by half, so that no two numbers are the same.
+    metrics["class_agnostic"].update((ids == 0) & (np.arange(600) % 2 == 0)[None], [0.7], None, ids, None)
     semantic = SemanticMeanIoU(["floor", "chair"])
     semantic.update([0, 1, 1], [0, 1, 0])
     parts = {name: metric.compute() for name, metric in metrics.items()}
-    return {**parts, "semantic": semantic.compute(), "protocol": {"num_frames": 1, "thresholds": [0.5, 0.25]}}
+    return {**parts, "semantic": semantic.compute(), "protocol": {"limit": None, "thresholds": [0.5, 0.25]}}
 
 
 def test_headline_is_the_networks_own_task(results):
@@ -57,7 +59,7 @@ def test_json_round_trip_keeps_nan(results, tmp_path):
     again = load_results(path)
     assert math.isnan(again["class_aware"]["classes"]["table"]["ap"])
     assert again["class_aware"]["all_ap"] == results["class_aware"]["all_ap"]
-    assert again["protocol"] == results["protocol"]
+    assert again["protocol"] == results["protocol"], "what has no value there is not NaN"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"protocol": {}}', "\xff"])
@@ -75,6 +77,7 @@ def test_table(results):
     # Numbers stand under their names.
     ends = [[word.end() for word in re.finditer(r"\S+", line)] for line in lines[:2]]
     assert ends[0] == ends[1][1:]
+    assert rows["class-agnostic"] == ["0.306", "0.500", "0.750", "0.300", "4"]
     assert rows["class-aware"] == ["0.611", "1.000", "1.000", "0.600", "2"]
     assert rows["head"] == ["1.000", "1.000", "1.000", "1.000", "1"]
     assert rows["common"] == ["0.222", "1.000", "1.000", "0.200", "1"]
@@ -85,11 +88,15 @@ def test_table(results):
     assert "does not compare with ScanNet's AP" in "\n".join(lines)
     assert lines[-1] == "thresholds: [0.5, 0.25]"
     assert "mattress" not in format_results(results, per_class=False)
+    assert "semantic                     mean IoU 0.500, accuracy 0.667, head 0.500, common nan, tail nan" in lines
 
 
 def test_table_without_the_option():
     text = format_results({"class_agnostic": InstanceAveragePrecision(None).compute()})
     assert "AP50:95" not in text
+    mixed = {"class_agnostic": InstanceAveragePrecision(None).compute()}
+    mixed["class_aware"] = InstanceAveragePrecision(["a"], include_95=True).compute()
+    assert format_results(mixed).splitlines()[0].split() == ["AP", "AP50", "AP25", "AP50:95", "instances"]
     assert text.splitlines()[1].split() == ["class-agnostic", "nan", "nan", "nan", "0"]
 
 
@@ -103,10 +110,24 @@ def test_model_index_survives_a_model_card(results):
     card = ModelCardData(model_name="m", eval_results=entries).to_dict()
     metrics = [metric for result in card["model-index"][0]["results"] for metric in result["metrics"]]
     assert len(metrics) == 9
-    assert {result["dataset"]["split"] for result in card["model-index"][0]["results"]} == {"val"}
+    for result in card["model-index"][0]["results"]:
+        assert result["dataset"] == {"name": "Rooms", "type": "rooms", "split": "val"}
+    for entry in entries:
+        part, _, column = entry.metric_name.partition(" ")
+        key = {"mean IoU": "mean_iou", "AP": "all_ap", "AP50": "all_ap_50%", "AP25": "all_ap_25%"}
+        assert entry.metric_value == results[part.replace("-", "_")][key.get(column, "all_ap_50:95")]
+        kinds = entry.task_name, entry.metric_type
+        if part == "semantic":
+            assert kinds == ("RGB-D semantic segmentation", "mean_iou")
+        else:
+            assert kinds == ("RGB-D 3D instance segmentation", "average_precision")
+        assert entry.metric_args == results["protocol"]
     results["class_agnostic"]["all_ap"] = math.nan
     names = [
         entry.metric_name
         for entry in model_index_entries(results, dataset_name="Rooms", dataset_id="rooms", dataset_split="val")
     ]
     assert "class-agnostic AP" not in names
+    del results["protocol"]
+    options = {"dataset_name": "Rooms", "dataset_id": "rooms", "dataset_split": "val"}
+    assert {entry.metric_args for entry in model_index_entries(results, **options)} == {None}

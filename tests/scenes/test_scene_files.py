@@ -8,9 +8,16 @@ import pytest
 from PIL import Image
 from ply_files import read_comments, read_ply
 
-from bifusion_hf.scenes.files import animation_format, object_to_json, write_animation, write_scene_cloud
+from bifusion_hf.scenes.files import (
+    animation_format,
+    draw_scene_frame,
+    object_to_json,
+    write_animation,
+    write_scene_cloud,
+)
 from bifusion_hf.scenes.objects import SceneObject
 from bifusion_hf.visualization.colors import instance_color
+from bifusion_hf.visualization.overlay import draw_instances
 
 
 def scene_object(index, name, **semantic):
@@ -52,20 +59,40 @@ def test_the_cloud_has_the_ids_of_what_is_shown(tmp_path):
     assert any("red chair" in comment for comment in read_comments(tmp_path / "scene.ply"))
 
 
+def test_a_frame_s_picture_names_what_it_shows_with_the_ids_of_the_scene():
+    image = np.full((60, 80, 3), 90, np.uint8)
+    segmentation = np.full((60, 80), -1)
+    segmentation[20:50, 30:70] = 5
+    # Object 6 is hidden by another one.
+    segments = [{"id": index, "name": name, "label": "object"} for index, name in ((5, "chair"), (6, "bed"))]
+    found = draw_scene_frame(image, {"segmentation": segmentation, "segments_info": segments})
+    expected = draw_instances(image, segmentation, [{**segments[0], "name": "chair 5"}])
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+    # An object may fill the picture.
+    filled = {"segmentation": np.full((60, 80), 5), "segments_info": segments[:1]}
+    assert (np.asarray(draw_scene_frame(image, filled)) != np.asarray(found)).any()
+
+
 @pytest.mark.parametrize("kind", [animation_format(), "gif"])
 def test_an_animation_shows_each_picture_for_its_time_at_the_width_asked_for(tmp_path, kind):
     pictures = []
-    for index, grey in enumerate((0, 120, 240)):
+    # The size is that of the first one.
+    for index, (grey, size) in enumerate(((0, (82, 60)), (120, (90, 50)), (240, (82, 60)))):
         pictures.append(tmp_path / f"{index}.png")
-        Image.new("RGB", (80, 60), (grey, grey, grey)).save(pictures[-1])
-    write_animation(tmp_path / f"scan.{kind}", pictures, width=40, milliseconds=150)
+        Image.new("RGB", size, (grey, grey, grey)).save(pictures[-1])
+    write_animation(tmp_path / f"scan.{kind}", iter(pictures), width=40, milliseconds=150)
     with Image.open(tmp_path / f"scan.{kind}") as animation:
-        assert animation.size == (40, 30) and animation.n_frames == 3 and animation.info["loop"] == 0
+        # 29.3 rows.
+        assert animation.size == (40, 29) and animation.n_frames == 3 and animation.info["loop"] == 0
         for index, grey in enumerate((0, 120, 240)):
             animation.seek(index)
             animation.load()
             assert animation.info["duration"] == 150
             assert abs(int(np.asarray(animation.convert("L")).mean()) - grey) < 6
+    write_animation(tmp_path / f"usual.{kind}", pictures[:2])
+    with Image.open(tmp_path / f"usual.{kind}") as animation:
+        animation.load()
+        assert animation.size == (480, 351) and animation.info["duration"] == 200
     with pytest.raises(ValueError, match="no picture to animate"):
         write_animation(tmp_path / f"none.{kind}", [])
 

@@ -81,5 +81,10 @@ def test_what_is_no_sequence_of_posed_frames_is_refused(scanner):
         list(scanner([make_frame(24, 32, with_pose=False)]))
     with pytest.raises(ValueError, match="expected a dict or an RGBDFrame"):
         list(scanner(["color.png"]))
-    with pytest.raises(TypeError, match="unknown settings"):
-        scanner([], colour=1)
+    with pytest.raises(TypeError, match=r"unknown settings \['colour', 'size'\]; expected some of \['merging', "):
+        scanner([], size=2, colour=1)
+
+
+def test_the_network_does_not_train(scanner):
+    training = RGBDSceneSegmentationPipeline(model=scanner.model.train(), processor=scanner.processor, device="cpu")
+    assert training.model is scanner.model and not scanner.model.training

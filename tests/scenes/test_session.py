@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,8 @@ from frame_factory import POSE, make_frame
 from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.io.files import DataFileError
 from bifusion_hf.scenes import GeometricMerging, SceneSession
+from bifusion_hf.scenes.merging import FrameInstances
+from bifusion_hf.scenes.voxel_map import voxel_keys
 
 
 SUPERPOINTS = np.arange(60 * 80).reshape(60, 80) // 80 // 10 * 8 + np.arange(60 * 80).reshape(60, 80) % 80 // 10
@@ -93,7 +97,85 @@ def test_ids_stay_and_objects_are_merged(network):
     points, colors, ids = session.cloud()
     assert len(points) == len(colors) == len(ids) == len(session.map)
     assert session.ids_at(np.array([[50.0, 50.0, 50.0]])).tolist() == [-1]
-    assert session.objects(min_views=5) == []
+    assert session.objects(min_views=5) == [] and len(session.objects(min_views=4)) == 3
+
+
+def test_the_cloud_is_the_mean_of_what_was_measured(network):
+    session, frame = Oracle(*network, voxel_size=0.2), make_frame(60, 80, superpoints=SUPERPOINTS)
+    # Some of it is nearer than a metre.
+    frame.depth *= 0.5
+    result = session.update(frame)
+    assert result["segmentation"].dtype == session.frame_segmentation(0).dtype == np.int32
+    assert json.loads(json.dumps(result["segments_info"])) == result["segments_info"], "plain values"
+    assert len(session.objects()) == 3, "one view is enough"
+    measured = frame.depth > 0
+    positions, pixels = frame.unproject()[measured], frame.image[measured]
+    keys = voxel_keys(positions, 0.2)
+    points, colors, ids = session.cloud()
+    assert len(points) == len(np.unique(keys))
+    for key, point, color in zip(voxel_keys(points, 0.2), points, colors, strict=True):
+        np.testing.assert_allclose(point, positions[keys == key].mean(axis=0), atol=1e-5)
+        assert np.abs(color - pixels[keys == key].mean(axis=0)).max() < 1
+    larger = Oracle(*network, voxel_size=0.2)
+    larger.update(make_frame(60, 80, image_scale=2, superpoints=SUPERPOINTS, depth=frame.depth))
+    assert np.abs(larger.cloud()[1].astype(int) - colors).mean() < 3, "of pictures larger than the depth too"
+    points[:] = 0
+    assert (session.cloud()[0] != 0).any(), "what is given away is a copy"
+    # An object that owns a voxel is one; with none left it is given where that is asked for.
+    place = np.flatnonzero(ids == 2)
+    others = np.setdiff1d(np.arange(len(ids)), place[:1])
+    for _ in range(2):
+        session.map.add(session.map.index.keys[others], points[others], points[others], np.zeros(len(others)))
+    owned, rest = session.objects()
+    assert (owned.id, rest.id) == (2, 0) and owned.score > rest.score + 0.1, "the best comes first"
+    assert len(owned.points) == 1 and owned.score == pytest.approx(0.8)
+    session.map.forget(np.array([2]))
+    assert [item.id for item in session.objects()] == [0]
+    *_, lost = session.objects(min_points=0)
+    assert len(lost.points) == 0 and lost.score == 0 and (lost.box_3d == session.bank["boxes"][lost.id]).all()
+    lost.box_3d[:] = 0
+    assert session.bank["boxes"][lost.id].any(), "what is given away is a copy"
+
+
+def test_labels_are_those_of_most_views_by_their_names(small_config):
+    torch.manual_seed(0)
+    model = BiFusionForInstanceSegmentation(small_config(num_labels=2)).eval()
+    class_to_label = [-1, -1, *[0, 1] * 99]
+    processor = BiFusionProcessor.from_config(model.config, num_points=600, class_to_label=class_to_label)
+    model.config.id2label = {0: "box", 1: "thing"}
+
+    class TwoLabels(Oracle):
+        def _predict(self, frame):
+            result, instances, memory = super()._predict(frame)
+            # The last column is "no object".
+            instances.class_logits = np.array([[[2.0, 0, 9], [0, 3, 9]][self.num_frames]] * 3)
+            return result, instances, memory
+
+    session = TwoLabels(model, processor, voxel_size=0.1)
+    for frame, expected in zip(frames(2), ((0, "box"), (1, "thing")), strict=True):
+        result = session.update(frame)
+        for item in session.objects():
+            assert (item.label_id, item.label, item.name) == (*expected, expected[1])
+            assert item.semantic_label is not None, "told beside the name"
+    assert {segment["name"] for segment in result["segments_info"]} == {"object"}, "the frame's own label"
+    plain = SceneSession(model, processor, threshold=0.0)
+    found = {segment["label"] for segment in plain.update(next(frames()))["segments_info"]}
+    assert found and found <= {"box", "thing"}
+
+
+def test_settings_of_a_session(network, online_network):
+    session = SceneSession(*network)
+    assert (session.threshold, session.voxel_size, session.max_objects, session.views_per_object) == (
+        0.3,
+        0.04,
+        2000,
+        3,
+    )
+    assert session.memory == "scene" and session.keep_frames and session.max_instances is None
+    assert SceneSession(*online_network, max_instances=7).max_instances == 7
+    few = SceneSession(*network, threshold=0.0, max_instances=2, max_objects=1, views_per_object=1)
+    frame = next(frames())
+    assert 0 < len(few.update(frame)["ids"]) <= 2 < len(SceneSession(*network, threshold=0.0).update(frame)["ids"])
 
 
 def test_the_network_runs_through(network):
@@ -110,6 +192,8 @@ def test_the_network_runs_through(network):
         expected = frame.unproject().reshape(-1, 3)[result["pixel_indices"]]
         np.testing.assert_allclose(result["points"], expected, atol=1e-5)
     assert len(session.bank) and (session.bank["views"] > 1).any()
+    for name in session.bank.MEANS:
+        assert session.bank[name].dtype == np.float64, name
     np.testing.assert_allclose(np.linalg.norm(session.bank["features"][session.bank["views"] == 1], axis=1), 1)
 
 
@@ -170,21 +254,47 @@ def test_files_that_hold_no_scene_are_named(network, tmp_path):
         SceneSession.load(path, *network)
     from safetensors.numpy import save_file
 
-    save_file({"a": np.zeros(1)}, path)
-    with pytest.raises(DataFileError, match="not the file of a scene"):
+    for metadata in (None, {"scene": "[]"}, {"scene": '{"format": "room"}'}):
+        save_file({"a": np.zeros(1)}, path, metadata)
+        with pytest.raises(DataFileError, match="not the file of a scene"):
+            SceneSession.load(path, *network)
+    save_file({"a": np.zeros(1)}, path, {"scene": "{"})
+    with pytest.raises(DataFileError, match="no readable scene"):
+        SceneSession.load(path, *network)
+    later = {"format": "bifusion_hf scene", "bifusion_hf_version": "99.0.0"}
+    save_file({"a": np.zeros(1)}, path, {"scene": json.dumps(later)})
+    with pytest.raises(ValueError, match=r"scene\.safetensors: this checkpoint was saved by bifusion_hf 99\.0"):
         SceneSession.load(path, *network)
 
 
 def test_the_scene_forgets_the_weakest_above_its_limit(network):
-    session = Oracle(*network, merging="none", max_objects=5, voxel_size=0.1)
+    session = Oracle(*network, merging="none", max_objects=5, voxel_size=0.1, labeler=Axes())
     for frame in frames(6):
         ids = session.update(frame)["ids"]
         assert set(ids) <= set(session.bank["ids"].tolist())
-    # 4 is a tenth under the limit; the three of a frame come on top of that.
-    assert len(session.bank) <= 5 and session.bank.next_id == 18
+        # 4 is a tenth under the limit.
+        assert len(session.bank) == (3 if session.num_frames == 1 else 4)
+    assert session.bank.next_id == 18
     alive = set(session.bank["ids"].tolist())
+    assert set(session.views.state()["ids"].tolist()) == alive
     assert set(np.unique(session.cloud()[2])) <= alive | {-1}
     assert set(np.unique(session.frame_segmentation(0))) <= alive | {-1}
+
+
+def test_of_few_views_the_lower_score_is_forgotten_first(network):
+    session = Oracle(*network, merging="none", max_objects=8, voxel_size=0.1)
+    scores = np.array([0.9, 0.2, 0.1, 0.1, 0.5])
+    seen = FrameInstances(
+        scores, np.zeros(5, int), np.zeros((5, 6)), np.zeros((5, 2)), np.eye(50)[:5], np.zeros((5, 0)), np.eye(200)[:5]
+    )
+    session.bank.merge(seen, np.full(5, -1))
+    session.bank.merge(FrameInstances(*(value[2:4] for value in vars(seen).values())), np.array([2, 3]))
+    first, second = frames(2)
+    session.update(first)
+    assert session.bank["ids"].tolist() == list(range(8)), "as many as there may be"
+    # The objects 2 and 3 have two views, and 7 of 11 remain; the other three are of this frame.
+    session.update(second)
+    assert session.bank["ids"].tolist() == [0, 2, 3, 7, 8, 9, 10]
 
 
 @pytest.mark.parametrize("merging", ["geometric", "none"])
@@ -217,6 +327,8 @@ def test_an_object_without_votes_is_forgotten_where_it_could_not_be_found(networ
         ({"merging": "learned"}, "needs a network with a box head and a merge head"),
         ({"voxel_size": 0}, "voxel_size is 0"),
         ({"max_objects": 0}, "max_objects is 0"),
+        ({"threshold": 1.5}, "threshold is 1.5"),
+        ({"views_per_object": 0}, "views_per_object is 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(network, settings, message):
@@ -237,66 +349,9 @@ def test_enlarged_frames_leave_their_points_in_metres(network, online_network):
     enlarging = BiFusionProcessor.from_config(model.config, num_points=processor.num_points, reference_depth=20.0)
     points = SceneSession(model, enlarging).update(frame)["points"]
     np.testing.assert_allclose(points, SceneSession(*network).update(frame)["points"], atol=1e-4)
-    with pytest.raises(ValueError, match="reference_depth is 20.0; frame adapters and learned merging"):
-        SceneSession(online_network[0], enlarging)
-
-
-@pytest.fixture(scope="module")
-def online_network(small_config):
-    torch.manual_seed(0)
-    point_config = {"stem_channels": 8, "planes": [8, 8, 12, 12, 12, 12, 12, 12], "blocks": [1] * 8}
-    point_config["use_frame_adapters"] = True
-    config = small_config("none", point_config=point_config, use_box_head=True, use_merge_head="layer")
-    model = BiFusionForInstanceSegmentation(config).eval()
-    # The adapters of a new network change nothing.
-    for adapter in model.model.encoder.point_encoder.frame_adapters:
-        torch.nn.init.uniform_(adapter.norm_mix.weight, 0.5, 1.5)
-    return model, BiFusionProcessor.from_config(config, num_points=600)
-
-
-def test_a_network_with_the_heads_merges_by_them_and_remembers(online_network, tmp_path):
-    model, processor = online_network
-    session = SceneSession(model, processor, threshold=0.0)
-    assert session.merging.name == "learned" and session.max_instances == 20
-    first, second, third = frames(3)
-    result = session.update(first)
-    assert len(result["ids"]) <= 20 and len(session.frame_memory.levels) == 4
-    # The network sees the world's coordinates: the voxels of its memory are those of the points.
-    voxels = np.unique(np.floor(result["points"] / model.config.voxel_size / 2).astype(int) * 2, axis=0)
-    coordinates = session.frame_memory.levels[0].grid.coordinates[:, 1:].numpy()
-    assert {tuple(row) for row in coordinates.tolist()} == {tuple(row) for row in voxels.tolist()}
-    before = {name: value.clone() for name, value in session.frame_memory.state().items()}
-    with pytest.raises(ValueError, match="camera_to_world is None"):
-        session.update(make_frame(60, 80, with_pose=False))
-    for name, value in session.frame_memory.state().items():
-        assert torch.equal(value, before[name])
-    session.update(second)
-    assert (session.bank["views"] == 2).any(), "untrained embeddings are alike, so something is merged"
-    np.testing.assert_allclose(np.linalg.norm(session.bank["features"][session.bank["views"] == 1], axis=1), 1)
-    session.save(tmp_path / "scene.safetensors")
-    resumed = SceneSession.load(tmp_path / "scene.safetensors", model, processor)
-    last = [each.update(third) for each in (session, resumed)]
-    np.testing.assert_array_equal(last[0]["segmentation"], last[1]["segmentation"])
-    np.testing.assert_array_equal(last[0]["scores"], last[1]["scores"])
-    assert_same_state(state_of(session), state_of(resumed))
-    item = session.objects(min_points=0)[0]
-    assert (item.box_3d == session.bank["boxes"][session.bank.rows(np.array([item.id]))[0]]).all()
-
-
-def test_the_memory_can_be_reset_at_every_frame(online_network):
-    first, second, _ = frames(3)
-    forgetful = SceneSession(*online_network, threshold=0.0, memory="frame")
-    forgetful.update(first)
-    assert forgetful.frame_memory is None
-    alone, scene = (SceneSession(*online_network, threshold=0.0) for _ in range(2))
-    scene.update(first)
-    results = [session.update(second) for session in (forgetful, alone, scene)]
-    np.testing.assert_array_equal(results[0]["scores"], results[1]["scores"])
-    assert (
-        len(results[0]["scores"]) != len(results[2]["scores"]) or (results[0]["scores"] != results[2]["scores"]).any()
-    )
-    with pytest.raises(ValueError, match="memory is 'none'"):
-        SceneSession(*online_network, memory="none")
+    for merging in (None, "geometric"):
+        with pytest.raises(ValueError, match="reference_depth is 20.0; frame adapters and learned merging"):
+            SceneSession(online_network[0], enlarging, merging=merging)
 
 
 class Axes:
@@ -330,7 +385,8 @@ def test_objects_are_found_by_text_and_kept_with_the_session(network, tmp_path):
     # Two views of each of three things, and then only views that show more of a thing.
     assert labeler.looked[:2] == [3, 3] and sum(labeler.looked[2:]) < 6
     left, right = session.find("left", top_k=1), session.find("right", top_k=3)
-    assert len(left) == 1 and left[0].similarity == pytest.approx(1)
+    assert len(left) == 1 and left[0].similarity == pytest.approx(1) and type(left[0].similarity) is float
+    assert session.find("  left ", top_k=1)[0].item.id == left[0].item.id
     assert [match.similarity for match in right] == sorted((match.similarity for match in right), reverse=True)
     assert left[0].item.id != right[0].item.id and left[0].item.id == right[-1].item.id or right[1].similarity == 0
     labels = session.label(["left", "middle", "right"], 1)

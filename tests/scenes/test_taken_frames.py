@@ -10,6 +10,7 @@ def test_names_poses_and_maps_come_back_and_it_goes_on():
         taken.add(f"frame {index}", np.eye(4) * (index + 1), segmentation)
     again = TakenFrames.from_state(taken.ids, taken.state())
     again.add("frame 2", np.eye(4) * 3, maps[0])
+    assert again.state()["maps"].dtype == np.uint8
     assert again.ids == ["frame 0", "frame 1", "frame 2"] and taken.ids == again.ids[:2]
     assert again.poses.shape == (3, 4, 4) and again.poses[:, 0, 0].tolist() == [1, 2, 3]
     for index, expected in enumerate([*maps, maps[0]]):
@@ -24,4 +25,4 @@ def test_without_maps_and_without_frames():
     taken.add("frame 0", np.eye(4), None)
     again = TakenFrames.from_state(taken.ids, taken.state())
     assert again.ids == ["frame 0"] and again.poses.shape == (1, 4, 4)
-    assert again.state()["maps"].shape == (0,)
+    assert again.state()["maps"].shape == (0,) and again.state()["sizes"].dtype == np.int64

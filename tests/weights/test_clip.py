@@ -1,6 +1,7 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -369,6 +370,12 @@ def test_towers_that_do_not_fit_are_refused_and_nothing_changes(tmp_path, make_m
     refused("layer_norm_eps is 1e-06", norm_kwargs={"eps": 1e-6})
     refused("vision_cfg has {'timm_model_name': 'vit'}", timm_model_name="vit")
     refused("vision_cfg has {'act_kwargs'", act_kwargs={"approximate": "tanh"})
+    # Up to five problems are named.
+    five = ["ln_pre.weight", "ln_pre.bias", "conv1.weight", f"{block[7:]}ln_1.weight", f"{block[7:]}ln_1.bias"]
+    for names, end in ((five, r"\. Nothing"), ([*five, f"{block[7:]}ln_2.bias"], r" and 1 more\. Nothing")):
+        refused(
+            f"(is missing.*){{5}}{end}", lambda state, names=names: [state.pop(f"visual.{name}") for name in names]
+        )
     refused("no tensor of a CLIP image tower was found.*visual.class_embedding", drop("class_embedding"))
     # What the configured blocks do not read may be anything.
     write_open_clip(tmp_path, visual | {"visual.transformer.resblocks.2.ls_1.gamma": torch.ones(24)}, quick_gelu=True)
@@ -422,3 +429,67 @@ def test_what_an_open_clip_configuration_does_not_say_is_as_there():
     """Heads of 64 channels, the exact GELU and 1e-5 are the defaults of its CLIPVisionCfg."""
     settings = _open_clip_settings({"vision_cfg": {"width": 768, "layers": 12, "patch_size": 16}}, "somewhere")
     assert (settings.num_attention_heads, settings.hidden_act, settings.layer_norm_eps) == (12, "gelu", 1e-5)
+    # What is written but not used counts as not there.
+    vision = {"width": 96, "head_width": 32, "timm_model_name": None, "norm_kwargs": None}
+    settings = _open_clip_settings({"quick_gelu": True, "vision_cfg": vision}, "somewhere")
+    assert (settings.num_attention_heads, settings.hidden_act, settings.layer_norm_eps) == (3, "quick_gelu", 1e-5)
+    with pytest.raises(ValueError, match=r"somewhere: vision_cfg has {'layers': 3}; expected CLIP's own tower"):
+        _open_clip_settings({"vision_cfg": {"layers": 3}}, "somewhere")
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (1, 8), (6, 8), (5, 1, 8)])
+def test_positions_of_no_square_grid_are_refused(shape):
+    with pytest.raises(ValueError, match=r"a name has shape .*; expected \[1 \+ rows \* rows, width\]"):
+        clip.resize_positions(torch.ones(shape), 10, "a name")
+
+
+def test_positions_of_the_right_grid_stay_the_same_tensor():
+    weight = torch.rand(10, 8)
+    found, notes = clip.resize_positions(weight, 10, "a name")
+    assert found is weight and notes == []
+    found, notes = clip.resize_positions(torch.rand(2, 8), 10, "a name")
+    assert found.shape == (10, 8) and notes == ["position embeddings interpolated from a grid of 1x1 to 3x3"]
+
+
+def test_a_tower_of_as_many_blocks_has_no_note_of_more(tmp_path, make_model, visual):
+    state = {name: value for name, value in visual.items() if "resblocks.1." not in name and "blocks.2." not in name}
+    report = load_clip_weights(make_model(num_hidden_layers=1), write_open_clip(tmp_path, state, quick_gelu=True))
+    assert "visual.ln_post.weight" in report.unexpected
+    assert len(report.notes) == 1 and report.notes[0].startswith("activation quick_gelu, says ")
+
+
+def test_a_checkpoint_without_a_tower_tells_the_first_ten_of_its_parts():
+    state = {f"net.part{index:02d}.weight": torch.zeros(1) for index in range(12)}
+    with pytest.raises(ValueError, match=r"the checkpoint has \['net.part00', .*'net.part09'\]$"):
+        clip.find_layout(state, "somewhere")
+
+
+def test_where_open_clip_keeps_a_release(monkeypatch):
+    """By a stand-in for the package: what a release says goes before what its architecture says."""
+    releases = {
+        "file": {"hf_hub": "org/clip/weights.bin", "quick_gelu": True},
+        "folder": {"hf_hub": "org/clip/"},
+        "elsewhere": {"url": "https://example.com/a.pt", "hf_hub": ""},
+    }
+    vision = {"width": 128, "norm_kwargs": {"eps": 1e-6}}
+    package = SimpleNamespace(
+        __version__="9.9",
+        get_pretrained_cfg=lambda architecture, tag: releases.get(tag, {}) if architecture != "none" else {},
+        get_model_config=lambda name: {"quick_gelu": True, "vision_cfg": vision} if name == "ViT" else None,
+        list_pretrained_tags_by_model=lambda name: list(releases) if name == "ViT" else [],
+    )
+    monkeypatch.setattr(clip, "require_package", lambda name: {"open_clip": package}[name])
+    place, settings = clip.open_clip_release("ViT", "file")
+    assert place == "org/clip:weights.bin" and settings.origin == "open_clip's release ViT/file"
+    assert (settings.hidden_act, settings.num_attention_heads, settings.layer_norm_eps) == ("quick_gelu", 2, 1e-6)
+    place, settings = clip.open_clip_release("ViT", "folder")
+    assert place == "org/clip" and settings.hidden_act == "gelu"
+    for names, message in (
+        (("ViT", "elsewhere"), "9.9 has ViT/elsewhere only at 'https://example.com/a.pt'"),
+        (("ViT", "v2"), r"9.9 has no release ViT/v2: its tags are \['file', 'folder', 'elsewhere'\]"),
+        (("none", "file"), "9.9 has no release none/file: there is no such architecture"),
+        # A release whose architecture has no configuration.
+        (("other", "file"), "9.9 has no release other/file: there is no such architecture"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            clip.open_clip_release(*names)

@@ -191,6 +191,10 @@ def test_online_checkpoints_bring_frame_adapters(small_state, tmp_path):
     assert any("features would differ" in note for note in report.notes)
     with pytest.raises(ValueError, match=r"frame_adapters.* is missing.* and 67 more\. Nothing was loaded"):
         load_sv3d_weights(model, save(tmp_path / "single.pth", small_state()))
+    report = load_sv3d_weights(model, tmp_path / "single.pth", strict_backbone=False)
+    assert len(report.missing) == 72
+    # The first five are told.
+    assert len(report.notes) == 5 and all("frame_adapters" in note for note in report.notes)
 
 
 def test_own_checkpoints_load_without_their_progress(tmp_path):
@@ -204,6 +208,8 @@ def test_own_checkpoints_load_without_their_progress(tmp_path):
     assert set(report.unexpected) == {"model.training_update", "model.training_total"}
     assert model.model.training_progress.update.item() == -1
     assert torch.equal(model.decoder.key_proj.weight, trained.decoder.key_proj.weight)
+    small_model(adapters=True).save_pretrained(tmp_path / "online")
+    unchanged_after(model, ValueError, "is of an online network with frame adapters", tmp_path / "online")
 
 
 def test_the_base_model_takes_its_part(small_state, tmp_path):
@@ -228,6 +234,9 @@ def test_nothing_is_loaded_where_the_backbone_does_not_fit(small_state, tmp_path
         "no tensor of the U-Net.* the checkpoint has .*'block1', 'block2'",
         save(tmp_path / "prefix.pth", renamed),
     )
+    # The first ten names are told.
+    strange = {f"net{index:02d}.weight": torch.zeros(1) for index in range(12)}
+    unchanged_after(model, ValueError, r"'net08', 'net09'\]$", save(tmp_path / "strange.pth", strange))
     wrong = {**state, "backbone.block2.0.conv1.kernel": torch.zeros(27, 4, 5)}
     unchanged_after(
         model, ValueError, r"block2.0.conv1.kernel has shape \[27, 4, 5\]", save(tmp_path / "w.pth", wrong)
@@ -239,6 +248,12 @@ def test_nothing_is_loaded_where_the_backbone_does_not_fit(small_state, tmp_path
         r"stem_norm.running_var is missing in the checkpoint\. Nothing",
         save(tmp_path / "f.pth", fewer),
     )
+    # Up to five problems are named.
+    names = [key for key in state if key.startswith("backbone.block1.0.")]
+    for count, end in ((5, r"\. Nothing"), (6, r" and 1 more\. Nothing")):
+        fewer = {key: value for key, value in state.items() if key not in names[:count]}
+        path = save(tmp_path / "several.pth", fewer)
+        unchanged_after(model, ValueError, f"(is missing in the checkpoint.*){{5}}{end}", path)
     report = load_sv3d_weights(model, tmp_path / "f.pth", strict_backbone=False)
     assert "model.encoder.point_encoder.stem_norm.running_var" in report.missing
 

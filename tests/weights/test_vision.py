@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -87,6 +89,9 @@ def test_a_tower_without_the_head_of_its_checkpoint(tmp_path, make_model):
         found, expected = tower_of(model)(images), published(images)
     assert torch.allclose(found.last_hidden_state, expected.last_hidden_state, atol=1e-6)
     assert report.unexpected and all("head." in name for name in report.unexpected)
+    assert report.notes == [], "all blocks are there"
+    report.save(tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["loaded"] == list(tower_of(model).state_dict())
 
 
 def write_resnet(folder, **changes):
@@ -163,8 +168,31 @@ def test_a_tensor_that_the_file_lacks_is_not_left_to_chance(tmp_path, make_model
     with pytest.raises(ValueError, match=r"is missing\. Nothing was loaded") as error:
         load_vision_weights(make_model(), tmp_path)
     assert str(error.value).count("is missing") == 5
+    del state["layernorm.bias"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"is missing and 1 more\. Nothing was loaded"):
+        load_vision_weights(make_model(), tmp_path)
     with pytest.raises(OSError, match="nowhere"):
         load_vision_weights(make_model(), str(tmp_path / "nowhere"))
+
+
+def test_the_revision_is_asked_for_and_what_came_is_verified(tmp_path, make_model, monkeypatch):
+    write_dinov2(tmp_path)
+    model, asked, verified = make_model(), [], []
+    kind = type(tower_of(model))
+    load = kind.from_pretrained
+
+    def from_pretrained(source, revision=None, **options):
+        asked.append(revision)
+        return load(source, revision=revision, **options)
+
+    monkeypatch.setattr(kind, "from_pretrained", from_pretrained)
+    monkeypatch.setattr("bifusion_hf.weights.vision.verify_pulled_weights", lambda *what: verified.append(what))
+    load_vision_weights(model, tmp_path, revision="v2")
+    # What came damaged may be why it cannot be read.
+    with pytest.raises(OSError, match="nowhere"):
+        load_vision_weights(model, str(tmp_path / "nowhere"))
+    assert asked == ["v2", None] and verified == [(tmp_path, "v2"), (str(tmp_path / "nowhere"), None)]
 
 
 def test_each_loader_names_the_other(tmp_path, make_model, small_config):
