@@ -65,7 +65,8 @@ class LocalEngine:
                         future = worker.submit(_work, name, task)
                     workers[future] = index, worker, name, task
                 done, _ = wait(workers, return_when=FIRST_COMPLETED)
-                for future in done:
+                # A set has no order; those that were begun first come first.
+                for future in [future for future in workers if future in done]:
                     index, worker, name, task = workers.pop(future)
                     try:
                         with _named(name):

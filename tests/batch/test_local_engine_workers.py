@@ -67,6 +67,11 @@ def test_a_dead_worker_is_replaced_in_its_place_and_its_shard_made_next(workers,
     assert len({worker.index for worker in workers[2:]}) == 1
 
 
+def test_shards_that_are_made_at_once_are_given_in_the_order_in_which_they_were_begun(workers):
+    names = [f"{number}" for number in range(40)]
+    assert list(dict(LocalEngine(8).run(lambda: lambda name, _: name, dict.fromkeys(names)))) == names
+
+
 def test_who_stops_asking_ends_what_still_works(workers, monkeypatch):
     ended = []
     children = [SimpleNamespace(terminate=lambda number=number: ended.append(number)) for number in (1, 2)]
