@@ -3,6 +3,7 @@ import pickle
 import datasets
 import fsspec
 import numpy as np
+import pyarrow.parquet
 import pytest
 from frame_factory import make_frame
 
@@ -43,6 +44,21 @@ def test_every_range_of_rows(folder, place, batch, monkeypatch):
         for stop in range(start, 12):
             names = [row["frame_id"] for row in table.rows(start, stop)]
             assert names == [f"frame {index}" for index in range(start, min(stop, 10))]
+
+
+def test_only_row_groups_that_hold_wanted_rows_are_read(folder, monkeypatch):
+    read, iter_batches = [], pyarrow.parquet.ParquetFile.iter_batches
+
+    def record(self, *arguments, row_groups, **options):
+        read.append(row_groups)
+        return iter_batches(self, *arguments, row_groups=row_groups, **options)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", record)
+    table = FrameTable(folder, "val")
+    # Files of the rows 0-1, 2-3, 4 | 5 | 6-7, 8-9.
+    for rows, groups in (((2, 4), [[1]]), ((1, 3), [[0, 1]]), ((4, 7), [[2], [0], [0]]), ((8, 9), [[1]])):
+        assert len(list(table.rows(*rows))) == rows[1] - rows[0] and read == groups
+        read.clear()
 
 
 def test_rows_are_those_of_load_frames(folder):

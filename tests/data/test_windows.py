@@ -112,6 +112,14 @@ def test_one_augmentation_moves_the_whole_window(scenes, elastic):
                 np.testing.assert_allclose(box, [*corners.min(axis=0), *corners.max(axis=0)], atol=1e-3)
 
 
+def test_an_augmentation_that_moves_nothing_leaves_points_and_boxes_in_their_place(scenes, processor):
+    plain, still = (windows(scenes, processor, config)[3, 0]["frames"] for config in (None, STILL))
+    assert max(np.abs(sample["points"].mean(axis=0)).max() for sample in plain) > 0.1
+    for sample, other in zip(plain, still, strict=True):
+        for name in ("points", "object_boxes"):
+            np.testing.assert_allclose(other[name], sample[name], atol=1e-5)
+
+
 def test_boxes_hold_the_points_of_their_objects_after_the_augmentation(scenes, processor):
     config = AugmentationConfig(elastic_probability=0.0)
     held = 0
