@@ -35,8 +35,13 @@ class FrameFeatures(BatchFeature):
 
 def normalize(values: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 [..., 3] to float32 [..., 3]: fractions of 255, minus `mean`, over `std`."""
+    # One channel after the other in memory, as the image tower wants them: numpy takes ten times as long by pixel.
+    channels = torch.from_numpy(np.ascontiguousarray(values)).movedim(-1, 0)
+    channels = channels.to(torch.float32, memory_format=torch.contiguous_format)
     mean, std = np.array([mean, std])
-    return torch.from_numpy(values * (1 / (255 * std)).astype(np.float32) - (mean / std).astype(np.float32))
+    for channel, factor, offset in zip(channels, (1 / (255 * std)).astype(np.float32), mean / std, strict=True):
+        channel.mul_(float(factor)).sub_(float(np.float32(offset)))
+    return channels.movedim(0, -1)
 
 
 def _pad(rows: list[torch.Tensor], value: float | int | bool) -> torch.Tensor:
