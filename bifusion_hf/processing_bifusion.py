@@ -353,9 +353,10 @@ class BiFusionProcessor(ProcessorMixin):
             num_segments=self.num_superpoints,
             color_blur=self.superpoint_color_blur,
         )
-        settings = {"estimate_up": self.estimate_up, "reference_depth": self.reference_depth}
         sample = {
-            **points_of_pixels(frame, pixels, superpoints, **settings),
+            **points_of_pixels(
+                frame, pixels, superpoints, estimate_up=self.estimate_up, reference_depth=self.reference_depth
+            ),
             "image": self.resize(frame.image, frame.frame_id),
             "frame_id": frame.frame_id,
         }
