@@ -28,3 +28,16 @@ def slow_convolution(in_coordinates, features, kernel, offsets, out_coordinates)
             if j is not None:
                 out[i] += features[j] @ kernel[k]
     return out
+
+
+class Scaled(torch.autograd.Function):
+    """What it is given, with its gradient multiplied."""
+
+    @staticmethod
+    def forward(ctx, value, factor):
+        ctx.factor = factor
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.factor, None

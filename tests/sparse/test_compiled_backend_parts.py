@@ -3,7 +3,7 @@
 import pytest
 import torch
 from built_kernels import skip_where_not_built
-from sparse_examples import random_grid
+from sparse_examples import Scaled, random_grid
 
 from bifusion_hf.io.compiled_library import KernelError
 from bifusion_hf.sparse.backends import compiled_backend
@@ -81,19 +81,6 @@ def test_a_gradient_that_finds_no_memory_says_so(monkeypatch):
     out = compiled_backend.convolve_over(torch.ones(len(grid), 2), kernel, grid.kernel_maps("submanifold", 3))
     with pytest.raises(MemoryError, match="gradient of a sparse convolution's kernel"):
         out.sum().backward()
-
-
-class Scaled(torch.autograd.Function):
-    """What it is given, with its gradient multiplied."""
-
-    @staticmethod
-    def forward(ctx, value, factor):
-        ctx.factor = factor
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * ctx.factor, None
 
 
 @pytest.mark.parametrize("place", range(3), ids=["result", "gradient of the input", "gradient of the kernel"])

@@ -2,22 +2,10 @@
 
 import pytest
 import torch
+from sparse_examples import Scaled
 
 from bifusion_hf.sparse.backends import torch_backend
 from bifusion_hf.sparse.backends.self_test import check_against_torch
-
-
-class Scaled(torch.autograd.Function):
-    """What it is given, with its gradient multiplied."""
-
-    @staticmethod
-    def forward(ctx, value, factor):
-        ctx.factor = factor
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * ctx.factor, None
 
 
 def wrong(kind, of_result=1.0, of_features=1.0, of_kernel=1.0):
