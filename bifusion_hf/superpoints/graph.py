@@ -46,7 +46,6 @@ def cut_at_barred_pairs(labels: np.ndarray, depth: np.ndarray, links: Links, bar
     Returns:
         int32 [H, W], numbered as by `connected_segments`.
     """
-    labels = np.asarray(labels)
     near = np.concatenate([_pair_values(np.minimum, depth, axis)[barred[axis]] for axis in (0, 1)])
     far = np.concatenate([_pair_values(np.maximum, depth, axis)[barred[axis]] for axis in (0, 1)])
     by_step = np.argsort(far - near, kind="stable")

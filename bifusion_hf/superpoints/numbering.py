@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ..labels import NONE
+
 
 def renumber_superpoints(superpoints: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers the superpoints that hold a sampled point without gaps.
@@ -19,7 +21,7 @@ def renumber_superpoints(superpoints: np.ndarray, pixels: np.ndarray) -> tuple[n
         superpoints = np.where(superpoints < 0, -1, np.searchsorted(np.unique(superpoints), superpoints))
     of_points = superpoints.reshape(-1)[pixels]
     used = np.flatnonzero(np.bincount(of_points))
-    # The entry behind the last number answers for -1.
-    numbers = np.full(superpoints.size + 1, -1, np.int32)
+    # The entry behind the last number answers for `NONE`.
+    numbers = np.full(superpoints.size + 1, NONE, np.int32)
     numbers[used] = np.arange(len(used), dtype=np.int32)
     return numbers[superpoints], numbers[of_points].astype(np.int64)

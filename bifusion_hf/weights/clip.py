@@ -311,7 +311,7 @@ def _fit(
             report.unexpected.append(key)
             for name in translated:
                 block = _block_index(name)
-                deepest = max(deepest, 1 + (-1 if block is None else block))
+                deepest = max(deepest, 0 if block is None else block + 1)
                 if (block is not None and block < depth) or _is_unknown_embedding(name):
                     problems.append(f"{key} has no place in CLIP's tower")
             continue

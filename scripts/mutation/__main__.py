@@ -38,7 +38,7 @@ TARGETS = (
     "prediction",
 )
 # Files whose tests need what another environment has (`make test-spconv` and so on), by the package that it takes.
-UNTESTED = {"spconv_backend": "spconv", "triton_kernels": "triton", "ray_engine": "ray"}
+UNTESTED = {"spconv_backend": "spconv", "triton_backend": "triton", "triton_kernels": "triton", "ray_engine": "ray"}
 # The outcome of a fault whose tests wait for something that does not come, with it and without.
 UNCLEAR = "unclear"
 # Seconds of the processor that the tests of a file may take when they are run once without a fault.

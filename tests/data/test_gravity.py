@@ -4,12 +4,14 @@ from frame_factory import make_frame
 
 from bifusion_hf.data.frames import CAMERA_TO_POINTS
 from bifusion_hf.data.gravity import (
+    _STEEPEST,
     CAMERA,
     CAMERA_UP,
     ESTIMATED,
     MIN_CONFIDENCE,
     POSE,
     _averaged,
+    _directions,
     _on_surfaces,
     estimate_up,
     up_rotation,
@@ -281,3 +283,15 @@ def test_a_pixel_on_a_surface_has_a_neighbour_along_each_axis():
         beside = [right[row, at] for at in (column - 1, column) if 0 <= at < 8]
         above = [down[at, column] for at in (row - 1, row) if 0 <= at < 6]
         assert found == (any(beside) and any(above))
+
+
+def test_of_views_that_are_tilted_alike_the_less_rolled_is_the_likelier():
+    """Whichever side they lean to; how far they are tilted makes no difference within the usual."""
+    directions, prior = _directions()
+    x, y, z = directions.T
+    pitch = np.arctan2(-z, -y)
+    order = np.argsort(np.abs(x[(pitch >= 0) & (pitch <= _STEEPEST)]))
+    lean, known = x[(pitch >= 0) & (pitch <= _STEEPEST)][order], prior[(pitch >= 0) & (pitch <= _STEEPEST)][order]
+    assert (np.diff(known) < 1e-6).all() and (lean[-20:] < 0).any() and (lean[-20:] > 0).any()
+    # One in twenty cameras is held in any way: the tail is that of the wider spread.
+    assert known[0] == pytest.approx(0, abs=1e-3) and known[-1] == pytest.approx(np.log(0.05) - 2, abs=0.1)

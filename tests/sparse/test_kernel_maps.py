@@ -143,7 +143,7 @@ def check_plan(plan, table, grid):
         indices = indices[: len(chunk.rows)]
         found[chunk.offsets.index[:, None], chunk.rows] = indices.T
         times[chunk.offsets.index[:, None], chunk.rows] += 1
-        assert chunk.offsets.index.tolist() == list(chunk.offsets.numbers)
+        assert chunk.offsets.index.tolist() == sorted(chunk.offsets.numbers) == list(chunk.offsets.numbers)
     assert torch.equal(found, table)
     assert times[table < len(grid)].eq(1).all()
     # The first part is the middle offset's, so its chunks write every row before others add to it.

@@ -143,6 +143,11 @@ def test_find_gives_rows_of_the_callers_order():
     assert grid.find(keys + pack_offset(0, 0, 100)).eq(len(grid)).all()
 
 
+def test_coordinates_are_of_32_bits_whatever_they_are_given_as():
+    for dtype in (torch.int32, torch.int64):
+        assert VoxelGrid(random_coordinates().to(dtype), 2).coordinates.dtype == torch.int32
+
+
 def points(count=4, **options):
     return torch.zeros(count, 3, **options)
 

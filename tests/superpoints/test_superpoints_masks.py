@@ -43,6 +43,16 @@ def test_smaller_masks_overwrite_larger(frame, order):
     assert set(np.unique(found)) == set(range(-1, found.max() + 1))
 
 
+def test_of_masks_of_one_size_later_ones_lie_on_top(frame):
+    image, depth, intrinsics = frame
+    # Forty windows, each a column further to the right: of each but the last one column is seen, beside it those of
+    # a larger mask before each, which all of them lie on.
+    windows = [rectangle(slice(None), slice(3 + first, 40 + first)) for first in range(40)]
+    larger = rectangle(slice(None), slice(3, 80))
+    found = superpoints_from_masks(np.stack([m for w in windows for m in (larger, w)]), image, depth, intrinsics)
+    np.testing.assert_array_equal(found[:, 3:], np.minimum(np.arange(77), [39] * 76 + [40])[None].repeat(60, 0))
+
+
 def test_uncovered_pixels_are_split_by_geometry(frame):
     image, depth, intrinsics = frame
     depth[:, 65:] = 4.0

@@ -310,14 +310,15 @@ def test_ten_names_are_enough(count, more):
         audit.observe(1)
 
 
-def test_updates_that_count_need_not_follow_one_another():
+@pytest.mark.parametrize(("alive", "stopped"), [(1, 12), (5, 16)])
+def test_updates_that_count_need_not_follow_one_another(alive, stopped):
     """Of every second one a window is twice as long, and one gradient in it is enough."""
     audit, named = audit_of(window=4, **{"merge_head.weight": 0.0, "other": 1.0})
     head = named["merge_head.weight"]
-    with pytest.raises(LivenessError, match="update 16"):
+    with pytest.raises(LivenessError, match=f"update {stopped}:"):
         for update in range(1, 30):
-            # Alive in the fifth update; what was counted before it counts no more.
-            head.grad.fill_(float(update == 5))
+            # What was counted up to the next look after it was alive counts no more.
+            head.grad.fill_(float(update == alive))
             audit.observe(update, {"loss_merge": update % 2})
 
 

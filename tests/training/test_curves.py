@@ -100,6 +100,14 @@ def test_a_legend_holds_its_longest_name():
     assert (pixels[:, -60:-20] < 255).any()  # and the name ends near there
 
 
+@pytest.mark.parametrize(("updates", "last"), [([], 1), ([0], 1), ([1, 7, 3], 7)])
+def test_all_panels_go_from_the_start_to_the_last_update(updates, last, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "draw_panel", lambda panel, title, lines, last, logarithmic: drawn.append(last))
+    draw_curves([{"update": update} for update in updates], tmp_path / "curves.png")
+    assert drawn == [last] * 4
+
+
 def test_curves_of_nothing(tmp_path):
     draw_curves([], tmp_path / "curves.png")
     draw_curves([{"update": 0, "all_ap": 0.0}], tmp_path / "curves.png")

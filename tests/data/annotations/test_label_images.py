@@ -13,7 +13,7 @@ IMAGE_SIZE, SHAPE = (8, 6), (3, 4)
 INSTANCE = np.array([[-1, 0, 0, 3], [-1, 0, 0, 3], [5, 5, -1, -1]])
 # Object 0 is a stool but for one pixel, object 3 a bench, object 5 has no class; one pixel has a class and no object.
 SEMANTIC = np.array([[0, 0, 1, 1], [-1, 0, 0, 1], [-1, -1, -1, 1]])
-CLASSES = {"stool": 6, "bench": 4}
+CLASSES = {"stool": 0, "bench": 4}
 
 
 def write(folder, values, name="a", ending=".png"):
@@ -44,7 +44,7 @@ def test_an_object_has_the_class_of_most_of_its_pixels(ending, numbered, names, 
     assert list(labels.files()) == [instances / f"a{ending}", semantics / f"a{ending}"]
     drawn = labels.draw("a", IMAGE_SIZE, SHAPE, CLASSES)
     np.testing.assert_array_equal(drawn.instance, INSTANCE)
-    np.testing.assert_array_equal(drawn.semantic, [[6, 6, 6, 4], [-1, 6, 6, 4], [-1, -1, -1, 4]])
+    np.testing.assert_array_equal(drawn.semantic, [[0, 0, 0, 4], [-1, 0, 0, 4], [-1, -1, -1, 4]])
     assert drawn.notes == ["objects of stool", "objects of bench", "objects without a class, left out of training"]
 
 

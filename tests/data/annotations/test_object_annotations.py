@@ -344,6 +344,7 @@ def test_malformed_labelme_is_refused_with_its_place(name, tmp_path):
         ("1 4 6 12 6 12 16", r"10.txt \(line 2\).*outside of the image.*fractions of its sides"),
         ("2 0.1 0.1 0.2 0.1 0.2 0.2", r"\(line 2\): has the class 2; expected one of 0 to 1"),
         ("mug 0.1 0.1 0.2 0.1 0.2 0.2", r"\(line 2\): invalid literal.*expected a class and numbers"),
+        ("1 0.1 0.1 O.2 0.1 0.2 0.2", r"\(line 2\): could not convert.*'O.2'; expected a class and numbers"),
         ("1", r"\(line 2\): has a polygon of 0 numbers"),
     ],
 )
