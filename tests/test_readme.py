@@ -227,7 +227,7 @@ def test_train_and_evaluate(desk):
     short = ["--data.max_train_frames", "4", "--data.max_val_frames", "2", "--data.num_workers", "0"]
     short += ["--training.epochs", "1", "--evaluation.every_epochs", "1"]
     run([*find("accelerate", "launch"), *short], desk)
-    output = run(find("bifusion-evaluate"), desk)
+    output = run([*find("bifusion-evaluate"), "--limit", "4"], desk)
     assert "all_ap" in output and (desk / "results.json").is_file()
 
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from light_package import light_package
 
 from bifusion_hf import stopping
 from bifusion_hf.cli.entry import command
@@ -187,7 +188,14 @@ def _lives(process):
 def test_workers_of_a_killed_pool_end(kind, tmp_path):
     """Those of a plain pool wait for ever; else this test would show nothing."""
     (tmp_path / "pool.py").write_text(POOL)
-    process = subprocess.Popen([sys.executable, str(tmp_path / "pool.py"), kind], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "pool.py"), kind],
+        env=light_package(tmp_path),
+        # The fork server looks for modules where it is started, first of all.
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     workers = [int(word) for word in process.stdout.readline().split()]
     process.kill()
     process.wait(30)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from light_package import light_package
 
 from bifusion_hf.demo import serving
 from bifusion_hf.demo.serving import FOLDER_PREFIX, FOLDER_VARIABLE, BodyLimit, delete_old_files
@@ -30,28 +31,32 @@ with terminable():
 posix = pytest.mark.skipif(os.name != "posix", reason="needs locks that die with their process")
 
 
-def start(parent, seconds):
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(parent)}
+def start(parent, seconds, environment):
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(seconds)], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SERVER, str(seconds)],
+        env={**environment, "GRADIO_TEMP_DIR": str(parent)},
+        cwd=environment["PYTHONPATH"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     return process, process.stdout.readline().strip()
 
 
 @posix
-def test_the_servers_folder_goes_with_it_however_it_ends(tmp_path):
-    process, _ = start(tmp_path, 0)
+def test_the_servers_folder_goes_with_it_however_it_ends(tmp_path, tmp_path_factory):
+    environment = light_package(tmp_path_factory.mktemp("program"))
+    process, _ = start(tmp_path, 0, environment)
     assert process.wait(60) == 0 and not list(tmp_path.iterdir())
-    process, folder = start(tmp_path, 600)
+    process, folder = start(tmp_path, 600, environment)
     assert [str(path) for path in tmp_path.iterdir()] == [folder]
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143 and not list(tmp_path.iterdir())
     # Killed, it can do nothing: the next server deletes what is left, but nothing of one that lives.
-    killed, folder_of_killed = start(tmp_path, 600)
+    killed, folder_of_killed = start(tmp_path, 600, environment)
     killed.kill()
     killed.wait(60)
-    alive, folder_of_alive = start(tmp_path, 600)
-    third, folder_of_third = start(tmp_path, 600)
+    alive, folder_of_alive = start(tmp_path, 600, environment)
+    third, folder_of_third = start(tmp_path, 600, environment)
     try:
         found = {str(path) for path in tmp_path.iterdir()}
         assert found == {folder_of_alive, folder_of_third} and folder_of_killed not in found

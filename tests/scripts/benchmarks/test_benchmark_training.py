@@ -33,11 +33,11 @@ def test_too_short_a_run_is_refused():
 def test_a_recipe_is_trained_and_measured(tmp_path):
     recipe, output = tmp_path / "recipe.yaml", tmp_path / "new" / "training.json"
     data = {"max_train_frames": 2, "val": None}
-    config = {"num_points": 600, "voxel_size": 0.1, "decoder_intermediate_size": 32}
-    recipe.write_text(yaml.safe_dump({"model": {"config": config}, "data": data, "training": {"batch_size": 1}}))
+    model = {"preset": "tiny", "config": {"num_points": 600, "voxel_size": 0.1}}
+    recipe.write_text(yaml.safe_dump({"model": model, "data": data, "training": {"batch_size": 1}}))
     main(["training", "--recipe", str(recipe), "--updates", "6", "--num_workers", "1", "--output", str(output)])
     result = json.loads(output.read_text())
     assert result["updates"] == 5 and sum(result[f"{part}_fraction"] for part in PARTS) == pytest.approx(1, abs=1e-6)
-    recipe.write_text(yaml.safe_dump({"training": {"batch_size": 1000}}))
+    recipe.write_text(yaml.safe_dump({"training": {"batch": 1}}))
     with pytest.raises(SystemExit, match="the training failed"):
         main(["training", "--recipe", str(recipe)])

@@ -296,10 +296,12 @@ def test_faults_known_to_change_nothing_stand_apart_wherever_their_line_has_move
 
 
 def test_every_fault_that_is_said_to_change_nothing_can_still_be_put_in():
-    for path, line, change in read_equivalents():
+    known = read_equivalents()
+    for path in {path for path, *_ in known}:
         source = (runner.ROOT / path).read_bytes()
+        lines = [line.decode().strip() for line in source.splitlines()]
         faults = {
-            (source.splitlines()[fault.line - 1].decode().strip(), fault.describe(source).partition(" ")[2])
+            (path, lines[fault.line - 1], fault.describe(source).partition(" ")[2])
             for fault in find_faults(path, source)
         }
-        assert (line, change) in faults, f"{path}: {line}"
+        assert {fault for fault in known if fault[0] == path} <= faults
