@@ -344,7 +344,7 @@ class BiFusionProcessor(ProcessorMixin):
         Raises:
             ValueError: The frame does not fit the processor; the message names the frame.
         """
-        pixels = self.choose_points(np.flatnonzero(frame.depth), rng)
+        pixels = self.choose_points(np.flatnonzero(frame.depth > 0), rng)
         superpoints = complete_superpoints(
             frame.superpoints,
             frame.image,
