@@ -89,7 +89,7 @@ def touching_points(points: np.ndarray, gap: float, among: np.ndarray) -> tuple[
     """
     count = min(_NEIGHBOURS, len(points) - 1)
     if count < 1 or not among.any():
-        return np.zeros((len(points), max(count + 1, 0)), np.int32), np.zeros(len(points), np.int32)
+        return np.zeros((len(points), count + 1), np.int32), np.zeros(len(points), np.int32)
     return choose_backend().touching_points(np.asarray(points, np.float64), among, gap, count)
 
 

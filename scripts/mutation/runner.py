@@ -41,7 +41,7 @@ NEIGHBOURS = {
     "weights": ["tests/hub/test_revisions.py"],
     "data": [
         *("tests/data/test_importing.py", "tests/training/test_recipe_keys.py", *PROCESSING[:2]),
-        "tests/cli/test_options_data.py",
+        *("tests/cli/test_options_data.py", "tests/data/scannet/test_scannet_recordings.py"),
     ],
     "postprocessing.py": [*PROCESSING[2:], "tests/test_processing_fields.py"],
     "processing_bifusion.py": [

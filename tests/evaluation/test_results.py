@@ -91,6 +91,23 @@ def test_table(results):
     assert "semantic                     mean IoU 0.500, accuracy 0.667, head 0.500, common nan, tail nan" in lines
 
 
+def test_groups_and_classes_have_each_number_under_its_name():
+    row = {"ap": 0.1, "ap50%": 0.2, "ap25%": 0.3, "num_instances": 7}
+    part = {
+        "all_ap": 0.4,
+        "all_ap_50%": 0.5,
+        "all_ap_25%": 0.6,
+        "num_instances": 8,
+        "head": row,
+        "classes": {"bed": row},
+    }
+    lines = [line.split() for line in format_results({"class_aware": part}).splitlines()]
+    assert lines[0] == ["AP", "AP50", "AP25", "instances"] and lines[1][1:] == ["0.400", "0.500", "0.600", "8"]
+    assert [line for line in lines[2:] if line[:1] in (["head"], ["bed"])] == [
+        [name, "0.100", "0.200", "0.300", "7"] for name in ("head", "bed")
+    ]
+
+
 def test_table_without_the_option():
     text = format_results({"class_agnostic": InstanceAveragePrecision(None).compute()})
     assert "AP50:95" not in text

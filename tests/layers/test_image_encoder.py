@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from bifusion_hf import BiFusionConfig
+from bifusion_hf.layers import image_encoder
 from bifusion_hf.layers.geometry import sample_tokens
 from bifusion_hf.layers.image_encoder import ImageEncoder, _resizing, _ResizingByProducts, resize_by_products
 
@@ -181,3 +182,13 @@ def test_towers_resize_their_positions_by_products(name):
             names.add(node)
             graph += [following for following, _ in node.next_functions]
     assert not [node for node in names if "Upsample" in node.name()]
+
+
+def test_a_tower_that_needs_more_than_an_image_is_refused(monkeypatch):
+    class Tower(torch.nn.Module):
+        def forward(self, pixel_values, input_ids, attention_mask=None):
+            raise NotImplementedError
+
+    monkeypatch.setattr(image_encoder.AutoModel, "from_config", lambda config: Tower())
+    with pytest.raises(ValueError, match="'clip_vision_model': the tower needs pixel_values, input_ids; expected one"):
+        ImageEncoder(BiFusionConfig(vision_config=TOWERS["clip"]))

@@ -48,6 +48,14 @@ def test_of_points_in_the_same_distance_those_of_lower_numbers_come_first():
     assert (touching == 17).all() and (others == np.arange(17)).all()
 
 
+@pytest.mark.parametrize("backend", [scipy_backend, compiled_backend])
+def test_points_that_lie_exactly_so_far_apart_touch(backend):
+    # Nine in each of two places: the nearest half of a point's neighbours is where it is itself.
+    points = np.array([[0.0, 0, 0], [0.5, 0, 0]]).repeat(9, 0)
+    for gap, number in ((0.5, 17), (np.nextafter(0.5, 0), 9)):
+        assert (backend.touching_points(points, np.ones(18, bool), gap, 16)[1] == number).all()
+
+
 @pytest.mark.parametrize("count", [1, 40, 3000])
 def test_parts_are_scipys(count):
     points, rng = clumps(count, seed=2)

@@ -43,6 +43,12 @@ def test_a_network_trains_in_single_precision_whatever_was_saved(half, labels, c
     assert network.config.num_labels == (1 if labels is None else 2)
 
 
+def test_a_new_network_trains_in_single_precision_whatever_its_tower_was_saved_in():
+    network = run.build_model(model_arguments(config={**NETWORK, "vision_config": {"dtype": "bfloat16"}}), 0)
+    assert network.config.vision_config.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
 def test_the_configuration_of_a_checkpoint_with_what_the_recipe_changes(half):
     _, folder = half
     arguments = model_arguments(pretrained=str(folder), labels={"a": 2, "b": 3}, config={"mask_threshold": 0.4})

@@ -48,6 +48,12 @@ def test_an_object_has_the_class_of_most_of_its_pixels(ending, numbered, names, 
     assert drawn.notes == ["objects of stool", "objects of bench", "objects without a class, left out of training"]
 
 
+def test_numbers_are_those_of_the_list_unless_the_file_has_its_own(tmp_path):
+    folders = write(tmp_path / "instance", INSTANCE), write(tmp_path / "semantic", SEMANTIC)
+    drawn = LabelImages(*folders, {0: "stool", 1: "bench"}).draw("a", IMAGE_SIZE, SHAPE, CLASSES)
+    assert drawn.semantic.dtype == np.int32 and set(np.unique(drawn.semantic)) == {-1, 0, 4}
+
+
 def test_objects_without_classes(tmp_path):
     labels = LabelImages(write(tmp_path, INSTANCE))
     assert labels.labels == [] and list(labels.files()) == [tmp_path / "a.png"]

@@ -293,6 +293,7 @@ def test_malformed_coco_is_refused_with_its_place(name, tmp_path):
 BAD_LABELME = {
     "no shapes": ({"imagePath": "a"}, "has no list 'shapes'"),
     "no size": (labelme(imageWidth=None), r"imageWidth and imageHeight \(None, 24\)"),
+    "half a pixel": (labelme(imageHeight=24.5), r"imageWidth and imageHeight \(32, 24.5\)"),
     "no width": (labelme(imageWidth=0), r"imageWidth and imageHeight \(0, 24\)"),
     "no height": (labelme(imageHeight=0), r"imageWidth and imageHeight \(32, 0\)"),
     "no label": (labelme({"points": pairs(SQUARE), "label": " "}), r"shapes\[0\]\): has no label"),

@@ -106,9 +106,10 @@ def test_sizes_of_images_are_those_of_a_camera(tmp_path, index):
         message = "claims images of {}x{} and {}x{}".format(*sizes)
         with pytest.raises(DataFileError, match=message):
             SensFile(patched(tmp_path, SIZES + 4 * index, "<I", side))
-    sizes[index] = 16384
-    sens = SensFile(patched(tmp_path, SIZES + 4 * index, "<I", 16384))
-    assert [*sens.color_size, *sens.depth_size] == sizes
+    for side in (1, 16384):
+        sizes[index] = side
+        sens = SensFile(patched(tmp_path, SIZES + 4 * index, "<I", side))
+        assert [*sens.color_size, *sens.depth_size] == sizes
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
