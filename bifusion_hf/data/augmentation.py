@@ -155,7 +155,7 @@ def elastic_displacement(points: np.ndarray, cell: float, magnitude: float, rng:
     from scipy.ndimage import map_coordinates, uniform_filter
 
     # Cells are laid out around the origin and reach one cell beyond the cloud, so that all points interpolate.
-    half = np.floor(np.abs(points).max(axis=0) / cell).astype(int) + 2
+    half = (np.abs(points).max(axis=0) / cell).astype(int) + 2
     noise = rng.standard_normal((3, *(2 * half + 1)))
     for _ in range(2):
         noise = uniform_filter(noise, size=(1, 3, 3, 3), mode="constant")

@@ -157,7 +157,7 @@ def _cells(normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Unit mean [C, 3] of the normals in each cell that has some, and their share [C]."""
     places = np.rint(normals / _CELL).astype(np.int32) + round(1 / _CELL)
     side = round(2 / _CELL) + 1
-    keys = np.ravel_multi_index(tuple(places.T), (side, side, side))
+    keys = np.ravel_multi_index(places.T, (side, side, side))
     counts = np.bincount(keys, minlength=side**3)
     used = np.flatnonzero(counts)
     sums = np.stack([np.bincount(keys, normals[:, axis], minlength=side**3)[used] for axis in range(3)], axis=1)

@@ -287,7 +287,7 @@ def test_a_pixel_on_a_surface_has_a_neighbour_along_each_axis():
 
 def test_of_views_that_are_tilted_alike_the_less_rolled_is_the_likelier():
     """Whichever side they lean to; how far they are tilted makes no difference within the usual."""
-    directions, prior = _directions()
+    directions, prior = _directions.__wrapped__()
     x, y, z = directions.T
     pitch = np.arctan2(-z, -y)
     order = np.argsort(np.abs(x[(pitch >= 0) & (pitch <= _STEEPEST)]))

@@ -7,7 +7,7 @@ from superpoint_metrics import oracle_ious, undersegmentation_error
 from bifusion_hf.data.frames import frame_from_row, load_frames
 from bifusion_hf.superpoints import geometry
 from bifusion_hf.superpoints import segmentation as superpoints
-from bifusion_hf.superpoints.colour import rgb_to_lab
+from bifusion_hf.superpoints.colour import gaussian_taps, rgb_to_lab
 from bifusion_hf.superpoints.geometry import MIN_EDGE_LENGTH, depth_edges, estimate_normals, surface_links
 from bifusion_hf.superpoints.segmentation import segment_superpoints
 
@@ -272,6 +272,12 @@ def test_lab_is_the_standard_one():
     greys = np.arange(256)[:, None].repeat(3, axis=1)
     colours = np.concatenate([greys, rng.integers(0, 256, (64, 3)), rng.integers(0, 40, (64, 3))]).astype(np.uint8)
     np.testing.assert_allclose(rgb_to_lab(colours), rgb2lab(colours), atol=1e-2)
+
+
+def test_a_gaussian_is_cut_off_at_four_sigma_and_keeps_means():
+    taps = gaussian_taps(0.7)
+    assert taps.dtype == np.float32 and taps.shape == (7,) and taps.sum() == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(taps / taps[3], np.exp(-0.5 * (np.arange(-3, 4) / 0.7) ** 2), rtol=1e-5)
 
 
 def test_a_wall_seen_through_a_lattice_is_not_left_in_crumbs():

@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -151,6 +152,17 @@ def test_a_stream_without_rows_is_refused(stream):
     """It would be read for ever."""
     with pytest.raises(ValueError, match="shard 0 of the streamed data set has no rows"):
         next(iter(StreamedFrames(stream.filter(lambda row: False), prepare, 2)))
+
+
+def test_each_reader_has_a_shard_of_its_own(stream, monkeypatch):
+    """Seen within this process: a worker asks torch which one it is."""
+    first = []
+    for process, worker in itertools.product(range(2), range(2)):
+        worker_info = SimpleNamespace(num_workers=2, id=worker)
+        monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda worker_info=worker_info: worker_info)
+        rows = iter(StreamedFrames(stream, prepare, 2, num_processes=2, process_index=process, shuffle_buffer=1))
+        first.append(next(rows)[1].partition("_")[0])
+    assert sorted(first) == ["0", "1", "2", "3"]
 
 
 def test_a_stream_with_too_few_shards_is_refused(stream):

@@ -99,7 +99,7 @@ def pixel_features(
     KERNELS.call("lab_planes", _array(image, np.uint8), height, width, LINEAR_LIGHT, TO_XYZ, lab, usable_threads())
     taps = gaussian_taps(sigma)
     scaled = (taps / np.float32(np.sqrt(color_scale))).astype(np.float32)
-    KERNELS.call("blur_planes", lab, 3, height, width, scaled, len(taps) // 2, features[:3], usable_threads())
+    KERNELS.call("blur_planes", lab, len(lab), height, width, scaled, len(taps) // 2, features[:3], usable_threads())
     _normal_planes(depth, intrinsics, links, window, 1 / normal_scale, features[3:])
     return features
 
