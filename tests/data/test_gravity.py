@@ -4,6 +4,7 @@ from frame_factory import make_frame
 
 from bifusion_hf.data.frames import CAMERA_TO_POINTS
 from bifusion_hf.data.gravity import (
+    _SPREAD,
     _STEEPEST,
     CAMERA,
     CAMERA_UP,
@@ -12,6 +13,7 @@ from bifusion_hf.data.gravity import (
     POSE,
     _averaged,
     _directions,
+    _likelihood,
     _on_surfaces,
     estimate_up,
     up_rotation,
@@ -295,3 +297,18 @@ def test_of_views_that_are_tilted_alike_the_less_rolled_is_the_likelier():
     assert (np.diff(known) < 1e-6).all() and (lean[-20:] < 0).any() and (lean[-20:] > 0).any()
     # One in twenty cameras is held in any way: the tail is that of the wider spread.
     assert known[0] == pytest.approx(0, abs=1e-3) and known[-1] == pytest.approx(np.log(0.05) - 2, abs=0.1)
+
+
+def test_directions_are_spread_evenly():
+    """None is nearer to another than the golden spiral leaves them, 3.09 over the root of their number."""
+    directions = _directions.__wrapped__()[0].astype(np.float64)
+    cosines = directions @ directions.T - 2 * np.eye(len(directions))
+    assert np.sqrt(2 - 2 * cosines.max()) == pytest.approx(3.09 / np.sqrt(1500), rel=0.01)
+
+
+def test_a_surface_a_spread_away_from_where_it_should_be_counts_by_the_root_of_e_less():
+    table = _likelihood.__wrapped__()
+    by_cosine = {cosine: np.exp(np.interp(cosine, np.linspace(-1, 1, 1025), table)) - 1 for cosine in (1, -1, 0)}
+    for away, cosine in ((np.cos(_SPREAD), 1), (-np.cos(_SPREAD), -1), (np.sin(_SPREAD), 0)):
+        found = np.exp(np.interp(away, np.linspace(-1, 1, 1025), table)) - 1
+        assert found / by_cosine[cosine] == pytest.approx(np.exp(-0.5), rel=0.05)
