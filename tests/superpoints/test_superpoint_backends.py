@@ -65,6 +65,15 @@ def assert_equal(name, *arguments, tolerance=0.0, **keywords):
     return expected
 
 
+@pytest.mark.parametrize("stages", STAGES)
+def test_regions_that_touch_are_paired_whichever_lies_to_the_right(stages):
+    labels = np.array([[2, 0, -1], [0, 1, 1]], np.int32)
+    links = np.ones((2, 2), bool), np.ones((1, 3), bool)
+    weights = np.array([[1, 2], [4, 8]], np.float32), np.array([[16, 32, 64]], np.float32)
+    low, high, count, total = stages.region_pairs(labels, links, weights)
+    assert (low.tolist(), high.tolist(), count.tolist(), total.tolist()) == ([0, 0], [1, 2], [2, 2], [36, 17])
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_links_are_equal(size):
     for seed in range(4):
