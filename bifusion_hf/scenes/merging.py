@@ -271,7 +271,7 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     low = np.maximum(first[:, None, :3], second[None, :, :3])
     high = np.minimum(first[:, None, 3:], second[None, :, 3:])
     shared = np.clip(high - low, 0, None).prod(axis=2)
-    volumes = [(boxes[:, 3:] - boxes[:, :3]).prod(axis=1) for boxes in (first, second)]
+    volumes = [np.clip(boxes[:, 3:] - boxes[:, :3], 0, None).prod(axis=1) for boxes in (first, second)]
     union = volumes[0][:, None] + volumes[1] - shared
     return np.where(union > 0, shared / np.where(union > 0, union, 1), 0)
 

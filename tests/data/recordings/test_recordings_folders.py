@@ -147,7 +147,8 @@ def test_folders_of_frames(tmp_path):
 
 
 def test_a_folder_of_frames_has_poses_where_every_frame_has_one(tmp_path):
-    write_frame_folders(tmp_path, make_frames(2))
+    frames = make_frames(2)
+    write_frame_folders(tmp_path, frames)
     # The world as it was measured, where there is none with the vertical axis up.
     (tmp_path / "0" / "pose_gravity.txt").unlink()
     recording = open_recording(tmp_path)
@@ -155,7 +156,7 @@ def test_a_folder_of_frames_has_poses_where_every_frame_has_one(tmp_path):
     (tmp_path / "0" / "pose.txt").unlink()
     recording = open_recording(tmp_path)
     assert not recording.posed and recording[0].camera_to_world is None
-    assert recording[1].camera_to_world is not None
+    np.testing.assert_allclose(recording[1].camera_to_world, frames[1].camera_to_world, atol=1e-6)
 
 
 def test_a_folder_of_frames_without_a_unit_of_depth(tmp_path):
