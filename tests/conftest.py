@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def accelerate_state_of_no_earlier_test():
 
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def signals_as_they_were():
+    """A handler that a test leaves behind would answer for the tests after it, on whichever worker they run."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    after = {number: signal.getsignal(number) for number in before}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert after == before, "the test leaves other signal handlers behind"
 
 
 @pytest.fixture(scope="session")

@@ -79,8 +79,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if not arguments.report:
         # So that the tests that run at the moment end too.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
-        run(arguments)
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+        try:
+            run(arguments)
+        finally:
+            signal.signal(signal.SIGTERM, before)
     print(report(read_results(arguments.results), arguments.only))
 
 
