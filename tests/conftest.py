@@ -20,6 +20,8 @@ def pytest_configure(config):
     # Two workers of pytest-xdist on a small machine would otherwise fight over the cores.
     if os.environ.get("PYTEST_XDIST_WORKER"):
         torch.set_num_threads(1)
+    # What a shell starts in the background ignores it, and so does all that the tests start: a Ctrl-C that they send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):
