@@ -5,20 +5,13 @@ from the environment is read once more.
 """
 
 import importlib
-import io
-import logging
 import os
-import signal
 import subprocess
 import sys
-import tempfile
-import time
-import traceback
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import forks
 import huggingface_hub
-import torch
 import transformers
 from hub_server import TOKEN, HubServer
 
@@ -59,68 +52,11 @@ def run_python(
         variables["HF_TOKEN"] = token
     variables |= environment
     code = f"{IMPATIENCE}\n{code}"
-    # CUDA that an earlier test has started does not work in a fork.
-    if not fresh and not torch.cuda.is_initialized():
-        return _run_fork(code, arguments, variables)
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
-
-
-def _run_fork(
-    code: str, arguments: Sequence[str], environment: Mapping[str, str], timeout: float = 600
-) -> subprocess.CompletedProcess:
-    """`python -c code *arguments` with this environment, and what it printed."""
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        process = os.fork()
-        if process == 0:
-            status = 70
-            try:
-                _redirect(output.fileno(), errors.fileno())
-                status = _run(code, arguments, environment)
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                # No test, fixture or handler of the parent goes on here.
-                os._exit(status)
-        status = _wait(process, timeout)
-        printed = []
-        for file in (output, errors):
-            file.seek(0)
-            printed.append(file.read().decode())
-    return subprocess.CompletedProcess(["python", "-c", code, *arguments], status, *printed)
-
-
-def _redirect(output: int, errors: int) -> None:
-    for source, target in ((output, 1), (errors, 2)):
-        os.dup2(source, target)
-    old = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
-    sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), encoding="utf-8", write_through=True)
-    sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), encoding="utf-8", write_through=True)
-    for reference in logging._handlerList:
-        handler = reference()
-        if isinstance(handler, logging.StreamHandler) and handler.stream in old:
-            handler.stream = sys.stderr
-
-
-def _run(code: str, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    torch.set_num_threads(1)
-    os.environ.clear()
-    os.environ.update(environment)
-    read_environment_again()
-    # An earlier test may have switched them off, as the commands do.
-    transformers.utils.logging.enable_progress_bar()
-    sys.argv = ["-c", *arguments]
-    try:
-        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
-    except SystemExit as stop:
-        if isinstance(stop.code, int) or stop.code is None:
-            return stop.code or 0
-        print(stop.code, file=sys.stderr)
-        return 1
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
+    if not fresh:
+        code = f"from hub_client import read_environment_again\nread_environment_again()\n{code}"
+        # Where it starts a new process all the same, that finds this file.
+        variables["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return forks.run_python(code, arguments, fresh, environment=variables)
 
 
 def read_environment_again() -> None:
@@ -138,15 +74,3 @@ def read_environment_again() -> None:
                     setattr(module, key, value)
     huggingface_hub.hf_api.api.endpoint = huggingface_hub.constants.ENDPOINT
     transformers.utils.hub.HF_MODULES_CACHE = os.path.join(huggingface_hub.constants.HF_HOME, "modules")
-
-
-def _wait(process: int, timeout: float) -> int:
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        found, status = os.waitpid(process, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    raise subprocess.TimeoutExpired("python -c", timeout)
