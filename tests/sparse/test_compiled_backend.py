@@ -314,7 +314,8 @@ def test_a_compiler_that_makes_a_wrong_library(new_cache, tmp_path, monkeypatch,
     """Every function is there, and convolves nothing."""
     wrong = tmp_path / "wrong.c"
     wrong.write_text(KERNELS.sources[0].read_text().replace("return sum + *unit * weights;", "return sum;"))
-    compiler(tmp_path, monkeypatch, f'exec cc $(echo "$@" | sed "s#{KERNELS.sources[0]}#{wrong}#")')
+    headers = KERNELS.sources[0].parent
+    compiler(tmp_path, monkeypatch, f'exec cc -I{headers} $(echo "$@" | sed "s#{KERNELS.sources[0]}#{wrong}#")')
     assert_falls_back(caplog, "are wrong by")
 
 
@@ -421,6 +422,48 @@ def test_narrower_vectors(new_cache, monkeypatch, architecture, needs):
     assert not KERNELS.call("has_bfloat16")
     for channels in ((5, 7), (40, 96), (33, 65)):
         test_every_shape(None, *channels)
+
+
+def test_tiles_give_what_vectors_give(new_cache, monkeypatch):
+    if not KERNELS.call("has_tiles"):
+        pytest.skip("needs a processor with tiles (AMX)")
+    grid = random_grid(count=400, low=-4, high=5)
+    found = {True: [], False: []}
+    for has_tiles, results in found.items():
+        if not has_tiles:
+            monkeypatch.setattr(KERNELS, "flags", [*KERNELS.flags, "-mno-amx-tile"])
+            forget()
+        assert KERNELS.call("has_bfloat16") and KERNELS.call("has_tiles") == has_tiles
+        generator = torch.Generator().manual_seed(0)
+        # Units of one tile and less, of several chunks, and of a number that has no equal parts.
+        for channels in ((2, 1), (24, 16), (32, 20), (48, 96), (66, 64), (68, 40), (128, 130)):
+            features = torch.randn(len(grid), channels[0], generator=generator).bfloat16()
+            layer = SubmanifoldConv3d(*channels, 3).bfloat16().requires_grad_(False)
+            layer.kernel.normal_(generator=generator)
+            results.append(layer(SparseTensor(features, grid)).features)
+    for by_tiles, by_vectors in zip(*found.values(), strict=True):
+        # Both round sums of float32 once, which may differ in their last bits.
+        assert (by_tiles != by_vectors).float().mean() < 0.05
+        assert (by_tiles - by_vectors).abs().max() < 0.01 * by_vectors.abs().max()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_tiles_leave_those_of_other_libraries_as_they_were(kernels, threads):
+    """oneDNN shapes a thread's tiles once for several products, and would not notice other shapes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        grid = random_grid(count=400, low=-4, high=5)
+        layer = SubmanifoldConv3d(24, 24, 3).bfloat16()
+        features = SparseTensor(torch.randn(len(grid), 24).bfloat16(), grid)
+        left, right = torch.randn(200, 48).bfloat16(), torch.randn(48, 80).bfloat16()
+        with torch.no_grad():
+            product, convolved = left @ right, layer(features).features
+            for _ in range(5):
+                assert torch.equal(left @ right, product)
+                assert torch.equal(layer(features).features, convolved)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_one_pool_of_threads(kernels):

@@ -12,6 +12,7 @@ KERNELS = CompiledLibrary(
     ["-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=fast", "-fno-strict-aliasing"],
     {
         "has_bfloat16": (FLAG, []),
+        "has_tiles": (FLAG, []),
         "count_pairs": (SIZE, [POINTER] * 2 + [SIZE] * 4 + [FLAG]),
         "fill_pairs": (None, [POINTER] * 4 + [SIZE] * 4 + [FLAG]),
         "is_packed": (FLAG, [SIZE]),

@@ -19,6 +19,8 @@
 #include <immintrin.h>
 #endif
 
+#include "tiles.h"
+
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #elif defined(__AVX__)
@@ -88,6 +90,16 @@ int has_bfloat16(void)
 {
 #if defined(__AVX512BF16__)
     return 1;
+#else
+    return 0;
+#endif
+}
+
+/* Whether halves are multiplied by tiles. */
+int has_tiles(void)
+{
+#if defined(HAS_TILES)
+    return may_use_tiles();
 #else
     return 0;
 #endif
@@ -322,6 +334,14 @@ static pair_adder *adder(int is_half, int64_t vectors)
     return adders[is_half][vectors - 1];
 }
 
+#if defined(HAS_TILES)
+static pair_adder *tile_adder(int64_t vectors)
+{
+    static pair_adder *const adders[] = {add_tile_pairs_1, add_tile_pairs_2, add_tile_pairs_3, add_tile_pairs_4};
+    return adders[vectors - 1];
+}
+#endif
+
 /* One row of sums becomes outputs: outputs = sums * scale + shift + shortcut, at least 0 where is_rectified. */
 INLINE void finish_row(const int is_half, float *sums, void *outputs, int64_t columns, const float *scale,
                        const float *shift, const void *shortcut, int is_rectified)
@@ -360,8 +380,18 @@ void convolve(const float *inputs, const float *weights, void *outputs, const in
     int64_t panel_step = packed ? units * p.width : p.width;
     int64_t offset_step = packed ? p.count * units * p.width : in_channels * out_channels;
     pair_adder *add = adder(is_half, p.vectors);
+#if defined(HAS_TILES)
+    const int64_t chunk = is_half && may_use_tiles() ? tile_chunk(units) : 0;
+    if (chunk)
+        add = tile_adder(p.vectors);
+#endif
 #pragma omp parallel num_threads(threads)
     {
+#if defined(HAS_TILES)
+        tile_shapes before;
+        if (chunk)
+            shape_tiles(chunk, &before);
+#endif
         float sums[MAX_BLOCK_ROWS * MAX_VECTORS * LANES] __attribute__((aligned(VECTOR_BYTES)));
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < blocks * p.count; task++) {
@@ -384,6 +414,10 @@ void convolve(const float *inputs, const float *weights, void *outputs, const in
                     finish_row(0, sums + r * p.width, output, columns, scales, shifts, added, is_rectified);
             }
         }
+#if defined(HAS_TILES)
+        if (chunk)
+            restore_tiles(&before);
+#endif
     }
 }
 
