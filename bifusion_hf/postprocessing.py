@@ -48,9 +48,10 @@ def matrix_nms(
         return scores, labels
     tiny = torch.finfo(masks.dtype).tiny
     order = torch.sort(scores, descending=True, stable=True).indices
-    masks, labels, scores = masks[order], labels[order], scores[order]
-    intersection = masks @ masks.T
-    area = masks.sum(dim=1)
+    labels, scores = labels[order], scores[order]
+    # Masks are large, their overlaps are not.
+    intersection = (masks @ masks.T)[order][:, order]
+    area = masks.sum(dim=1)[order]
     union = (area[:, None] + area[None, :] - intersection).clamp(min=tiny)
     # Rounding may lift the IoU of equal masks above 1, which would turn the quotient negative.
     iou = (intersection / union).clamp(max=1).triu(diagonal=1)
@@ -109,10 +110,10 @@ def select_instances(
     inside = logits > 0
     scores = scores * (soft * inside).sum(dim=1) / (inside.sum(dim=1) + 1e-6)
     scores, rows = matrix_nms(soft, labels, scores, kernel=nms_kernel, sigma=nms_sigma)
-    masks = soft[rows] > mask_threshold
-    kept = ((scores > threshold) & (masks.sum(dim=1) > min_points)).nonzero().squeeze(1)
-    rows = rows[kept]
-    return {"scores": scores[kept], "labels": labels[rows], "masks": masks[kept], "queries": queries[rows]}
+    masks = soft > mask_threshold
+    kept = ((scores > threshold) & (masks.sum(dim=1) > min_points)[rows]).nonzero().squeeze(1)
+    scores, rows = scores[kept], rows[kept]
+    return {"scores": scores, "labels": labels[rows], "masks": masks[rows], "queries": queries[rows]}
 
 
 def _superpoint_majority(masks: torch.Tensor, superpoint_ids: torch.Tensor, num_superpoints: int) -> torch.Tensor:

@@ -58,6 +58,11 @@ class FrameBatch:
         return self.point_mask.flatten().nonzero().squeeze(1)
 
     @cached_property
+    def _is_full(self) -> bool:
+        """Whether there is no padding, so that no row need be moved; a compiled graph holds for all batches."""
+        return not torch.compiler.is_compiling() and len(self._places) == self.point_mask.numel()
+
+    @cached_property
     def sample(self) -> Tensor:
         """The sample of each real point, int64 [P]."""
         return self._places.div(self.point_mask.shape[1], rounding_mode="floor")
@@ -69,12 +74,14 @@ class FrameBatch:
 
     def real(self, values: Tensor) -> Tensor:
         """The real points' rows of [B, N, ...]: [P, ...]."""
-        return values.flatten(0, 1).index_select(0, self._places)
+        rows = values.flatten(0, 1)
+        return rows.contiguous() if self._is_full else rows.index_select(0, self._places)
 
     def pad(self, rows: Tensor) -> Tensor:
         """Rows of the real points [P, C] to [B, N, C], 0 at padding."""
-        padded = rows.new_zeros(self.point_mask.numel(), rows.shape[1]).index_copy_(0, self._places, rows)
-        return padded.unflatten(0, self.point_mask.shape)
+        if not self._is_full:
+            rows = rows.new_zeros(self.point_mask.numel(), rows.shape[1]).index_copy_(0, self._places, rows)
+        return rows.unflatten(0, self.point_mask.shape)
 
     def to(self, device: torch.device, **kwargs) -> "FrameBatch":
         """The batch on a device; `kwargs` as in `torch.Tensor.to`."""

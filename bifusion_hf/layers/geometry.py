@@ -39,7 +39,8 @@ def sample_tokens(
     sampled = nn.functional.grid_sample(
         tokens.to(precision), places.unsqueeze(2), mode="bilinear", padding_mode="border", align_corners=False
     )
-    return sampled.squeeze(3).transpose(1, 2).to(tokens.dtype)
+    # In one pass: a cast alone would leave the channels of a point far apart.
+    return sampled.squeeze(3).transpose(1, 2).to(tokens.dtype, memory_format=torch.contiguous_format)
 
 
 def _sample_by_rows(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

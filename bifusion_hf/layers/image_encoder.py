@@ -120,10 +120,22 @@ class _WithPositions:
 
 
 def _interpolate_positions(module: nn.Module, embeddings: torch.Tensor, *size: int) -> torch.Tensor:
-    """The tower's own `interpolate_pos_encoding`, with a position table that a call gives."""
+    """The tower's own `interpolate_pos_encoding`, with a position table that a call gives.
+
+    On a CPU, where nothing is learnt, the result is kept for frames of the same size, with the table that it is of.
+    """
     places = torch.arange(module.position_embedding.num_embeddings, device=embeddings.device)
     table = module.position_embedding(places)
-    return type(module).interpolate_pos_encoding(_WithPositions(module, table), embeddings, *size)
+    is_kept = table.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    form = embeddings.shape[1], size
+    kept_form, kept_table, kept = getattr(module, "_kept_positions", (None, None, None))
+    # Compared by content: weights are loaded, averaged and moved in many ways.
+    if is_kept and kept_form == form and kept_table.dtype == table.dtype and torch.equal(kept_table, table):
+        return kept
+    result = type(module).interpolate_pos_encoding(_WithPositions(module, table), embeddings, *size)
+    if is_kept:
+        module._kept_positions = form, table, result
+    return result
 
 
 class ImageEncoder(nn.Module):

@@ -55,9 +55,9 @@ class QueryDecoderLayer(GradientCheckpointingLayer):
         self.ffn_norm = nn.LayerNorm(size)
 
     def forward(
-        self, queries: torch.Tensor, keys: torch.Tensor, cross_mask: torch.Tensor, self_mask: torch.Tensor
+        self, queries: torch.Tensor, keys: torch.Tensor, cross_mask: torch.Tensor, self_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """[B, Q, D] to [B, Q, D]; masks are True where attention is allowed."""
+        """[B, Q, D] to [B, Q, D]; masks are True where attention is allowed, None where it is everywhere."""
         queries = self.cross_attention_norm(queries + self.cross_attention(queries, keys, cross_mask)[0])
         queries = self.self_attention_norm(queries + self.self_attention(queries, queries, self_mask)[0])
         feed_forward = self.ffn_out(nn.functional.gelu(self.ffn_in(queries)))
@@ -124,7 +124,8 @@ class QueryDecoder(nn.Module):
             The outputs of all heads, the semantic logits [B, Q, num_semantic_labels + 1] and the normed queries of the
             last head [B, Q, decoder_size].
         """
-        query_mask = query_superpoints >= 0
+        # The queries of one sample alone have no padding, and what takes no mask is faster.
+        self_mask = None if len(query_superpoints) == 1 else (query_superpoints >= 0).unsqueeze(1)
         size = superpoint_features.shape[-1]
         start = superpoint_features.gather(1, query_superpoints.clamp(min=0).unsqueeze(2).expand(-1, -1, size))
         queries = self.query_proj(start)
@@ -139,7 +140,7 @@ class QueryDecoder(nn.Module):
         for index, level in enumerate(self.mask_levels):
             if index > 0:
                 cross_mask = self._attention_mask(heads[-1], frames, point_weights)
-                queries = self.layers[index - 1](queries, keys, cross_mask, query_mask.unsqueeze(1))
+                queries = self.layers[index - 1](queries, keys, cross_mask, self_mask)
             normed = self.out_norm(queries)
             class_logits = self.class_head(normed)
             if score_threshold is None:

@@ -29,6 +29,8 @@ def sum_rows(values: torch.Tensor, groups: torch.Tensor, num_groups: int) -> tor
         [G, C]; 0 without rows.
     """
     if values.device.type == "cpu":
+        if num_groups == 1:
+            return values.sum(dim=0, keepdim=True)
         return values.new_zeros(num_groups, values.shape[1]).index_add(0, groups, values)
     return _Sum.apply(values, groups, num_groups)
 
@@ -36,7 +38,7 @@ def sum_rows(values: torch.Tensor, groups: torch.Tensor, num_groups: int) -> tor
 def take_rows(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     """The row of its group for each of R rows: [G, C] and int64 [R], 0..G-1 -> [R, C]; many may take the same."""
     if values.device.type == "cpu":
-        return values.index_select(0, groups)
+        return values.expand(len(groups), -1) if len(values) == 1 else values.index_select(0, groups)
     return _Take.apply(values, groups)
 
 

@@ -7,13 +7,15 @@ from bifusion_hf.layers.attention import MultiHeadAttention
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-@pytest.mark.parametrize("per_query", [False, True])
+@pytest.mark.parametrize("per_query", [False, True, None])
 def test_attention_equals_the_slow_form_head_by_head(backend, per_query):
     layer = MultiHeadAttention(6, 2, SimpleNamespace(_attn_implementation=backend)).double()
     queries, keys = torch.randn(2, 4, 6).double(), torch.randn(2, 5, 6).double()
     mask = torch.rand(2, 4 if per_query else 1, 5) < 0.5
     mask[..., 2] = True
-    found, weights = layer(queries, keys, mask)
+    if per_query is None:
+        mask[:] = True
+    found, weights = layer(queries, keys, None if per_query is None else mask)
     for sample in range(2):
         attended = []
         for query in range(4):

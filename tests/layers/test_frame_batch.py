@@ -34,6 +34,18 @@ def test_real_points_are_those_of_the_mask_and_go_back_to_their_places(make_batc
     assert torch.equal(frames.point_superpoints, expected)
 
 
+def test_without_padding_no_row_is_moved(make_batch):
+    frames = frames_of(make_batch, 7, 7)
+    assert frames.real(frames.points).data_ptr() == frames.points.data_ptr()
+    assert torch.equal(frames.real(frames.points), torch.cat(list(frames.points)))
+    apart = frames.points.transpose(1, 2).contiguous().transpose(1, 2)
+    rows = frames.real(apart)
+    assert rows.is_contiguous() and torch.equal(rows, frames.real(frames.points))
+    assert torch.equal(frames.pad(rows), frames.points) and frames.pad(rows).data_ptr() == rows.data_ptr()
+    one_less = frames_of(make_batch, 7, 6)
+    assert len(one_less.real(one_less.points)) == 13 and one_less.pad(one_less.real(one_less.points))[1, 6].eq(0).all()
+
+
 def test_positions_stay_in_float32_where_colours_and_image_are_cast(make_batch):
     cast = frames_of(make_batch, 7, 5).cast(torch.bfloat16)
     assert cast.points.dtype == cast.point_pixels.dtype == cast.camera_rotations.dtype == torch.float32

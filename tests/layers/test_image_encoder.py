@@ -69,6 +69,40 @@ def test_an_image_of_the_table_s_own_size_takes_its_positions_as_they_are(name):
     torch.testing.assert_close(found, plain)
 
 
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_interpolated_positions_are_kept_as_long_as_they_hold(name, monkeypatch):
+    config = BiFusionConfig(vision_config=TOWERS[name])
+    encoder, resized = ImageEncoder(config).eval(), []
+    interpolate = torch.nn.functional.interpolate
+    monkeypatch.setattr(
+        torch.nn.functional, "interpolate", lambda *given, **more: resized.append(1) or interpolate(*given, **more)
+    )
+
+    def calls(images):
+        """How often positions are interpolated for images, whose tokens are those of a new encoder."""
+        new = ImageEncoder(config).eval().to(images.dtype)
+        new.load_state_dict(encoder.state_dict())
+        expected = new(images)[0].detach()
+        resized.clear()
+        with torch.no_grad():
+            assert torch.equal(encoder(images)[0], expected)
+        return len(resized)
+
+    wide, high = torch.randn(1, 3, 24, 40), torch.randn(1, 3, 40, 24)
+    assert [calls(wide), calls(wide), calls(wide.expand(2, -1, -1, -1)), calls(high), calls(high)] == [1, 0, 0, 1, 0]
+    (table,) = (each for key, each in encoder.named_parameters() if key.endswith("position_embedding.weight"))
+    with torch.no_grad():
+        table[-1, 0] += 1
+    assert [calls(high), calls(high)] == [1, 0]
+    encoder.double()
+    assert [calls(high.double()), calls(high.double())] == [1, 0]
+    # What learns needs the gradient of each.
+    resized.clear()
+    encoder(high.double())[0].sum().backward()
+    encoder(high.double())
+    assert len(resized) == 2 and table.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("name", [name for name in TOWERS if name != "resnet"])
 def test_tokens_lie_where_their_patch_lies(name):
     """A change in one patch of the image moves that patch's token more than any other."""

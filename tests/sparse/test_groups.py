@@ -58,3 +58,15 @@ def test_on_a_cpu_gradients_have_gradients():
     assert torch.autograd.gradgradcheck(lambda x: groups.sum_rows(x.square(), index, 4), values)
     table = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: groups.take_rows(x.square(), index), table)
+
+
+def test_a_single_group_is_summed_and_taken_as_any():
+    index = torch.zeros(5, dtype=torch.int64)
+    values = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(groups.sum_rows(values, index, 1), groups.sum_rows(values, index, 2)[:1])
+    assert groups.sum_rows(values[:0], index[:0], 1).tolist() == [[0, 0]]
+    table = torch.randn(1, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(groups.take_rows(table, index), groups.take_rows(torch.cat([table, table]), index))
+    assert groups.take_rows(table, index[:0]).shape == (0, 2)
+    assert torch.autograd.gradcheck(lambda x: groups.sum_rows(x, index, 1), values)
+    assert torch.autograd.gradcheck(lambda x: groups.take_rows(x, index), table)
