@@ -437,10 +437,14 @@ def test_tiles_give_what_vectors_give(new_cache, monkeypatch):
         generator = torch.Generator().manual_seed(0)
         # Units of one tile and less, of several chunks, and of a number that has no equal parts.
         for channels in ((2, 1), (24, 16), (32, 20), (48, 96), (66, 64), (68, 40), (128, 130)):
-            features = torch.randn(len(grid), channels[0], generator=generator).bfloat16()
-            layer = SubmanifoldConv3d(*channels, 3).bfloat16().requires_grad_(False)
-            layer.kernel.normal_(generator=generator)
-            results.append(layer(SparseTensor(features, grid)).features)
+            features, weights = (
+                torch.randn(len(grid), count, generator=generator).bfloat16().requires_grad_() for count in channels
+            )
+            layer = SubmanifoldConv3d(*channels, 3).bfloat16()
+            with torch.no_grad():
+                layer.kernel.normal_(generator=generator)
+            out = layer(SparseTensor(features, grid)).features
+            results += [out.detach(), *torch.autograd.grad(out, (features, layer.kernel), weights)]
     for by_tiles, by_vectors in zip(*found.values(), strict=True):
         # Both round sums of float32 once, which may differ in their last bits.
         assert (by_tiles != by_vectors).float().mean() < 0.05

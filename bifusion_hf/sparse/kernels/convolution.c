@@ -98,11 +98,7 @@ int has_bfloat16(void)
 /* Whether halves are multiplied by tiles. */
 int has_tiles(void)
 {
-#if defined(HAS_TILES)
     return may_use_tiles();
-#else
-    return 0;
-#endif
 }
 
 INLINE uint16_t to_bfloat16(float value)
@@ -297,9 +293,6 @@ INLINE void add_pairs(const int is_half, const int vectors, int64_t count, const
     }
 }
 
-typedef void pair_adder(int64_t, const float *, const int32_t *, const int16_t *, const float *, int64_t, int64_t,
-                        float *);
-
 #define DEFINE_ADDER(name, is_half, vectors)                                                                          \
     static void name(int64_t count, const float *inputs, const int32_t *reads, const int16_t *writes,                 \
                      const float *weights, int64_t weight_step, int64_t units, float *sums)                           \
@@ -333,14 +326,6 @@ static pair_adder *adder(int is_half, int64_t vectors)
     };
     return adders[is_half][vectors - 1];
 }
-
-#if defined(HAS_TILES)
-static pair_adder *tile_adder(int64_t vectors)
-{
-    static pair_adder *const adders[] = {add_tile_pairs_1, add_tile_pairs_2, add_tile_pairs_3, add_tile_pairs_4};
-    return adders[vectors - 1];
-}
-#endif
 
 /* One row of sums becomes outputs: outputs = sums * scale + shift + shortcut, at least 0 where is_rectified. */
 INLINE void finish_row(const int is_half, float *sums, void *outputs, int64_t columns, const float *scale,
@@ -379,19 +364,13 @@ void convolve(const float *inputs, const float *weights, void *outputs, const in
     int64_t weight_step = packed ? p.width : out_channels;
     int64_t panel_step = packed ? units * p.width : p.width;
     int64_t offset_step = packed ? p.count * units * p.width : in_channels * out_channels;
-    pair_adder *add = adder(is_half, p.vectors);
-#if defined(HAS_TILES)
     const int64_t chunk = is_half && may_use_tiles() ? tile_chunk(units) : 0;
-    if (chunk)
-        add = tile_adder(p.vectors);
-#endif
+    pair_adder *add = chunk ? tile_adder(p.vectors) : adder(is_half, p.vectors);
 #pragma omp parallel num_threads(threads)
     {
-#if defined(HAS_TILES)
         tile_shapes before;
         if (chunk)
             shape_tiles(chunk, &before);
-#endif
         float sums[MAX_BLOCK_ROWS * MAX_VECTORS * LANES] __attribute__((aligned(VECTOR_BYTES)));
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < blocks * p.count; task++) {
@@ -414,25 +393,28 @@ void convolve(const float *inputs, const float *weights, void *outputs, const in
                     finish_row(0, sums + r * p.width, output, columns, scales, shifts, added, is_rectified);
             }
         }
-#if defined(HAS_TILES)
         if (chunk)
             restore_tiles(&before);
-#endif
     }
 }
 
 /* ---- Gradient of the kernel. ---- */
 
-/* Columns `first` to `last` of rows, in strips: gathered [strips, units, width], with zeros beyond the last column. A
- * unit is one row's float, or two rows' halves. */
+enum { FLOATS, HALVES, TILES };
+
+/* Columns `first` to `last` of rows, in strips: gathered [strips, units, width], with zeros beyond the last column and
+ * the last row. A unit is one row's float, or two rows' halves. */
 INLINE void gather(const int is_half, const int width, const void *rows, const void *zeros, const int64_t *numbers,
-                   int64_t count, int64_t columns, int64_t first, int64_t last, float *gathered)
+                   int64_t count, int64_t units, int64_t columns, int64_t first, int64_t last, float *gathered)
 {
-    const int64_t bytes = is_half ? 2 : 4, units = is_half ? (count + 1) / 2 : count;
+    const int64_t bytes = is_half ? 2 : 4;
     for (int64_t unit = 0; unit < units; unit++) {
-        const char *even = (const char *)rows + numbers[is_half ? 2 * unit : unit] * columns * bytes, *odd = zeros;
-        if (is_half && 2 * unit + 1 < count)
-            odd = (const char *)rows + numbers[2 * unit + 1] * columns * bytes;
+        int64_t number = is_half ? 2 * unit : unit;
+        const char *even = zeros, *odd = zeros;
+        if (number < count)
+            even = (const char *)rows + numbers[number] * columns * bytes;
+        if (is_half && number + 1 < count)
+            odd = (const char *)rows + numbers[number + 1] * columns * bytes;
         float *target = gathered + unit * width;
         int64_t strip = first;
         /* All but the last strip are full: their width is known to the compiler. */
@@ -476,49 +458,67 @@ INLINE void add_products(const int is_half, const int vectors, const float *inpu
 }
 
 /* sums [in, out] of one offset += the products of gathered pairs, for the input channels from `first` to `last`. */
-INLINE void add_gathered(const int is_half, const int vectors, const void *inputs, const void *gradients,
+INLINE void add_gathered(const int form, const int vectors, const void *inputs, const void *gradients,
                          const void *zeros, const int64_t *reads, const int64_t *writes, int64_t count,
                          int64_t in_channels, int64_t out_channels, int64_t first, int64_t last, float *buffer,
                          float *sums)
 {
-    const int rows = GRADIENT_ROWS(vectors), width = vectors * LANES;
+    const int is_half = form != FLOATS, rows = form == TILES ? TILE_ROWS : GRADIENT_ROWS(vectors);
+    const int width = vectors * LANES;
     int64_t units = is_half ? (count + 1) / 2 : count;
+    if (form == TILES)
+        units = (units + TILE_UNITS - 1) / TILE_UNITS * TILE_UNITS;
     float *gathered_inputs = buffer + units * ((out_channels + width - 1) / width * width);
-    gather(is_half, width, gradients, zeros, writes, count, out_channels, 0, out_channels, buffer);
-    gather(is_half, rows, inputs, zeros, reads, count, in_channels, first, last, gathered_inputs);
+    gather(is_half, width, gradients, zeros, writes, count, units, out_channels, 0, out_channels, buffer);
+    gather(is_half, rows, inputs, zeros, reads, count, units, in_channels, first, last, gathered_inputs);
+    if (form == TILES)
+        transpose_tiles(gathered_inputs, (last - first) / TILE_ROWS * units / TILE_UNITS);
     for (int64_t j = 0; j < out_channels; j += width)
-        for (int64_t c = first; c < last; c += rows)
-            add_products(is_half, vectors, gathered_inputs + (c - first) * units, buffer + j * units, units,
-                         sums + c * out_channels + j, out_channels, in_channels - c, out_channels - j);
+        for (int64_t c = first; c < last; c += rows) {
+            const float *input = gathered_inputs + (c - first) * units, *gradient = buffer + j * units;
+            float *sum = sums + c * out_channels + j;
+            if (form == TILES)
+                add_tile_products(vectors, input, gradient, units, sum, out_channels, in_channels - c,
+                                  out_channels - j);
+            else
+                add_products(is_half, vectors, input, gradient, units, sum, out_channels, in_channels - c,
+                             out_channels - j);
+        }
 }
 
 typedef void product_adder(const void *, const void *, const void *, const int64_t *, const int64_t *, int64_t, int64_t,
                            int64_t, int64_t, int64_t, float *, float *);
 
-#define DEFINE_PRODUCT_ADDER(name, is_half, vectors)                                                                  \
+#define DEFINE_PRODUCT_ADDER(name, form, vectors)                                                                     \
     static void name(const void *inputs, const void *gradients, const void *zeros, const int64_t *reads,              \
                      const int64_t *writes, int64_t count, int64_t in_channels, int64_t out_channels, int64_t first,  \
                      int64_t last, float *buffer, float *sums)                                                        \
     {                                                                                                                 \
-        add_gathered(is_half, vectors, inputs, gradients, zeros, reads, writes, count, in_channels, out_channels,     \
-                     first, last, buffer, sums);                                                                      \
+        add_gathered(form, vectors, inputs, gradients, zeros, reads, writes, count, in_channels, out_channels, first, \
+                     last, buffer, sums);                                                                             \
     }
-DEFINE_PRODUCT_ADDER(add_products_1, 0, 1)
-DEFINE_PRODUCT_ADDER(add_products_2, 0, 2)
+DEFINE_PRODUCT_ADDER(add_products_1, FLOATS, 1)
+DEFINE_PRODUCT_ADDER(add_products_2, FLOATS, 2)
 #if MAX_VECTORS == 4
-DEFINE_PRODUCT_ADDER(add_products_3, 0, 3)
-DEFINE_PRODUCT_ADDER(add_products_4, 0, 4)
+DEFINE_PRODUCT_ADDER(add_products_3, FLOATS, 3)
+DEFINE_PRODUCT_ADDER(add_products_4, FLOATS, 4)
 #endif
 #if defined(__AVX512BF16__)
-DEFINE_PRODUCT_ADDER(add_half_products_1, 1, 1)
-DEFINE_PRODUCT_ADDER(add_half_products_2, 1, 2)
-DEFINE_PRODUCT_ADDER(add_half_products_3, 1, 3)
-DEFINE_PRODUCT_ADDER(add_half_products_4, 1, 4)
+DEFINE_PRODUCT_ADDER(add_half_products_1, HALVES, 1)
+DEFINE_PRODUCT_ADDER(add_half_products_2, HALVES, 2)
+DEFINE_PRODUCT_ADDER(add_half_products_3, HALVES, 3)
+DEFINE_PRODUCT_ADDER(add_half_products_4, HALVES, 4)
+#endif
+#if defined(HAS_TILES)
+DEFINE_PRODUCT_ADDER(add_tiled_products_1, TILES, 1)
+DEFINE_PRODUCT_ADDER(add_tiled_products_2, TILES, 2)
+DEFINE_PRODUCT_ADDER(add_tiled_products_3, TILES, 3)
+DEFINE_PRODUCT_ADDER(add_tiled_products_4, TILES, 4)
 #endif
 
-static product_adder *adder_of_products(int is_half, int64_t vectors)
+static product_adder *adder_of_products(int form, int64_t vectors)
 {
-    static product_adder *const adders[2][MAX_VECTORS] = {
+    static product_adder *const adders[3][MAX_VECTORS] = {
 #if MAX_VECTORS == 4
         {add_products_1, add_products_2, add_products_3, add_products_4},
 #else
@@ -527,8 +527,11 @@ static product_adder *adder_of_products(int is_half, int64_t vectors)
 #if defined(__AVX512BF16__)
         {add_half_products_1, add_half_products_2, add_half_products_3, add_half_products_4},
 #endif
+#if defined(HAS_TILES)
+        {add_tiled_products_1, add_tiled_products_2, add_tiled_products_3, add_tiled_products_4},
+#endif
     };
-    return adders[is_half][vectors - 1];
+    return adders[form][vectors - 1];
 }
 
 /* sums float [volume, in, out], zero before: for each offset the sum over its pairs of input^T x gradient.
@@ -541,13 +544,15 @@ int kernel_gradient(const void *inputs, const void *gradients, float *sums, cons
                     int64_t volume, int64_t in_channels, int64_t out_channels, int is_half, int threads)
 {
     panels p = panels_of(out_channels);
-    product_adder *add = adder_of_products(is_half, p.vectors);
+    const int form = !is_half ? FLOATS : may_use_tiles() ? TILES : HALVES;
+    product_adder *add = adder_of_products(form, p.vectors);
     int64_t blocks = (num_outputs + block_rows - 1) / block_rows, line = 2;
     while (line <= MAX_LINE && volume % line)
         line++;
     if (line > MAX_LINE)
         line = 1;
-    int64_t lines = volume / line, rows = GRADIENT_ROWS(p.vectors), strips = (in_channels + rows - 1) / rows;
+    int64_t lines = volume / line, rows = form == TILES ? TILE_ROWS : GRADIENT_ROWS(p.vectors);
+    int64_t strips = (in_channels + rows - 1) / rows;
     int64_t parts = smaller(strips, (8 * threads + lines - 1) / lines), part_strips = (strips + parts - 1) / parts;
     int64_t pair_floats = p.count * p.width + strips * rows;
     int64_t capacity = smaller(MAX_GATHERED_PAIRS, GATHERED_FLOATS / pair_floats / 2 * 2);
@@ -557,11 +562,15 @@ int kernel_gradient(const void *inputs, const void *gradients, float *sums, cons
 #pragma omp parallel num_threads(threads)
     {
         int64_t from[MAX_LINE][MAX_GATHERED_PAIRS], to[MAX_LINE][MAX_GATHERED_PAIRS];
-        float *buffer = malloc(capacity * pair_floats * sizeof(float));
+        /* Tiles are read fastest where a row is a line of the cache. */
+        float *buffer = aligned_alloc(64, (capacity * pair_floats * sizeof(float) + 63) / 64 * 64);
         void *zeros = calloc(in_channels + out_channels, sizeof(float));
         if (!buffer || !zeros)
 #pragma omp atomic write
             failed = 1;
+        tile_shapes before;
+        if (form == TILES)
+            shape_tiles(TILE_UNITS, &before);
 #pragma omp barrier
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < lines * parts; task++) {
@@ -592,6 +601,8 @@ int kernel_gradient(const void *inputs, const void *gradients, float *sums, cons
                     }
                 }
         }
+        if (form == TILES)
+            restore_tiles(&before);
         free(buffer);
         free(zeros);
     }

@@ -9,24 +9,29 @@
 
 #include <stdint.h>
 
+#define TILE_ROWS 16
+#define TILE_UNITS 16
+#define TILE_BYTES 64
+
+typedef void pair_adder(int64_t, const float *, const int32_t *, const int16_t *, const float *, int64_t, int64_t,
+                        float *);
+
+/* As the processor has them. */
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} tile_shapes;
+
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)
 #define HAS_TILES
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define TILE_ROWS 16
-#define TILE_UNITS 16
-#define TILE_BYTES 64
 /* Tiles: the sums of up to four vectors from 0 on, the pairs' inputs, and vectors' weights from 5 on. */
 #define INPUT_TILE 4
-#define TILES 8
-
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} tile_shapes;
+#define NUM_TILES 8
 
 /* Units that are multiplied at once, a part of all units; 0 where they cannot be cut into equal parts. */
 static inline int64_t tile_chunk(int64_t units)
@@ -46,7 +51,7 @@ static inline int may_use_tiles(void)
 static inline void shape_tiles(int64_t chunk, tile_shapes *before)
 {
     tile_shapes shapes = {.palette = 1};
-    for (int tile = 0; tile < TILES; tile++) {
+    for (int tile = 0; tile < NUM_TILES; tile++) {
         shapes.rows[tile] = tile > INPUT_TILE ? chunk : TILE_ROWS;
         shapes.row_bytes[tile] = tile == INPUT_TILE ? 4 * chunk : TILE_BYTES;
     }
@@ -131,6 +136,83 @@ DEFINE_TILE_ADDER(1)
 DEFINE_TILE_ADDER(2)
 DEFINE_TILE_ADDER(3)
 DEFINE_TILE_ADDER(4)
+
+static inline pair_adder *tile_adder(int64_t vectors)
+{
+    static pair_adder *const adders[] = {add_tile_pairs_1, add_tile_pairs_2, add_tile_pairs_3, add_tile_pairs_4};
+    return adders[vectors - 1];
+}
+
+/* Blocks of 16 x 16 units, each transposed in its place. */
+static inline void transpose_tiles(float *blocks, int64_t count)
+{
+    for (float *block = blocks; block < blocks + count * TILE_ROWS * TILE_UNITS; block += TILE_ROWS * TILE_UNITS) {
+        __m512d row[TILE_ROWS];
+        __m512 pair[TILE_ROWS], quarter[TILE_ROWS];
+        /* Within each quarter of the rows, 4 x 4 units. */
+        for (int i = 0; i < TILE_ROWS; i += 2) {
+            __m512 low = _mm512_load_ps(block + i * TILE_UNITS), high = _mm512_load_ps(block + (i + 1) * TILE_UNITS);
+            pair[i] = _mm512_unpacklo_ps(low, high);
+            pair[i + 1] = _mm512_unpackhi_ps(low, high);
+        }
+        for (int i = 0; i < TILE_ROWS; i += 4)
+            for (int j = 0; j < 2; j++) {
+                row[i + 2 * j] = _mm512_unpacklo_pd((__m512d)pair[i + j], (__m512d)pair[i + 2 + j]);
+                row[i + 2 * j + 1] = _mm512_unpackhi_pd((__m512d)pair[i + j], (__m512d)pair[i + 2 + j]);
+            }
+        /* Then the quarters themselves. */
+        for (int i = 0; i < 4; i++)
+            for (int half = 0; half < TILE_ROWS; half += 8) {
+                __m512 upper = (__m512)row[half + i], lower = (__m512)row[half + 4 + i];
+                quarter[half + i] = _mm512_shuffle_f32x4(upper, lower, 0x88);
+                quarter[half + 4 + i] = _mm512_shuffle_f32x4(upper, lower, 0xdd);
+            }
+        for (int i = 0; i < 8; i++) {
+            _mm512_store_ps(block + i * TILE_UNITS, _mm512_shuffle_f32x4(quarter[i], quarter[8 + i], 0x88));
+            _mm512_store_ps(block + (8 + i) * TILE_UNITS, _mm512_shuffle_f32x4(quarter[i], quarter[8 + i], 0xdd));
+        }
+    }
+}
+
+/* sums [rows, columns] += inputs @ gradients: of 16 rows and `vectors` x 16 columns, those that are present.
+ *
+ * inputs [units / 16, 16 rows, 16 units], gradients [units, vectors x 16]; units are a multiple of 16. */
+static inline __attribute__((always_inline)) void
+add_tile_products(const int vectors, const float *inputs, const float *gradients, int64_t units, float *sums,
+                  int64_t sum_step, int64_t present_rows, int64_t present_columns)
+{
+    float products[4][TILE_ROWS][TILE_UNITS] __attribute__((aligned(TILE_BYTES)));
+    const int64_t weight_step = vectors * TILE_UNITS;
+    const float *weights = gradients;
+    EACH_VECTOR(CLEAR);
+    for (int64_t unit = 0; unit < units; unit += TILE_UNITS, weights += TILE_UNITS * weight_step) {
+        _tile_loadd(INPUT_TILE, inputs + unit * TILE_ROWS, TILE_BYTES);
+        EACH_VECTOR(LOAD_AND_MULTIPLY);
+    }
+    EACH_VECTOR(STORE);
+    for (int vector = 0; vector < vectors; vector++, present_columns -= TILE_UNITS, sums += TILE_UNITS)
+        for (int64_t i = 0; i < TILE_ROWS && i < present_rows && present_columns > 0; i++) {
+            const __mmask16 present = present_columns < 16 ? (1u << present_columns) - 1 : 0xffff;
+            float *sum = sums + i * sum_step;
+            _mm512_mask_storeu_ps(sum, present,
+                                  _mm512_maskz_loadu_ps(present, sum) + _mm512_load_ps(products[vector][i]));
+        }
+}
+
+#else
+
+static inline int may_use_tiles(void) { return 0; }
+static inline int64_t tile_chunk(int64_t units) { return 0 * units; }
+static inline pair_adder *tile_adder(int64_t vectors) { return (void)vectors, (pair_adder *)0; }
+static inline void shape_tiles(int64_t chunk, tile_shapes *before) { (void)chunk, (void)before; }
+static inline void restore_tiles(const tile_shapes *before) { (void)before; }
+static inline void transpose_tiles(float *blocks, int64_t count) { (void)blocks, (void)count; }
+static inline void add_tile_products(int vectors, const float *inputs, const float *gradients, int64_t units,
+                                     float *sums, int64_t sum_step, int64_t present_rows, int64_t present_columns)
+{
+    (void)vectors, (void)inputs, (void)gradients, (void)units;
+    (void)sums, (void)sum_step, (void)present_rows, (void)present_columns;
+}
 
 #endif
 #endif
