@@ -138,7 +138,8 @@ def without_garbage_collection() -> Iterator[None]:
 def import_for_command() -> Iterator[None]:
     """Makes one of the package's commands share the processors, and ends it in a line where its import fails.
 
-    The same where it is interrupted, before its `main` can. Any other program gets the error as it is.
+    The same where it is interrupted, before its `main` can. Any other program gets the error as it is. What a command
+    has imported stays until it ends, so the garbage collector is not to look through it, then least of all.
 
     Raises:
         SystemExit: The process is a command of the package: with status 1 and the reason, or 130 after Ctrl-C.
@@ -148,6 +149,8 @@ def import_for_command() -> Iterator[None]:
         share_processors()
     try:
         yield
+        if name is not None:
+            gc.freeze()
     except KeyboardInterrupt as error:
         if name is None:
             raise

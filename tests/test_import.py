@@ -150,5 +150,9 @@ def test_threads_of_commands_alone_sleep_soon_while_they_wait(program, given, ex
     environment = dict(given)
     monkeypatch.setattr(import_utils, "os", SimpleNamespace(environ=environment))
     monkeypatch.setattr(import_utils, "sys", SimpleNamespace(argv=program, orig_argv=["python", *program]))
+    frozen = []
+    monkeypatch.setattr(import_utils, "gc", SimpleNamespace(freeze=lambda: frozen.append(program)))
     with import_utils.import_for_command():
-        assert environment.get("GOMP_SPINCOUNT") == expected
+        assert environment.get("GOMP_SPINCOUNT") == expected and not frozen
+    # What a command has imported is not looked through any more.
+    assert frozen == [program] * program[0].startswith("bifusion-")
