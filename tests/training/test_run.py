@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from processes import join, run_processes
-from real_recipe import assert_all_trained, prepared_frames, small_recipe, write_frames
+from real_recipe import ONE_LAYER, assert_all_trained, prepared_frames, small_recipe, write_frames
 from torch import nn
 from training_standin import RecordingTrainer, assert_same_updates
 
@@ -23,8 +23,6 @@ from bifusion_hf.training.run import build_model, build_processor, build_trainer
 
 # Frames without superpoints, which take some time to find.
 SAMPLE = {"train": "sample", "val": "sample", "max_train_frames": 2, "max_val_frames": 1}
-# What torch.compile takes long to trace, once instead of three times.
-ONE_LAYER = {"decoder_layers": 1, "decoder_mask_levels": ["superpoint", "point"]}
 
 
 def test_a_recipe_trains_evaluates_and_saves_what_from_pretrained_loads(tmp_path):
