@@ -37,7 +37,7 @@ def online_recipe(folder, walks, *, losses=None, **sections):
 
 
 def test_windows_train_and_scenes_are_evaluated(tmp_path, walks):
-    trainer = build_trainer(online_recipe(tmp_path, walks))
+    trainer = build_trainer(online_recipe(tmp_path, walks, evaluation={"every_epochs": 0}))
     plan = describe_plan(trainer)
     assert "3 updates" in plan and "2 scenes of" in plan and "windows of 3 frames of an update: 2" in plan
     results = trainer.train()
