@@ -39,7 +39,7 @@ NETWORK = {
     "decoder_size": 16,
     "decoder_intermediate_size": 32,
     "gate_warmup_steps": 0,
-    "point_config": {"stem_channels": 8, "planes": [8] * 8, "stem_kernel_size": 3},
+    "point_config": {"stem_channels": 8, "planes": [8] * 8, "stem_kernel_size": 3, "blocks": [2, *[1] * 7]},
     "vision_config": {
         **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
         "patch_size": 40,

@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import sys
@@ -22,6 +23,13 @@ def pytest_configure(config):
         torch.set_num_threads(1)
     # What a shell starts in the background ignores it, and so does all that the tests start: a Ctrl-C that they send.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish(session):
+    # All that is imported stays: no collection needs to look through it, in this process and in its forks, which would
+    # get a copy of each page of it.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):

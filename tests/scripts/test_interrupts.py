@@ -1,11 +1,11 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forks import run_python
 
 from scripts import interrupts
 from scripts.interrupts import broken_files, main, members
@@ -23,8 +23,8 @@ print(json.dumps(run(1, None, 2, ["evaluation"], (3, 1, 2), (15,))))
 
 def test_an_evaluation_that_is_stopped_goes_on_to_the_same_end():
     """One moment; the command has twenty of each work."""
-    # In a process of its own: a fork of this one would have the threads and the fork server of earlier tests.
-    result = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True)
+    # Where threads of earlier tests are no more.
+    result = run_python(PROGRAM, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["problems"] == [] and found["counts"] == {"evaluation": {"SIGTERM": {"interrupted": 1}}}

@@ -1,7 +1,6 @@
-"""What torchrun starts on each of two "nodes": the stand-in trained by all their processes, whole and in parts."""
+"""What is started on each of two "nodes": the stand-in trained by all their processes, whole and in parts."""
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -46,7 +45,3 @@ def main(folder: Path) -> None:
     train(folder / "parts", 4 // world)
     place = {name: os.environ[name] for name in ("RANK", "GROUP_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
     (folder / f"place_{place['RANK']}").write_text(" ".join(place.values()))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -17,6 +17,12 @@ from scripts.interrupts import NETWORK
 PLACE = None
 # Pixels of a side of a superpoint.
 BLOCK = 16
+# A network of one layer where one is enough: of all that is done for each layer or tensor, compiled or put in parts.
+ONE_LAYER = {
+    "decoder_layers": 1,
+    "decoder_mask_levels": ["superpoint", "point"],
+    "vision_config": {**NETWORK["vision_config"], "num_hidden_layers": 1},
+}
 
 
 def write_frames(folder, split, rows, shards=1):

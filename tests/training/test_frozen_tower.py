@@ -58,7 +58,7 @@ def tower_of(model):
 
 
 def test_the_tower_stays_what_was_loaded_and_the_projection_learns(tmp_path, recipe, checkpoint):
-    trainer = build_trainer(recipe(max_updates=6, epochs=3, audit_window=3))
+    trainer = build_trainer(recipe(max_updates=6, epochs=3, audit_window=6))
     network = trainer.network
     start = {name: value.clone() for name, value in network.state_dict().items()}
     loaded = {name: value for name, value in checkpoint.state_dict().items() if name in tower_of(network).state_dict()}

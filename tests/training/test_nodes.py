@@ -1,40 +1,53 @@
 """Several nodes, as torchrun joins them."""
 
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from node_run import train
+import torch
+from node_run import main, train
 from safetensors.torch import load_file
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 
-HERE = Path(__file__).parent
-
-
-def start_nodes(nodes, processes, script, *words):
-    """Starts `torchrun` once a node; the nodes find one another on this machine's loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", nodes, "--nproc_per_node", processes]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}", "--rdzv_id", "test", script, *words]
-    paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": ":".join(paths)}
-    return [subprocess.Popen([str(word) for word in command], env=environment) for _ in range(nodes)]
+def run_node(port, folder):
+    """What `torchrun --nnodes 2 --nproc_per_node 2` does, but that its processes are forks and import nothing."""
+    os.environ.update(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
+    config = LaunchConfig(
+        min_nodes=2,
+        max_nodes=2,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint=f"localhost:{port}",
+        run_id="test",
+        max_restarts=0,
+        start_method="fork",
+    )
+    elastic_launch(config, main)(folder)
 
 
 @pytest.mark.slow
 def test_two_nodes_of_two_processes_equal_one_process(tmp_path):
-    nodes = start_nodes(2, 2, HERE / "node_run.py", tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # The nodes find one another on this machine's loopback. CUDA that an earlier test has started does not fork.
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork")
+    nodes = [context.Process(target=run_node, args=(port, tmp_path)) for _ in range(2)]
     try:
+        for node in nodes:
+            node.start()
         train(tmp_path / "one", 4)
-        assert [node.wait(600) for node in nodes] == [0, 0]
+        for node in nodes:
+            node.join(600)
+        assert [node.exitcode for node in nodes] == [0, 0]
     finally:
         for node in nodes:
-            node.kill()
+            if node.is_alive():
+                # Not killed: it ends its processes.
+                node.terminate()
     places = sorted((tmp_path / f"place_{rank}").read_text() for rank in range(4))
     assert [place.split()[1:] for place in places] == [[*place, "2"] for place in ("00", "01", "10", "11")]
     last = Path("checkpoints") / "checkpoint-0000006"

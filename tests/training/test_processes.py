@@ -225,13 +225,13 @@ def train_real(folder, recipe_file):
 
 @pytest.mark.slow
 def test_the_real_network_survives_kills_and_torchrun_starts_it(tmp_path):
-    """Three times `kill -9` at random moments, each resumed: the weights and losses of a whole run by the launcher."""
+    """Twice `kill -9` at random moments, each resumed: the weights and losses of a whole run by the launcher."""
     recipe_file = tmp_path / "recipe.yaml"
     small_recipe(
         tmp_path,
         config={"gate_warmup_steps": 5},
         data={"num_workers": 1},
-        training={"batch_size": 1, "epochs": 6},
+        training={"batch_size": 1, "epochs": 4},
         evaluation={"every_updates": 4},
         checkpoints={"every_updates": 1},
     ).save(recipe_file)
@@ -242,9 +242,9 @@ def test_the_real_network_survives_kills_and_torchrun_starts_it(tmp_path):
     environment = {**os.environ, **ON_CPU, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     launcher = subprocess.Popen([str(word) for word in command], env=environment)
     draw = random.Random(0)
-    for kill in range(3):
+    for kill in range(2):
         processes = run_processes(train_real, 2, killed, recipe_file)
-        while done(killed) < 1 + 2 * kill:
+        while done(killed) < 1 + 3 * kill:
             assert all(process.is_alive() for process in processes)
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.3))
@@ -267,6 +267,6 @@ def test_the_real_network_survives_kills_and_torchrun_starts_it(tmp_path):
     losses = [
         [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line] for run in (whole, killed)
     ]
-    assert losses[0] == losses[1] and len(losses[0]) == 12
+    assert losses[0] == losses[1] and len(losses[0]) == 8
     states = [read_state(list_checkpoints(run / "checkpoints")[-1]) for run in (whole, killed)]
     assert [state["num_processes"] for state in states] == [2, 2]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from processes import join, run_processes
-from real_recipe import assert_all_trained, prepared_frames, small_recipe, write_frames
+from real_recipe import ONE_LAYER, assert_all_trained, prepared_frames, small_recipe, write_frames
 from torch import nn
 from training_standin import RecordingTrainer, assert_same_updates
 
@@ -23,8 +23,6 @@ from bifusion_hf.training.run import build_model, build_processor, build_trainer
 
 # Frames without superpoints, which take some time to find.
 SAMPLE = {"train": "sample", "val": "sample", "max_train_frames": 2, "max_val_frames": 1}
-# What torch.compile takes long to trace, once instead of three times.
-ONE_LAYER = {"decoder_layers": 1, "decoder_mask_levels": ["superpoint", "point"]}
 
 
 def test_a_recipe_trains_evaluates_and_saves_what_from_pretrained_loads(tmp_path):
@@ -377,11 +375,7 @@ def test_a_mixture_trains_and_a_resumed_run_sees_the_same_frames(tmp_path):
     assert train("resumed", str(checkpoint))[0] == seen[4:]
 
 
-def train_real(folder, batch_size, accumulation):
-    arguments = small_recipe(
-        folder, data={"val": None}, training={"batch_size": batch_size, "accumulation": accumulation}
-    )
-
+def train_real(folder, arguments):
     class Double(RecordingTrainer):
         def __init__(self, arguments, model, *args, **kwargs):
             model.double()
@@ -399,7 +393,10 @@ def train_real(folder, batch_size, accumulation):
 @pytest.mark.slow
 def test_the_real_network_gives_the_same_update_however_its_frames_are_shared(tmp_path):
     for name, world, batch_size, accumulation in (("one", 1, 4, 1), ("two", 2, 2, 1), ("accumulated", 1, 2, 2)):
-        join(run_processes(train_real, world, tmp_path / name, batch_size, accumulation))
+        training = {"batch_size": batch_size, "accumulation": accumulation}
+        # Here, so that the frames are written once.
+        arguments = small_recipe(tmp_path / name, data={"val": None}, training=training)
+        join(run_processes(train_real, world, tmp_path / name, arguments))
     one = torch.load(tmp_path / "one" / "seen_0.pt")
     for name in ("two", "accumulated"):
         assert_same_updates(one, torch.load(tmp_path / name / "seen_0.pt"))

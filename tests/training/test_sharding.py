@@ -7,7 +7,7 @@ import pytest
 import torch
 from node_run import IN_PARTS
 from processes import error_of_both, join, run_processes
-from real_recipe import small_recipe
+from real_recipe import ONE_LAYER, small_recipe
 from safetensors.torch import load_file
 from training_standin import StandInFrames, make_trainer, recipe
 
@@ -100,9 +100,7 @@ def test_in_parts_numbers_and_audit_are_those_of_one_process(runs):
     assert first[alpha] == second[alpha] == one[alpha] and "inner" in first[1]
 
 
-def real(folder, parts):
-    training = {"batch_size": 1, "max_updates": 2, "mixed_precision": "bf16", "gradient_checkpointing": True}
-    arguments = small_recipe(folder, training=training)
+def real(arguments, parts):
     if parts:
         os.environ.update({**IN_PARTS, "FSDP_TRANSFORMER_CLS_TO_WRAP": "ResidualBlock"})
         trainer = build_trainer(arguments)
@@ -115,8 +113,11 @@ def real(folder, parts):
 
 def test_the_real_network_in_parts_under_bf16_is_that_of_whole_weights(tmp_path):
     """Coordinates stay in float32: in bfloat16 points would fall into other voxels."""
+    # Each tensor of another shape takes FSDP's operators tens of milliseconds in each process.
+    training = {"batch_size": 1, "max_updates": 2, "mixed_precision": "bf16", "gradient_checkpointing": True}
     for name in ("whole", "parts"):
-        join(run_processes(real, 2, tmp_path / name, name == "parts"))
+        arguments = small_recipe(tmp_path / name, config=ONE_LAYER, training=training)
+        join(run_processes(real, 2, arguments, name == "parts"))
     whole, parts = (
         [line for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in line]
         for name in ("whole", "parts")

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from processes import run_processes
+from real_recipe import small_recipe
 from training_standin import make_trainer, recipe
 
 from bifusion_hf.cli import train
@@ -129,16 +130,17 @@ def test_the_command_that_goes_on(monkeypatch):
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal(tmp_path):
     """The signal reaches all processes of the terminal, loader workers too."""
-    words = ["tiny_demo", "--output_dir", str(tmp_path / "run"), "--data.max_train_frames", "8", "--data.num_workers",
-             "1", "--model.processor.num_points", "400", "--logging.progress_bar", "false", "--data.val", "null",
-             "--training.epochs", "90"]  # fmt: skip
+    recipe_file = tmp_path / "recipe.yaml"
+    small_recipe(tmp_path, data={"num_workers": 1, "val": None}).save(recipe_file)
+    words = [str(recipe_file), "--output_dir", str(tmp_path / "run"), "--training.epochs", "900"]
     process = subprocess.Popen(
         [sys.executable, "-m", "bifusion_hf.cli.train", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+        # With the policy set, the command does not start itself anew.
+        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_WAIT_POLICY": "PASSIVE"},
     )
     lines = []
     for line in process.stdout:

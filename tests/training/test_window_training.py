@@ -15,6 +15,7 @@ from bifusion_hf.training.audit import LivenessError
 from bifusion_hf.training.metrics import read_metrics
 from bifusion_hf.training.plan import describe_plan
 from bifusion_hf.training.run import build_trainer
+from scripts.interrupts import NETWORK
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def online_recipe(folder, walks, *, losses=None, **sections):
     config = {
         "use_box_head": True,
         "use_merge_head": "layer",
-        "point_config": {"stem_channels": 8, "planes": [8] * 8, "stem_kernel_size": 3, "use_frame_adapters": True},
+        "point_config": {**NETWORK["point_config"], "use_frame_adapters": True},
         "loss_config": {"box_weight": 0.5, "merge_weight": 2.0, **(losses or {})},
     }
     sections["data"] = {**data, **sections.get("data", {})}
@@ -36,7 +37,7 @@ def online_recipe(folder, walks, *, losses=None, **sections):
 
 
 def test_windows_train_and_scenes_are_evaluated(tmp_path, walks):
-    trainer = build_trainer(online_recipe(tmp_path, walks))
+    trainer = build_trainer(online_recipe(tmp_path, walks, evaluation={"every_epochs": 0}))
     plan = describe_plan(trainer)
     assert "3 updates" in plan and "2 scenes of" in plan and "windows of 3 frames of an update: 2" in plan
     results = trainer.train()

@@ -1,9 +1,13 @@
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from forks import run_command
 
 from bifusion_hf.training.metrics import OWN_PARTS
+from scripts.benchmarks import training
 from scripts.benchmarks.__main__ import main
 from scripts.benchmarks.training import PARTS, summarize
 
@@ -30,7 +34,15 @@ def test_too_short_a_run_is_refused():
 
 
 @pytest.mark.slow
-def test_a_recipe_is_trained_and_measured(tmp_path):
+def test_a_recipe_is_trained_and_measured(tmp_path, monkeypatch):
+    """With the program in a fork; that of a stopped run is started as it is here, and stays a new process."""
+
+    def in_a_fork(command, env):
+        assert command[:3] == [sys.executable, "-m", "bifusion_hf.cli.train"]
+        # With the policy set, the command does not start itself anew.
+        return run_command(["bifusion-train", *command[3:]], environment={**env, "OMP_WAIT_POLICY": "PASSIVE"})
+
+    monkeypatch.setattr(training, "subprocess", SimpleNamespace(run=in_a_fork))
     recipe, output = tmp_path / "recipe.yaml", tmp_path / "new" / "training.json"
     data = {"max_train_frames": 2, "val": None}
     model = {"preset": "tiny", "config": {"num_points": 600, "voxel_size": 0.1}}

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import zipfile
 import pytest
 import torch
 
+from scripts.benchmarks import voxel_scenes
 from scripts.gpu_check import machine_steps, model_steps, plan, sparse_steps
 from scripts.gpu_check.__main__ import main
 from scripts.gpu_check.plan import STEPS
@@ -16,7 +18,10 @@ from scripts.gpu_check.wheels import install_wheels, recompress
 
 
 @pytest.fixture
-def settings(tmp_path):
+def settings(tmp_path, monkeypatch):
+    # A view of full size has a thousand times the voxels that are taken of it.
+    view = functools.partial(voxel_scenes.depth_camera_view, height=48, width=64)
+    monkeypatch.setattr(voxel_scenes, "depth_camera_view", view)
     sizes = {"voxels": (120,), "determinism_voxels": 120, "large_voxels": 150}
     return dataclasses.replace(Settings.rehearsal(tmp_path), **sizes, dtypes=("bfloat16",))
 
