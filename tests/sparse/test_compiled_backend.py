@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -394,15 +395,18 @@ def test_processes_that_build_at_once(new_cache, tmp_path, monkeypatch):
     source = tmp_path / "answer.c"
     source.write_text("int answer(void) { return 42; }\n")
     library = CompiledLibrary("answers", [source], ["-shared", "-fPIC"], {"answer": (compiled_library.FLAG, [])})
-    # Each compiler waits until those of all processes run.
-    started = tmp_path / "started"
+    # Each compiler has written a part of its library when the last process begins, and all end together.
+    started, go = tmp_path / "started", tmp_path / "go"
     started.mkdir()
-    wait = f'cd "{started}"; touch $$; while [ $(ls | wc -l) -lt 3 ]; do sleep 0.02; done'
-    compiler(tmp_path, monkeypatch, f'{wait}; exec cc "$@"')
+    wait = f'touch "{started}/$$"; while [ ! -e "{go}" ]; do sleep 0.02; done'
+    compiler(tmp_path, monkeypatch, f'for last; do :; done; echo a part > "$last"; {wait}; exec cc "$@"')
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=lambda: sys.exit(library.call("answer"))) for _ in range(3)]
-    for process in processes:
+    for count, process in enumerate(processes, 1):
         process.start()
+        while len(list(started.iterdir())) < count and process.is_alive():
+            time.sleep(0.02)
+    go.touch()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [42, 42, 42]
