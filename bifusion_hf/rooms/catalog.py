@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,7 @@ class FurnitureModel:
         return f"{self.library}/{self.path}"
 
 
+@lru_cache(maxsize=8192)
 def split_of(key: str) -> str:
     """`"train"` or `"val"`, from a model's or texture's name alone: the same for every seed and selection."""
     digest = hashlib.sha256(f"{SPLIT_SALT}/{key}".encode()).digest()

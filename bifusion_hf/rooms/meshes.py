@@ -135,23 +135,22 @@ def merge(meshes: list[Mesh]) -> Mesh:
 
 
 def grid_mesh(positions: np.ndarray, uv: np.ndarray, color: np.ndarray, texture: np.ndarray | None = None) -> Mesh:
-    """A surface from a grid of vertices.
+    """A surface from a grid of vertices, or several surfaces of one material.
 
     Args:
-        positions: [h, w, 3].
-        uv: [h, w, 2].
+        positions: [..., h, w, 3].
+        uv: [..., h, w, 2].
         color: [3] sRGB in [0, 1].
         texture: uint8 [th, tw, 3] or None.
     """
 
     def corners(values: np.ndarray) -> np.ndarray:
-        a, b, c, d = values[:-1, :-1], values[:-1, 1:], values[1:, 1:], values[1:, :-1]
-        channels = values.shape[-1]
-        return np.concatenate(
-            [np.stack([a, b, c], 2).reshape(-1, 3, channels), np.stack([a, c, d], 2).reshape(-1, 3, channels)]
-        ).astype(np.float32)
+        before, after = values[..., :-1, :, :], values[..., 1:, :, :]
+        a, b, c, d = before[..., :-1, :], before[..., 1:, :], after[..., 1:, :], after[..., :-1, :]
+        faces = np.stack([np.stack([a, b, c], -2), np.stack([a, c, d], -2)], -5)
+        return faces.reshape(-1, 3, values.shape[-1]).astype(np.float32)
 
-    along, across = np.gradient(positions, axis=1), np.gradient(positions, axis=0)
+    along, across = np.gradient(positions, axis=-2), np.gradient(positions, axis=-3)
     normals = np.cross(along, across)
     normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-12)
     triangles = corners(positions)
@@ -175,17 +174,10 @@ def box_mesh(low: np.ndarray, high: np.ndarray, color: np.ndarray, texture: np.n
         [(x1, y1), (x0, y1)],
         [(x0, y1), (x0, y0)],
     ]
-    quads = [np.array([[(*a, z0), (*b, z0)], [(*a, z1), (*b, z1)]]) for a, b in sides]
-    quads += [
-        np.array([[(x0, y, z), (x1, y, z)], [(x0, v, z), (x1, v, z)]]) for z, y, v in ((z1, y0, y1), (z0, y1, y0))
-    ]
+    quads = [[[(*a, z0), (*b, z0)], [(*a, z1), (*b, z1)]] for a, b in sides]
+    quads += [[[(x0, y, z), (x1, y, z)], [(x0, v, z), (x1, v, z)]] for z, y, v in ((z1, y0, y1), (z0, y1, y0))]
     uv = np.array([[(0, 0), (1, 0)], [(0, 1), (1, 1)]], dtype=np.float32)
-    mesh = merge([grid_mesh(quad, uv, color) for quad in quads])
-    mesh.material[:] = 0
-    mesh.colors = mesh.colors[:1]
-    mesh.texture_index = np.array([-1 if texture is None else 0], np.int32)
-    mesh.textures = [] if texture is None else [texture]
-    return mesh
+    return grid_mesh(np.array(quads), np.broadcast_to(uv, (len(quads), *uv.shape)), color, texture)
 
 
 def read_model(library: FurnitureLibrary, model: FurnitureModel) -> Mesh | None:

@@ -46,9 +46,9 @@ class Fleet:
         factors = rng.lognormal(-(self.spread**2) / 2, self.spread, count)
         return sizes * self.frame_s * factors
 
-    def lifetime(self, rng: np.random.Generator) -> float:
-        """Time from the start of a worker to its death."""
-        return np.inf if self.lifetime_s is None else rng.exponential(self.lifetime_s)
+    def lifetimes(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Times from the start of workers to their deaths, float64 [count]."""
+        return np.full(count, np.inf) if self.lifetime_s is None else rng.exponential(self.lifetime_s, count)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ def _queue(fleet: Fleet, durations: np.ndarray, rng: np.random.Generator) -> Out
     useful = lost = wall = 0.0
     deaths = finished = 0
     # When a worker is free, and when it dies.
-    free = [(fleet.start_s, number, fleet.start_s + fleet.lifetime(rng)) for number in range(fleet.workers)]
+    lifetimes = fleet.lifetimes(rng, fleet.workers)
+    free = [(fleet.start_s, number, fleet.start_s + lifetime) for number, lifetime in enumerate(lifetimes)]
     heapq.heapify(free)
     while waiting:
         now, number, dies = heapq.heappop(free)
@@ -111,7 +112,7 @@ def _queue(fleet: Fleet, durations: np.ndarray, rng: np.random.Generator) -> Out
             lost, deaths = lost + max(dies - begin, 0.0), deaths + 1
             waiting.append((max(dies, known), duration))
             now = dies + fleet.start_s
-            dies = now + fleet.lifetime(rng)
+            dies = now + fleet.lifetimes(rng, 1)[0]
         heapq.heappush(free, (now, number, dies))
     return Outcome(wall, useful, lost, deaths, finished)
 
@@ -121,19 +122,22 @@ def _launch(fleet: Fleet, durations: np.ndarray, rng: np.random.Generator) -> Ou
     useful = lost = now = 0.0
     deaths = 0
     while len(left) and deaths < MAX_RESTARTS:
-        shares = [left[rank :: fleet.workers] for rank in range(fleet.workers)]
-        ends = [np.cumsum(durations[share]) for share in shares]
-        last = max(end[-1] for end in ends if len(end))
+        # A column for each process, which takes its shards from top to bottom; the last row may be short.
+        ends = np.zeros(-(-len(left) // fleet.workers) * fleet.workers)
+        ends[: len(left)] = durations[left]
+        ends = np.cumsum(ends.reshape(-1, fleet.workers), axis=0)
+        last = ends[-1].max()
         # A process that waits at the end may die too.
-        dies = min(fleet.lifetime(rng) for _ in range(fleet.workers))
+        dies = fleet.lifetimes(rng, fleet.workers).min()
         now += fleet.start_s + min(last, dies)
         if dies >= last:
             return Outcome(now, useful + durations[left].sum(), lost, deaths, len(durations))
         deaths += 1
-        done = [np.searchsorted(end, dies, side="right") for end in ends]
-        useful += sum(float(end[count - 1]) for end, count in zip(ends, done, strict=True) if count)
-        for share, end, count in zip(shares, ends, done, strict=True):
-            if count < len(share):
-                lost += dies - (float(end[count - 1]) if count else 0.0)
-        left = np.sort(np.concatenate([share[count:] for share, count in zip(shares, done, strict=True)]))
+        done = ends <= dies
+        made = np.where(done, ends, 0.0).max(axis=0)
+        is_left = ~done.ravel()[: len(left)]
+        useful += sum(made.tolist())
+        has_more = np.bincount(np.flatnonzero(is_left) % fleet.workers, minlength=fleet.workers) > 0
+        lost += sum((dies - made[has_more]).tolist())
+        left = left[is_left]
     return Outcome(now, useful, lost, deaths, len(durations) - len(left))

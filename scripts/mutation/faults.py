@@ -233,7 +233,7 @@ class _Finder:
         elif isinstance(node, ast.AugAssign):
             yield node, "statement removed", "pass"
             if type(node.op) in OPERATORS:
-                changed = copy.deepcopy(node)
+                changed = copy.copy(node)
                 changed.op = OPERATORS[type(node.op)]()
                 yield node, "operator", ast.unparse(changed)
             yield from self.expression(node.value)
@@ -269,7 +269,7 @@ class _Finder:
             return
         if isinstance(node, ast.Call) and _is_logging(node):
             return
-        changed = copy.deepcopy(node)
+        changed = copy.copy(node)
         if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS and not (_is_text(node) or _is_path(node)):
             changed.op = OPERATORS[type(node.op)]()
             yield node, "operator", f"({ast.unparse(changed)})"
@@ -288,13 +288,13 @@ class _Finder:
             yield from ((node, "constant", text) for text in _other_constants(node.value))
             return
         elif isinstance(node, (ast.List, ast.Tuple)) and len(node.elts) > 1 and not _are_texts(node):
-            changed.elts[:2] = changed.elts[1::-1]
+            changed.elts = [*node.elts[1::-1], *node.elts[2:]]
             yield node, "elements exchanged", ast.unparse(changed)
         elif isinstance(node, ast.Dict):
             pairs = [index for index in range(len(node.keys) - 1) if node.keys[index] and node.keys[index + 1]]
             for index in pairs:
-                changed = copy.deepcopy(node)
-                changed.values[index : index + 2] = changed.values[index : index + 2][::-1]
+                changed.values = list(node.values)
+                changed.values[index : index + 2] = node.values[index : index + 2][::-1]
                 yield node, "entries exchanged", ast.unparse(changed)
         elif isinstance(node, ast.Call):
             yield from self.call(node)
@@ -302,7 +302,7 @@ class _Finder:
             return
         name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
         if name in NAMES and (isinstance(node, ast.Attribute) or (name in BARE_NAMES and self.knows(NAMES[name]))):
-            changed = copy.deepcopy(node)
+            changed = copy.copy(node)
             setattr(changed, "attr" if isinstance(node, ast.Attribute) else "id", NAMES[name])
             yield node, "name", ast.unparse(changed)
         yield from self.children(node)
@@ -323,13 +323,13 @@ class _Finder:
             yield node, "call dropped", f"({ast.unparse(plain[0])})"
         variables = [isinstance(argument, (ast.Name, ast.Attribute)) for argument in node.args[:2]]
         if len(variables) == 2 and all(variables) and name not in SYMMETRIC_CALLS and not name[:1].isupper():
-            changed = copy.deepcopy(node)
-            changed.args[:2] = changed.args[1::-1]
+            changed = copy.copy(node)
+            changed.args = [*node.args[1::-1], *node.args[2:]]
             yield node, "arguments exchanged", ast.unparse(changed)
         for index, keyword in enumerate(node.keywords):
             if keyword.arg is not None and keyword.arg not in SHAPE_ARGUMENTS | UNSEEN_ARGUMENTS:
-                changed = copy.deepcopy(node)
-                del changed.keywords[index]
+                changed = copy.copy(node)
+                changed.keywords = node.keywords[:index] + node.keywords[index + 1 :]
                 yield node, f"argument {keyword.arg} dropped", ast.unparse(changed)
 
     def arguments(self, node: ast.Call) -> Iterator[tuple[ast.AST, str, str]]:

@@ -2,6 +2,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from light_package import light_package
 from PIL import Image
 from processes import another_in
 
@@ -45,6 +46,9 @@ def test_frames_depend_on_seed_split_and_number_alone(tmp_path):
 def test_an_interrupted_data_set_goes_on_and_any_number_of_workers_gives_the_same(tmp_path, monkeypatch):
     plan = {"train": 3, "val": 2}
     monkeypatch.setattr("bifusion_hf.rooms.dataset._MAX_FRAMES_PER_SHARD", 2)
+    # The workers, new processes, find their modules there.
+    light_package(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     whole = build_dataset(tmp_path / "a", settings(tmp_path), plan, workers=2, jpeg_quality=90, progress=False)
     shards = sorted((tmp_path / "a" / "data").iterdir())
     assert [path.name for path in shards] == [

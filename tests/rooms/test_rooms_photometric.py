@@ -18,6 +18,7 @@ from bifusion_hf.rooms.photometric import (
     make_print,
     pick_print,
 )
+from bifusion_hf.rooms.textures import Texture
 
 
 def pixels_of(texture, metres: float) -> int:
@@ -96,13 +97,15 @@ def test_members_of_a_family_are_alike_in_all_but_the_print(family):
     assert not np.array_equal(pictures[0], pictures[1])
 
 
-def test_photometric_classes_come_from_their_families_alone(tmp_path):
+def test_photometric_classes_come_from_their_families_alone(tmp_path, monkeypatch):
     names = [name for names in PHOTOMETRIC_CLASSES.values() for name in names]
     assert len(names) == len(set(names)) == len(FAMILIES) * len(KINDS)
     ordinary, photometric = Inventory([], "train", tmp_path), Inventory([], "train", tmp_path, photometric=True)
     assert {name for name, _ in ordinary.primitives} & set(names)
     assert not {name for name, _ in photometric.primitives} & set(names)
     assert not ordinary.families
+    plain = Texture(np.zeros((4, 4, 3), np.uint8), 1.0)
+    monkeypatch.setattr("bifusion_hf.rooms.photometric.make_print", lambda kind, number: plain)
     counts = {}
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -114,7 +117,7 @@ def test_photometric_classes_come_from_their_families_alone(tmp_path):
 
 def test_a_data_set_names_its_photometric_classes_and_holds_them(tmp_path):
     settings = RoomSettings((), (), str(tmp_path / "cache"), width=80, height=60, views=2, photometric=True)
-    summary = build_dataset(tmp_path / "rooms", settings, {"train": 8}, workers=1, progress=False)
+    summary = build_dataset(tmp_path / "rooms", settings, {"train": 4}, workers=1, progress=False)
     stored = json.loads((tmp_path / "rooms" / "rooms.json").read_text())
     assert stored["photometric"] == summary["photometric"] == PHOTOMETRIC_CLASSES
     found = set(summary["classes"]["train"])
@@ -124,7 +127,7 @@ def test_a_data_set_names_its_photometric_classes_and_holds_them(tmp_path):
     # The same folder cannot go on as an ordinary data set.
     with pytest.raises(ValueError, match="photometric"):
         ordinary = RoomSettings((), (), str(tmp_path / "cache"), width=80, height=60, views=2)
-        build_dataset(tmp_path / "rooms", ordinary, {"train": 8}, workers=1, progress=False)
+        build_dataset(tmp_path / "rooms", ordinary, {"train": 4}, workers=1, progress=False)
 
 
 def test_ordinary_rooms_have_no_printed_families(tmp_path):

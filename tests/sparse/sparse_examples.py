@@ -19,14 +19,14 @@ def random_grid(batch_size=2, **options):
 
 
 def slow_convolution(in_coordinates, features, kernel, offsets, out_coordinates):
-    """out[u] = sum_k in[u + offset_k] @ kernel[k], pair by pair."""
+    """out[u] = sum_k in[u + offset_k] @ kernel[k], offset by offset; pairs are looked up one by one."""
     row = {tuple(coordinate): i for i, coordinate in enumerate(in_coordinates.tolist())}
     out = features.new_zeros(len(out_coordinates), kernel.shape[-1])
-    for i, (sample, x, y, z) in enumerate(out_coordinates.tolist()):
-        for k, (dx, dy, dz) in enumerate(offsets):
-            j = row.get((sample, x + dx, y + dy, z + dz))
-            if j is not None:
-                out[i] += features[j] @ kernel[k]
+    places = out_coordinates.tolist()
+    for k, (dx, dy, dz) in enumerate(offsets):
+        pairs = ((row.get((sample, x + dx, y + dy, z + dz)), i) for i, (sample, x, y, z) in enumerate(places))
+        pairs = torch.tensor([pair for pair in pairs if pair[0] is not None], dtype=torch.int64).view(-1, 2)
+        out = out.index_add(0, pairs[:, 1], features[pairs[:, 0]] @ kernel[k])
     return out
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from bifusion_hf.configuration_bifusion import BiFusionPointConfig
-from scripts.benchmarks import sparse, sparse_tables
+from scripts.benchmarks import sparse, sparse_tables, voxel_scenes
 from scripts.benchmarks.__main__ import main
 
 
@@ -13,13 +13,15 @@ RECORDED = ROOT / "model_cards" / "benchmarks" / "sparse.json"
 
 
 @pytest.fixture
-def small_network(monkeypatch):
+def small(monkeypatch):
+    """A small network, and a camera of few pixels."""
     monkeypatch.setattr(
         sparse, "BiFusionPointConfig", lambda: BiFusionPointConfig(stem_channels=8, planes=[8] * 8, blocks=[1] * 8)
     )
+    monkeypatch.setattr(voxel_scenes.depth_camera_view, "__defaults__", (120, 160))
 
 
-def test_measures_and_fills_in_the_tables(small_network, tmp_path):
+def test_measures_and_fills_in_the_tables(small, tmp_path):
     page, output = tmp_path / "page.md", tmp_path / "new" / "sparse.json"
     page.write_text("before\n<!-- sparse:begin -->\n<!-- sparse:end -->\nafter\n")
     sizes = ["--layer_voxels", "300", "--channels", "8", "--backbone_voxels", "400", "500", "--memory_voxels", "0"]

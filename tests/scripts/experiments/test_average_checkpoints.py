@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -6,17 +8,17 @@ from bifusion_hf import BiFusionForInstanceSegmentation, BiFusionProcessor
 from scripts.experiments.average_checkpoints import main
 
 
-@pytest.fixture
-def checkpoints(small_config, tmp_path):
-    """Two checkpoints of one network with other weights."""
-    folders = []
+@pytest.fixture(scope="module")
+def checkpoints(small_config, tmp_path_factory):
+    """Two checkpoints of one network with other weights; not to be changed."""
+    path, folders = tmp_path_factory.mktemp("runs"), []
     for seed in (0, 1):
         torch.manual_seed(seed)
         model = BiFusionForInstanceSegmentation(small_config())
         for buffer in model.buffers():  # statistics that differ too
             if buffer.is_floating_point():
                 buffer.uniform_(0.5, 1.5)
-        folders.append(tmp_path / f"run_{seed}")
+        folders.append(path / f"run_{seed}")
         model.save_pretrained(folders[-1])
         BiFusionProcessor(num_points=900 + seed).save_pretrained(folders[-1])
     return folders
@@ -48,7 +50,8 @@ def test_equal_checkpoints_are_their_mean_to_the_bit(checkpoints, tmp_path):
 
 
 def test_a_checkpoint_in_progress_stands_for_its_average(checkpoints, tmp_path):
-    first, last = checkpoints
+    first, last = tmp_path / "run", checkpoints[1]
+    shutil.copytree(checkpoints[0], first)
     average = {"n_averaged": torch.tensor(7), **{f"module.{name}": t for name, t in tensors_of(last).items()}}
     save_file(average, first / "ema.safetensors")
     main([str(tmp_path / "average"), str(first)])

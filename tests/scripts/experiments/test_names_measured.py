@@ -11,6 +11,7 @@ from frame_factory import make_frame
 from bifusion_hf import BiFusionConfig, BiFusionForInstanceSegmentation, BiFusionProcessor
 from bifusion_hf.data.frames import frame_features, frame_to_row
 from bifusion_hf.labeling import TextLabeler
+from scripts.experiments.names import speed
 from scripts.experiments.names.__main__ import main
 from scripts.experiments.names.matching import Named, at_threshold, choose_threshold, found_instances, shares
 from scripts.experiments.names.small_clip import batches, read_crops
@@ -68,8 +69,10 @@ def test_crops_and_batches(folder):
     assert pixels.shape == (8, 3, 48, 48) and float(pixels.abs().max()) <= 1 and int(targets.max()) <= 2
 
 
-def test_a_small_clip_is_trained_saved_and_measured(folder, tmp_path):
+def test_a_small_clip_is_trained_saved_and_measured(folder, tmp_path, monkeypatch):
     rooms = str(folder / "rooms")
+    # Once by each number of threads.
+    monkeypatch.setattr(speed.seconds, "__defaults__", ((1, 2), 1))
     main(["train_clip", "--data", rooms, "--output", str(tmp_path / "clip"), "--updates", "2"])
     labeler = TextLabeler(str(tmp_path / "clip"))
     # Every class's caption is another one.

@@ -97,9 +97,10 @@ def few(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(gc, "freeze", lambda: None)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setattr(runner.TestRunner, "_import_others", lambda *_: None)
-    return runner.TestRunner(tmp_path, tmp_path / "log.txt", [])
+    yield runner.TestRunner(tmp_path, tmp_path / "log.txt", [])
+    gc.unfreeze()
 
 
 def test_outcomes(few, monkeypatch):
