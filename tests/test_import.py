@@ -153,3 +153,23 @@ def test_threads_of_commands_alone_sleep_soon_while_they_wait(program, given, ex
     monkeypatch.setattr(import_utils, "sys", SimpleNamespace(argv=program, orig_argv=["python", *program]))
     with import_utils.import_for_command():
         assert environment.get("GOMP_SPINCOUNT") == expected
+
+
+@pytest.mark.parametrize(
+    ("program", "given", "modules", "expected"),
+    [
+        (["bifusion-train", "tiny"], {}, (), "PASSIVE"),
+        (["bifusion-train", "tiny"], {"OMP_WAIT_POLICY": "active"}, (), "active"),
+        # It would say so of threads that wait as they did.
+        (["bifusion-train", "tiny"], {}, ("torch",), None),
+        (["bifusion-predict", "--help"], {}, (), None),
+        (["my_program.py"], {}, (), None),
+    ],
+)
+def test_threads_of_a_training_do_not_wait_in_a_loop(program, given, modules, expected, monkeypatch):
+    environment = dict(given)
+    monkeypatch.setattr(import_utils, "os", SimpleNamespace(environ=environment, name="posix"))
+    arguments = {"argv": program, "orig_argv": ["python", *program]}
+    monkeypatch.setattr(import_utils, "sys", SimpleNamespace(modules=dict.fromkeys(modules), **arguments))
+    with import_utils.import_for_command():
+        assert environment.get("OMP_WAIT_POLICY") == expected
