@@ -122,6 +122,15 @@ def share_processors() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", str(BUSY_SPINS))
 
 
+def wait_passively() -> None:
+    """Lets the threads of this process sleep at once, unless the user has said otherwise or torch is there already.
+
+    `restart_with_passive_threads` has the reason; set in time, it spares the restart, which imports everything again.
+    """
+    if "torch" not in sys.modules and os.name == "posix":
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
     """Lets an import run through: what it makes stays; looking it through time and again takes a seventh longer."""
@@ -147,6 +156,8 @@ def import_for_command() -> Iterator[None]:
     name = running_command()
     if name is not None:
         share_processors()
+    if name == "bifusion-train":
+        wait_passively()
     try:
         yield
         if name is not None:

@@ -4,6 +4,7 @@ A fork has what earlier tests left in this process, so one program of each kind 
 runs in this process, which a fork cannot use, all of them do.
 """
 
+import importlib
 import io
 import logging
 import os
@@ -17,8 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import huggingface_hub
 import torch
 import transformers
+
+
+# Modules of constants that come from the environment, and packages that copy them.
+CONSTANTS = ("huggingface_hub.constants", "datasets.config")
+COPYING = ("huggingface_hub", "datasets", "transformers", "bifusion_hf")
 
 
 def run_python(
@@ -58,7 +65,7 @@ def _run_fork(
     Args:
         program: Called without arguments; a SystemExit ends it as it would end Python.
         argv: Its sys.argv.
-        environment: None = that of this process.
+        environment: None = that of this process. What packages have read from it is read once more.
         cwd: None = where this process is.
         timeout: Seconds.
 
@@ -104,6 +111,7 @@ def _run(
     if environment is not None:
         os.environ.clear()
         os.environ.update(environment)
+        _read_environment_again()
     if cwd is not None:
         os.chdir(cwd)
     # An earlier test may have switched them off, as the commands do.
@@ -120,6 +128,23 @@ def _run(
         traceback.print_exc()
         return 1
     return 0
+
+
+def _read_environment_again() -> None:
+    """Gives constants that were read from the environment the values that it has now."""
+    for name in CONSTANTS:
+        constants = sys.modules.get(name)
+        if constants is None:
+            continue
+        before = dict(vars(constants))
+        importlib.reload(constants)
+        changed = {key: value for key, value in vars(constants).items() if key.isupper() and before.get(key) != value}
+        for module in [module for key, module in sys.modules.items() if key.split(".")[0] in COPYING]:
+            for key, value in changed.items():
+                if key in vars(module) and vars(module)[key] == before.get(key):
+                    setattr(module, key, value)
+    huggingface_hub.hf_api.api.endpoint = huggingface_hub.constants.ENDPOINT
+    transformers.utils.hub.HF_MODULES_CACHE = os.path.join(huggingface_hub.constants.HF_HOME, "modules")
 
 
 def _wait(process: int, argv: Sequence[str], timeout: float) -> int:

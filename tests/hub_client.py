@@ -1,24 +1,16 @@
 """Clients of `hub_server`, each in a process of its own, for huggingface_hub reads the address when it is imported.
 
-Importing everything takes seconds, a fork of this process hundredths: so a client is a fork, in which what was read
-from the environment is read once more.
+Importing everything takes seconds, a fork of this process hundredths: so a client is a fork (`forks`).
 """
 
-import importlib
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import forks
-import huggingface_hub
-import transformers
 from hub_server import TOKEN, HubServer
 
 
-# Modules of constants that come from the environment, and packages that copy them.
-CONSTANTS = ("huggingface_hub.constants", "datasets.config")
-COPYING = ("huggingface_hub", "datasets", "transformers", "bifusion_hf")
 # The client waits up to 24 seconds before it believes that the network is down.
 IMPATIENCE = "import time; _sleep = time.sleep; time.sleep = lambda seconds: _sleep(min(seconds, 0.02))"
 
@@ -51,26 +43,4 @@ def run_python(
     if token is not None:
         variables["HF_TOKEN"] = token
     variables |= environment
-    code = f"{IMPATIENCE}\n{code}"
-    if not fresh:
-        code = f"from hub_client import read_environment_again\nread_environment_again()\n{code}"
-        # Where it starts a new process all the same, that finds this file.
-        variables["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    return forks.run_python(code, arguments, fresh, environment=variables)
-
-
-def read_environment_again() -> None:
-    """Gives constants that were read from the environment the values that it has now."""
-    for name in CONSTANTS:
-        constants = sys.modules.get(name)
-        if constants is None:
-            continue
-        before = dict(vars(constants))
-        importlib.reload(constants)
-        changed = {key: value for key, value in vars(constants).items() if key.isupper() and before.get(key) != value}
-        for module in [module for key, module in sys.modules.items() if key.split(".")[0] in COPYING]:
-            for key, value in changed.items():
-                if key in vars(module) and vars(module)[key] == before.get(key):
-                    setattr(module, key, value)
-    huggingface_hub.hf_api.api.endpoint = huggingface_hub.constants.ENDPOINT
-    transformers.utils.hub.HF_MODULES_CACHE = os.path.join(huggingface_hub.constants.HF_HOME, "modules")
+    return forks.run_python(f"{IMPATIENCE}\n{code}", arguments, fresh, environment=variables)

@@ -1,11 +1,11 @@
 """Half precision: finite losses, and float32 where it is needed. Memory of the enhanced gate."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from light_package import light_package
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -48,14 +48,14 @@ def to(batch, device):
 def test_losses_are_finite_on_random_batches(dtype, device, model, make_batch):
     model.to(device)
     # As many as there are combinations.
-    for seed in range(60):
+    for seed in range(24):
         batch = make_batch(
             ((120, 80), (60,), (40, 1))[seed % 3],
             seed=seed,
             image_size=((24, 32), (16, 16))[seed % 2],
             visible=(0.0, 0.3, 0.9, 1.0)[seed % 4],
         )
-        if seed % 5 == 0:
+        if seed < 12:
             batch["mask_labels"][0], batch["class_labels"][0] = (
                 batch["mask_labels"][0][:0],
                 batch["class_labels"][0][:0],
@@ -63,7 +63,7 @@ def test_losses_are_finite_on_random_batches(dtype, device, model, make_batch):
         # Colours and pixels far out of the usual range, too.
         batch["point_colors"] *= (1, 10)[seed % 2]
         batch["pixel_values"] *= (1, 5)[seed % 2]
-        model.set_training_progress(seed, 60)
+        model.set_training_progress(seed, 24)
         seeds = torch.full((len(batch["points"]),), seed)
         with torch.no_grad(), torch.autocast(device, dtype=dtype):
             output = model(**to(batch, device), query_seeds=seeds)
@@ -218,7 +218,10 @@ def test_a_wall_is_pooled_as_in_float32(dtype):
 # Memory
 
 GATE_MEMORY = """
-import ctypes, sys, torch
+import ctypes, torch
+
+# It imports the whole compiler, and nothing is compiled here.
+torch.compiler.disable = lambda function: function
 from bifusion_hf.layers.fusion import EnhancedFusionGate
 from bifusion_hf.sparse import voxelize
 
@@ -256,12 +259,12 @@ print(len(grids[20_000]), megabytes("VmHWM") - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of resident memory from /proc")
-def test_enhanced_gate_stays_under_100_mb_at_20000_points():
+def test_enhanced_gate_stays_under_100_mb_at_20000_points(tmp_path):
+    """In a new process: a fork has holes in its heap, which are filled before a mapping is made."""
     # A mapping of its own for every large tensor: else the allocator's holes are measured too, 70 to 150 MB by chance.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
-    result = subprocess.run(
-        [sys.executable, "-c", GATE_MEMORY], check=True, capture_output=True, text=True, env=environment
-    )
+    environment = light_package(tmp_path) | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    command = [sys.executable, "-c", GATE_MEMORY]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=tmp_path)
     voxels, growth = result.stdout.split()
     assert int(voxels) > 15_000
     # 20,000 x 16 x 256 float32 values alone would be 328 MB.

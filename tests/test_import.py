@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from bifusion_hf import (
@@ -38,10 +39,51 @@ HEAVY = (
 )
 
 
-def test_import_brings_no_package_that_is_only_sometimes_used():
-    script = "import sys, bifusion_hf; print(*sys.modules)"
-    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    assert not set(HEAVY) & set(output.split())
+PROGRAM = """
+import os, sys
+import bifusion_hf
+
+print(*sys.modules, flush=True)
+import torch
+
+torch.set_num_threads(int(sys.argv[1]))
+model = bifusion_hf.BiFusionForInstanceSegmentation.from_pretrained(sys.argv[2])
+with torch.no_grad():
+    logits = model(**torch.load(sys.argv[3])).masks_queries_logits
+torch.save(logits, sys.argv[4])
+# Without what Python does at its end, which takes most of a second.
+os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def in_a_fresh_process(small_config, make_batch, tmp_path_factory):
+    """The modules that importing the package brings, and logits of a checkpoint there and here."""
+    folder = tmp_path_factory.mktemp("fresh")
+    torch.manual_seed(0)
+    model = BiFusionForInstanceSegmentation(small_config("lite_gate")).eval()
+    with torch.no_grad():
+        # Away from where they start, so that every part shows in the output.
+        for value in (*model.parameters(), *(value for name, value in model.named_buffers() if "mean" in name)):
+            value.add_(0.05 * torch.randn_like(value))
+        batch = {name: value for name, value in make_batch().items() if not name.endswith("_labels")}
+        expected = model(**batch).masks_queries_logits
+    model.save_pretrained(folder / "model")
+    torch.save(batch, folder / "batch.pt")
+    arguments = [str(torch.get_num_threads()), *(str(folder / name) for name in ("model", "batch.pt", "logits.pt"))]
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.split(), torch.load(folder / "logits.pt"), expected
+
+
+def test_import_brings_no_package_that_is_only_sometimes_used(in_a_fresh_process):
+    modules, *_ = in_a_fresh_process
+    assert "bifusion_hf" in modules and not set(HEAVY) & set(modules)
+
+
+def test_same_prediction_in_a_fresh_process(in_a_fresh_process):
+    _, found, expected = in_a_fresh_process
+    # But for the last bits, which a matrix product may give otherwise where memory lies otherwise.
+    assert expected.std() > 0 and (found - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
 def test_a_checkpoint_names_the_version_that_wrote_it(small_config, tmp_path):
@@ -156,3 +198,24 @@ def test_threads_of_commands_alone_sleep_soon_while_they_wait(program, given, ex
         assert environment.get("GOMP_SPINCOUNT") == expected and not frozen
     # What a command has imported is not looked through any more.
     assert frozen == [program] * program[0].startswith("bifusion-")
+
+
+@pytest.mark.parametrize(
+    ("program", "given", "modules", "expected"),
+    [
+        (["bifusion-train", "tiny"], {}, (), "PASSIVE"),
+        (["bifusion-train", "tiny"], {"OMP_WAIT_POLICY": "active"}, (), "active"),
+        # It would say so of threads that wait as they did.
+        (["bifusion-train", "tiny"], {}, ("torch",), None),
+        (["bifusion-predict", "--help"], {}, (), None),
+        (["my_program.py"], {}, (), None),
+    ],
+)
+def test_threads_of_a_training_do_not_wait_in_a_loop(program, given, modules, expected, monkeypatch):
+    environment = dict(given)
+    monkeypatch.setattr(import_utils, "os", SimpleNamespace(environ=environment, name="posix"))
+    arguments = {"argv": program, "orig_argv": ["python", *program]}
+    monkeypatch.setattr(import_utils, "sys", SimpleNamespace(modules=dict.fromkeys(modules), **arguments))
+    monkeypatch.setattr(import_utils, "gc", SimpleNamespace(freeze=list))
+    with import_utils.import_for_command():
+        assert environment.get("OMP_WAIT_POLICY") == expected

@@ -9,7 +9,8 @@ def restart_with_passive_threads() -> None:
 
     On a CPU, loader workers share the cores with the network. OpenMP threads that spin while they wait for one another
     then slow both many times over. The library reads the variable when it is loaded, with torch, which importing
-    anything of this package has done. The process keeps its id, so that launchers do not notice.
+    anything of this package has done: a process that is known to be bifusion-train has set it before, any other is
+    late. The process keeps its id, so that launchers do not notice.
     """
     if "OMP_WAIT_POLICY" in os.environ or os.name != "posix":
         return

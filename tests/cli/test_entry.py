@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from light_package import light_package
 from safetensors import SafetensorError
 
 import bifusion_hf.cli
@@ -81,11 +82,27 @@ def test_every_command_ends_so():
         assert main.__wrapped__.__module__ == f"bifusion_hf.cli.{name}", name
 
 
-def test_help_into_a_closed_pipe_is_silent():
+@pytest.mark.parametrize("length", [10, 100_000])
+def test_help_into_a_closed_pipe_is_silent(length, tmp_path):
+    """Whether it is written at once, or when the command ends."""
+    code = f"""
+from bifusion_hf.cli.entry import command
+
+@command("do-it")
+def main(argv=None):
+    print("x" * {length})
+
+main([])
+"""
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "bifusion_hf.cli.train", "--help"], stdout=write, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=light_package(tmp_path),
+        cwd=tmp_path,
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")

@@ -31,7 +31,8 @@ def folder(tmp_path_factory):
     data.to_parquet(folder / "frames" / "data" / "val-00000-of-00001.parquet")
     for name, labels in {"agnostic": {}, "aware": {"id2label": dict(enumerate(INSTANCE_CLASS_NAMES))}}.items():
         torch.manual_seed(0)
-        config = BiFusionConfig.from_preset("tiny", **labels)
+        point_config = {"stem_channels": 8, "planes": [8] * 8, "blocks": [1] * 8}
+        config = BiFusionConfig.from_preset("tiny", point_config=point_config, hidden_size=8, **labels)
         BiFusionForInstanceSegmentation(config).save_pretrained(folder / name)
         BiFusionProcessor.from_preset("tiny", config, num_points=2000).save_pretrained(folder / name)
     return folder

@@ -1,10 +1,13 @@
 import json
 import multiprocessing
 import signal
+import threading
 import time
 
 import pytest
+import torch
 from recording_files import write_labelled_scan
+from tqdm import tqdm
 
 from bifusion_hf.cli.prepare_scannet200 import build_parser, main
 from bifusion_hf.data.frames import frame_from_row, load_frames
@@ -103,6 +106,13 @@ def test_help_names_every_option(capsys):
         assert action.option_strings[-1] in text
 
 
+def _main_in_a_fork(arguments):
+    # Progress bars of this process would share the lock with it, which may be killed while it holds it.
+    tqdm.set_lock(threading.RLock())
+    torch.set_num_threads(1)
+    main(arguments)
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on(arguments, tmp_path):
     """Killed without warning while it works: the next run makes what is missing, and the result is whole."""
@@ -111,8 +121,7 @@ def test_a_killed_run_goes_on(arguments, tmp_path):
         write_labelled_scan(tmp_path / "scans" / scan, numbers)
     (tmp_path / "train.txt").write_text("\n".join(scans))
     arguments = [*arguments, "--scans_per_shard", "2"]
-    # Not a fork of this process: it would share the lock of progress bars, and may be killed while it holds it.
-    process = multiprocessing.get_context("spawn").Process(target=main, args=(arguments,))
+    process = multiprocessing.get_context("fork").Process(target=_main_in_a_fork, args=(arguments,))
     process.start()
     shards = tmp_path / "out" / "data"
     while process.is_alive() and len(list(shards.glob("[!.]*.parquet"))) < 2:

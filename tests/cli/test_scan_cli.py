@@ -72,7 +72,7 @@ def test_a_scan_writes_its_files(checkpoint, folder, tmp_path, capsys):
 
 def test_a_stopped_scan_goes_on_and_ends_as_one_that_was_not(checkpoint, folder, tmp_path, monkeypatch, capsys):
     whole, out = tmp_path / "whole", tmp_path / "out"
-    scan.main(arguments(folder, whole, checkpoint, "--animation", "gif"))
+    scan.main(arguments(folder, whole, checkpoint))
     update, seen = SceneSession.update, []
 
     def stopped(self, frame):
@@ -83,12 +83,12 @@ def test_a_stopped_scan_goes_on_and_ends_as_one_that_was_not(checkpoint, folder,
 
     monkeypatch.setattr(SceneSession, "update", stopped)
     with pytest.raises(SystemExit, match="130"):
-        scan.main(arguments(folder, out, checkpoint, "--animation", "gif", "--save_every", "2"))
+        scan.main(arguments(folder, out, checkpoint, "--save_every", "2"))
     # A killed process leaves what was saved last: two of the three frames.
-    scan.main(arguments(folder, out, checkpoint, "--animation", "gif", "--save_every", "2"))
+    scan.main(arguments(folder, out, checkpoint, "--save_every", "2"))
     assert seen[4:] == ["room_20", "room_30", "room_40"] and "going on at frame 2 of 5" in capsys.readouterr().out
     assert content(out) == content(whole)
-    scan.main(arguments(folder, out, checkpoint, "--animation", "gif", "--save_every", "2"))
+    scan.main(arguments(folder, out, checkpoint, "--save_every", "2"))
     assert len(seen) == 7 and content(out) == content(whole)
     for option in (["--voxel_size", "0.1"], ["--every", "2"]):
         with pytest.raises(SystemExit, match="is of another scan: .*Give another --output, or --overwrite"):
@@ -101,7 +101,7 @@ def test_a_signal_lets_a_scan_finish_its_frame_and_says_how_to_go_on(
     checkpoint, folder, tmp_path, monkeypatch, capsys
 ):
     whole, out = tmp_path / "whole", tmp_path / "my out"
-    scan.main(arguments(folder, whole, checkpoint, "--animation", "gif"))
+    scan.main(arguments(folder, whole, checkpoint))
     update = SceneSession.update
 
     def signalled(self, frame):
@@ -110,7 +110,7 @@ def test_a_signal_lets_a_scan_finish_its_frame_and_says_how_to_go_on(
         return update(self, frame)
 
     monkeypatch.setattr(SceneSession, "update", signalled)
-    words = arguments(folder, out, checkpoint, "--animation", "gif")
+    words = arguments(folder, out, checkpoint)
     with pytest.raises(SystemExit) as stopped:
         scan.main([*words, "--overwrite"])
     assert stopped.value.code == 143

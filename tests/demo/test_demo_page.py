@@ -1,8 +1,7 @@
 import os
-import subprocess
-import sys
 
 import pytest
+from forks import run_python
 from frame_factory import make_frame
 
 
@@ -10,6 +9,10 @@ def test_the_page_says_which_extra_it_needs():
     """In a process where gradio cannot be found; the module that makes the Space does not need it."""
     code = """
 import importlib.util, sys
+# Whatever has been imported, all of the package is imported anew.
+for name in list(sys.modules):
+    if name.split(".")[0] in ("bifusion_hf", "gradio", "gradio_client"):
+        del sys.modules[name]
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "gradio" else find(name, *rest)
 import bifusion_hf.cli.demo_app, bifusion_hf.demo.space
@@ -19,7 +22,8 @@ try:
 except ImportError as error:
     print(error)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = run_python(code)
+    assert run.returncode == 0, run.stderr
     assert 'pip install "bifusion_hf[demo]"' in run.stdout
 
 

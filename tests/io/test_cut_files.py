@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import run_python
 from frame_factory import make_frame
 
 from bifusion_hf import RGBDFrame, assets
@@ -114,9 +115,9 @@ def test_what_was_read_outlives_the_cut_of_its_file(tmp_path):
     shutil.copytree(assets.SAMPLE_CHECKPOINT, checkpoint)
     shutil.copy(checkpoint / "model.safetensors", tmp_path / "weights.safetensors")
     kinds = ["model", "weights", "scene", "picture", "arrays", "table"]
-    command = [sys.executable, "-c", CUTS, str(tmp_path), str(checkpoint), str(assets.SAMPLE_FRAMES), *kinds]
+    arguments = [str(tmp_path), str(checkpoint), str(assets.SAMPLE_FRAMES), *kinds]
     own = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_DATASETS_IN_MEMORY_MAX_SIZE": "100000000"}
-    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **own})
+    run = run_python(CUTS, arguments, environment={**os.environ, **own})
     assert run.returncode == 0, (run.returncode, run.stderr)
     told = json.loads(run.stdout)
     assert isinstance(told["model"], float) and isinstance(told["weights"], float)

@@ -91,7 +91,7 @@ def targets(root: Path):
     yield root / "list.txt", read_split_list
 
 
-def test_damaged_files(original, tmp_path, count=500):
+def test_damaged_files(original, tmp_path, count=256):
     root = tmp_path / "scans"
     shutil.copytree(original, root)
     pairs = list(targets(root))
