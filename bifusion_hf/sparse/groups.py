@@ -1,6 +1,6 @@
 """Sums of rows by group, and rows taken by group: each is the gradient of the other.
 
-On a CPU both are torch's own, one row after the other. A GPU has a form for few groups, where thousands of rows would
+On a CPU both are torch's own. A GPU has a form for few groups, where thousands of rows would
 queue for the same sum, and one for `torch.use_deterministic_algorithms`; neither asks for a number on the host.
 """
 

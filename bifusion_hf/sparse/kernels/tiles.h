@@ -67,7 +67,7 @@ static inline void restore_tiles(const tile_shapes *before)
         _tile_release();
 }
 
-#define LOAD_WEIGHTS(vector, tile) _tile_loadd(tile, weights + (vector) * TILE_UNITS, weight_step * 4)
+/* What is done for each vector of a panel, on units from `first` on; `vectors` is known to the compiler. */
 #define EACH_VECTOR(ACTION)                                                                                           \
     ACTION(0, 5);                                                                                                     \
     if (vectors > 1)                                                                                                  \
@@ -77,6 +77,8 @@ static inline void restore_tiles(const tile_shapes *before)
     if (vectors > 3)                                                                                                  \
         ACTION(3, 5)
 #define CLEAR(vector, tile) _tile_zero(vector)
+#define LOAD_WEIGHTS(vector, tile)                                                                                    \
+    _tile_loadd(tile, weights + first * weight_step + (vector) * TILE_UNITS, weight_step * 4)
 #define MULTIPLY(vector, tile) _tile_dpbf16ps(vector, INPUT_TILE, tile)
 #define LOAD_AND_MULTIPLY(vector, tile)                                                                               \
     do {                                                                                                              \
@@ -96,26 +98,24 @@ add_tiles(const int vectors, int64_t count, const float *inputs, const int32_t *
     const __mmask16 present = (__mmask16)((1u << chunk) - 1);
     /* Weights of one chunk stay in their tiles, if there is one for each vector. */
     const int is_kept = vectors < 4 && chunk == units;
+    int64_t first = 0;
     if (count && is_kept) {
         EACH_VECTOR(LOAD_WEIGHTS);
     }
     for (; count > 0; count -= TILE_ROWS, reads += TILE_ROWS, writes += TILE_ROWS) {
         const int64_t pairs = count < TILE_ROWS ? count : TILE_ROWS;
         EACH_VECTOR(CLEAR);
-        for (int64_t first = 0; first < units; first += chunk) {
+        for (first = 0; first < units; first += chunk) {
             /* What is left in rows of no pair makes products that nobody reads. */
             for (int64_t i = 0; i < pairs; i++)
                 _mm512_store_ps(rows[i], _mm512_maskz_loadu_ps(present, inputs + reads[i] * units + first));
             _tile_loadd(INPUT_TILE, rows, TILE_BYTES);
             if (is_kept) {
                 EACH_VECTOR(MULTIPLY);
-                break;
+            } else {
+                EACH_VECTOR(LOAD_AND_MULTIPLY);
             }
-            EACH_VECTOR(LOAD_AND_MULTIPLY);
-            weights += chunk * weight_step;
         }
-        if (!is_kept)
-            weights -= units * weight_step;
         EACH_VECTOR(STORE);
         for (int64_t i = 0; i < pairs; i++) {
             float *sum = sums + writes[i] * vectors * TILE_UNITS;
@@ -174,19 +174,18 @@ static inline void transpose_tiles(float *blocks, int64_t count)
     }
 }
 
-/* sums [rows, columns] += inputs @ gradients: of 16 rows and `vectors` x 16 columns, those that are present.
+/* sums [rows, columns] += inputs @ weights: of 16 rows and `vectors` x 16 columns, those that are present.
  *
- * inputs [units / 16, 16 rows, 16 units], gradients [units, vectors x 16]; units are a multiple of 16. */
+ * inputs [units / 16, 16 rows, 16 units], weights [units, vectors x 16], here gradients; units are a multiple of 16. */
 static inline __attribute__((always_inline)) void
-add_tile_products(const int vectors, const float *inputs, const float *gradients, int64_t units, float *sums,
+add_tile_products(const int vectors, const float *inputs, const float *weights, int64_t units, float *sums,
                   int64_t sum_step, int64_t present_rows, int64_t present_columns)
 {
     float products[4][TILE_ROWS][TILE_UNITS] __attribute__((aligned(TILE_BYTES)));
     const int64_t weight_step = vectors * TILE_UNITS;
-    const float *weights = gradients;
     EACH_VECTOR(CLEAR);
-    for (int64_t unit = 0; unit < units; unit += TILE_UNITS, weights += TILE_UNITS * weight_step) {
-        _tile_loadd(INPUT_TILE, inputs + unit * TILE_ROWS, TILE_BYTES);
+    for (int64_t first = 0; first < units; first += TILE_UNITS) {
+        _tile_loadd(INPUT_TILE, inputs + first * TILE_ROWS, TILE_BYTES);
         EACH_VECTOR(LOAD_AND_MULTIPLY);
     }
     EACH_VECTOR(STORE);
@@ -207,10 +206,10 @@ static inline pair_adder *tile_adder(int64_t vectors) { return (void)vectors, (p
 static inline void shape_tiles(int64_t chunk, tile_shapes *before) { (void)chunk, (void)before; }
 static inline void restore_tiles(const tile_shapes *before) { (void)before; }
 static inline void transpose_tiles(float *blocks, int64_t count) { (void)blocks, (void)count; }
-static inline void add_tile_products(int vectors, const float *inputs, const float *gradients, int64_t units,
+static inline void add_tile_products(int vectors, const float *inputs, const float *weights, int64_t units,
                                      float *sums, int64_t sum_step, int64_t present_rows, int64_t present_columns)
 {
-    (void)vectors, (void)inputs, (void)gradients, (void)units;
+    (void)vectors, (void)inputs, (void)weights, (void)units;
     (void)sums, (void)sum_step, (void)present_rows, (void)present_columns;
 }
 
