@@ -13,7 +13,7 @@ def test_every_stage_is_measured_and_the_table_made_of_the_file(tmp_path, monkey
     readme.write_text("a\n<!-- frame:begin -->\n<!-- frame:end -->\nb\n")
     arguments = ["frame", "--output", str(output), "--update", str(readme)]
     precisions = ["float32", "bfloat16"]
-    main([*arguments, "--repeats", "1", "--threads", "1", "--stream_frames", "2", "--precisions", *precisions])
+    main([*arguments, "--repeats", "2", "--threads", "1", "--stream_frames", "2", "--precisions", *precisions])
     assert segmentation.choose_backend is backend
     result = json.loads(output.read_text())
     assert [setting["precision"] for setting in result["settings"]] == precisions
